@@ -1,0 +1,96 @@
+"""Reading the weight files of a package: one memory map a file, every blob checked before it is touched.
+
+A weight file is a 64-byte header (uint32 count, uint32 version 2, zeros), then for every blob a 64-byte record and its bytes, both on
+64-byte boundaries. A record holds uint32 0xDEADBEEF, uint32 element type, uint64 bytes, uint64 offset of the bytes, uint64 unused bits of
+the last byte. A program refers to the record. Elements narrower than a byte are one stream of bits, lowest bit first.
+Source: the MILBlob part of coremltools (StorageFormat.hpp, BlobDataType.hpp); the tests write with its own writer.
+"""
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.models.errors import BundleError
+
+Array = npt.NDArray[np.generic]
+
+# Name -> (code in a weight file, bits per element, numpy type that holds one element).
+BLOB_DTYPES: dict[str, tuple[int, int, type[np.generic]]] = {
+    "float16": (1, 16, np.float16),
+    "float32": (2, 32, np.float32),
+    "uint8": (3, 8, np.uint8),
+    "int8": (4, 8, np.int8),
+    "int16": (6, 16, np.int16),
+    "uint16": (7, 16, np.uint16),
+    "int4": (8, 4, np.int8),
+    "uint1": (9, 1, np.uint8),
+    "uint2": (10, 2, np.uint8),
+    "uint4": (11, 4, np.uint8),
+    "uint3": (12, 3, np.uint8),
+    "uint6": (13, 6, np.uint8),
+    "int32": (14, 32, np.int32),
+    "uint32": (15, 32, np.uint32),
+}
+
+_SENTINEL = 0xDEADBEEF
+_RECORD = struct.Struct("<IIQQQ")
+_RECORD_BYTES = 64
+_VERSION = 2
+
+
+def packed_bytes(dtype: str, count: int) -> int:
+    """How many bytes ``count`` elements of ``dtype`` take when stored."""
+    return (count * BLOB_DTYPES[dtype][1] + 7) // 8
+
+
+def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
+    """The elements of ``dtype`` in the bytes ``packed`` (uint8); a view where an element is whole bytes, else one byte an element."""
+    _, bits, numpy_type = BLOB_DTYPES[dtype]
+    count = math.prod(shape)
+    if bits >= 8:
+        return packed.view(numpy_type).reshape(shape)
+    stream = np.unpackbits(packed.view(np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
+    wide = np.zeros(count, np.uint8)
+    for place in range(bits):
+        wide |= stream[:, place] << place
+    if dtype == "int4":
+        return ((wide ^ 8).astype(np.int8) - 8).reshape(shape)
+    return wide.reshape(shape)
+
+
+class WeightFile:
+    """One weight file, mapped copy-on-write: arrays look writable to torch, and the file never changes."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._label = label
+        try:
+            size = path.stat().st_size
+            if size < _RECORD_BYTES:
+                raise BundleError(f"{label}: the weight file has {size} bytes and no room for its header; it was cut short")
+            self._bytes: Array = np.memmap(path, dtype=np.uint8, mode="c")
+        except OSError as error:
+            raise BundleError(f"{label}: the weight file cannot be read ({error.strerror or error})") from error
+        version = int(struct.unpack_from("<I", self._bytes[4:8].tobytes())[0])
+        if version != _VERSION:
+            raise BundleError(f"{label}: the weight file has format version {version}; only {_VERSION} is known")
+
+    def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        """The tensor whose record starts at ``offset``; its element type and size must be the declared ones."""
+        size = len(self._bytes)
+        if offset % _RECORD_BYTES or offset < _RECORD_BYTES or offset + _RECORD_BYTES > size:
+            raise BundleError(f"{self._label}: a weight points to byte {offset} of a file of {size} bytes")
+        sentinel, code, length, start, _ = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
+        if sentinel != _SENTINEL:
+            raise BundleError(f"{self._label}: no weight begins at byte {offset}; the file and the program do not belong together")
+        if code != BLOB_DTYPES[dtype][0]:
+            stored = next((name for name, entry in BLOB_DTYPES.items() if entry[0] == code), f"type {code}")
+            raise BundleError(f"{self._label}: the weight at byte {offset} is {stored}, the program declares {dtype}")
+        wanted = packed_bytes(dtype, math.prod(shape))
+        if length != wanted:
+            raise BundleError(f"{self._label}: the weight at byte {offset} has {length} bytes; {dtype} {list(shape)} needs {wanted}")
+        if start + length > size or start % _RECORD_BYTES:
+            raise BundleError(f"{self._label}: the weight at byte {offset} lies at {start} to {start + length} of a file of {size} bytes")
+        return unpack(self._bytes[start : start + length], dtype, shape)

@@ -1,0 +1,168 @@
+"""What a program takes and gives, as ``TensorSpec``s; and the check that every input passes before a backend sees it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.export.program import Feature, Graph, Interface, Program
+from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
+from coreflow.models.spec import DTYPES, Dtype, TensorSpec
+
+Array = npt.NDArray[Any]
+
+BOUNDS_KEY = "coreflow.bounds"  # user-defined metadata: {"input": [lowest, highest], ...}
+
+
+def input_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]:
+    """The inputs of a function with the bounds that the package records."""
+    bounds = _bounds(program)
+    specs = {}
+    for feature in interface.inputs:
+        if feature.kind != "array":
+            raise UnsupportedError(f"{program.path.name}: input {feature.name!r} is of kind {feature.kind}; only arrays can be passed")
+        specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name))
+    return specs
+
+
+def output_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
+    """The outputs of a function; an extent that only a prediction tells is given as 1."""
+    declared = {value.name: value for value in graph.outputs}
+    specs = {}
+    for feature in interface.outputs:
+        if feature.kind != "array":
+            raise UnsupportedError(f"{program.path.name}: output {feature.name!r} is of kind {feature.kind}; only arrays can be returned")
+        known = declared[feature.name].shape
+        shape = feature.shape if known is None else tuple(extent or 1 for extent in known)
+        specs[feature.name] = _spec(program, feature, shape, None)
+    return specs
+
+
+def state_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]:
+    """The states of a function."""
+    return {feature.name: _spec(program, feature, feature.shape, None) for feature in interface.states}
+
+
+def program_metadata(program: Program) -> dict[str, Any]:
+    """What a package says about itself, plain data."""
+    meta = program.metadata
+    return {
+        "format": "mlProgram",
+        "spec_version": program.spec_version,
+        "functions": list(program.functions),
+        "description": meta.description,
+        "author": meta.author,
+        "licence": meta.licence,
+        "version": meta.version,
+        "user": dict(meta.user),
+    }
+
+
+def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], interface: Interface) -> dict[str, Array]:
+    """A new array of the declared dtype for every input that was given; ``InputError`` for everything that would not be that input.
+
+    Names, shapes, dtypes (a cast must lose nothing but float precision), NaN and inf, and bounds are checked.
+    """
+    features = {feature.name: feature for feature in interface.inputs}
+    unexpected = [name for name in inputs if name not in specs]
+    missing = [name for name in specs if name not in inputs and not features[name].optional]
+    if unexpected or missing:
+        problem = "; ".join(
+            f"{what} {', '.join(map(repr, names))}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+        )
+        raise InputError(f"inputs: {problem}. The inputs are {', '.join(f'{name} {describe(spec)}' for name, spec in specs.items())}")
+    return {name: _checked(name, np.asarray(value), specs[name], features[name]) for name, value in inputs.items()}
+
+
+def checked_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]) -> Array:
+    """A new array of the state's dtype; ``InputError`` for another name, shape, or values that are no numbers."""
+    if name not in specs:
+        raise InputError(f"no state {name!r}; there are {', '.join(specs)}")
+    spec, array = specs[name], np.asarray(value)
+    if array.shape != spec.shape or array.dtype.kind not in "fiub":
+        raise InputError(f"state {name!r} was given {array.dtype} {list(array.shape)}; {describe(spec)} is right")
+    return _to_floats(name, array, spec) if spec.dtype != "int32" else _to_integers(name, array)
+
+
+def describe(spec: TensorSpec) -> str:
+    """``float16 [1, 128]``, with the bounds if there are any."""
+    bounds = "" if spec.bounds is None else f" in {spec.bounds[0]:g}..{spec.bounds[1]:g}"
+    return f"{spec.dtype} {list(spec.shape)}{bounds}"
+
+
+def _spec(program: Program, feature: Feature, shape: tuple[int, ...], bounds: tuple[float, float] | None) -> TensorSpec:
+    # A caller of Core ML may pass doubles where "double" is declared; the program itself computes in float32 at most.
+    dtype: Dtype = "float32" if feature.dtype == "float64" else feature.dtype  # type: ignore[assignment]
+    if dtype not in DTYPES:
+        raise UnsupportedError(
+            f"{program.path.name}: {feature.name!r} has element type {feature.dtype or 'unknown'}; {', '.join(DTYPES)} work"
+        )
+    try:
+        return TensorSpec(shape, dtype, bounds)
+    except ConfigError as error:
+        raise BundleError(f"{program.path.name}: {feature.name!r}: {error}") from error
+
+
+def _bounds(program: Program) -> dict[str, tuple[float, float]]:
+    text = program.metadata.user.get(BOUNDS_KEY)
+    if not text:
+        return {}
+    try:
+        return {str(name): (float(low), float(high)) for name, (low, high) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{program.path.name}: metadata {BOUNDS_KEY!r} is not {{input: [lowest, highest]}} ({error})") from error
+
+
+def _checked(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Array:
+    if not _fits(value.shape, feature):
+        raise InputError(f"input {name!r} has shape {list(value.shape)}; {_shapes(feature)} is right")
+    if value.dtype.kind not in "fiub":
+        raise InputError(f"input {name!r} has dtype {value.dtype}; {spec.dtype} is right")
+    converted = _to_integers(name, value) if spec.dtype == "int32" else _to_floats(name, value, spec)
+    if spec.bounds is not None and value.size:
+        low, high = spec.bounds
+        outside = (value < low) | (value > high)
+        if outside.any():
+            place = np.unravel_index(int(np.argmax(outside)), value.shape)
+            where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
+            raise InputError(f"input {name!r} holds {value[place].item():g}{where}; {low:g} to {high:g} is right")
+    return converted
+
+
+def _to_integers(name: str, value: Array) -> Array:
+    if value.dtype.kind == "f":
+        raise InputError(f"input {name!r} has dtype {value.dtype}; int32 is right")
+    limits = np.iinfo(np.int32)
+    if value.size and (int(value.min()) < limits.min or int(value.max()) > limits.max):
+        raise InputError(f"input {name!r} holds {int(value.max())} or {int(value.min())}; int32 goes from {limits.min} to {limits.max}")
+    return value.astype(np.int32)
+
+
+def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
+    with np.errstate(over="ignore"):
+        converted = value.astype(spec.dtype)
+    finite = np.isfinite(converted)
+    if not finite.all():
+        place = np.unravel_index(int(np.argmin(finite)), value.shape)
+        where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
+        limit = float(np.finfo(spec.dtype).max)
+        raise InputError(f"input {name!r} holds {value[place].item()}{where}; a number from {-limit:g} to {limit:g} is right")
+    if value.dtype.kind != "f" and not np.array_equal(converted.astype(np.float64), value.astype(np.float64)):
+        raise InputError(f"input {name!r} has dtype {value.dtype} with values that {spec.dtype} does not hold exactly")
+    return converted
+
+
+def _fits(shape: tuple[int, ...], feature: Feature) -> bool:
+    if shape == feature.shape or shape in feature.enumerated:
+        return True
+    return len(shape) == len(feature.ranges) > 0 and all(
+        low <= extent and (high is None or extent <= high) for extent, (low, high) in zip(shape, feature.ranges, strict=True)
+    )
+
+
+def _shapes(feature: Feature) -> str:
+    if feature.ranges:
+        return "[" + ", ".join(str(low) if low == high else f"{low}..{high or ''}" for low, high in feature.ranges) + "]"
+    return " or ".join(str(list(shape)) for shape in dict.fromkeys((feature.shape, *feature.enumerated)))

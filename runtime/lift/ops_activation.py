@@ -1,0 +1,120 @@
+"""Activations. Source of every formula: MIL iOS15 activation (iOS17 only lets the parameters have another dtype)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coreflow.runtime.lift.registry import lowering
+
+
+@lowering("relu", exact=True)
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return torch.relu(x)
+
+
+@lowering("relu6", exact=True)
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6)."""
+    return torch.clamp(x, 0.0, 6.0)
+
+
+@lowering("clamped_relu")
+def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(x, beta) for x >= 0, else min(alpha * x, beta)."""
+    return torch.clamp(torch.where(x >= 0, x, alpha * x), max=beta)
+
+
+@lowering("leaky_relu")
+def leaky_relu(x: Tensor, alpha: float) -> Tensor:
+    """X for x >= 0, else alpha * x."""
+    return torch.where(x >= 0, x, alpha * x)
+
+
+@lowering("thresholded_relu", exact=True)
+def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
+    """X for x >= alpha, else 0."""
+    return torch.where(x >= alpha, x, torch.zeros_like(x))
+
+
+@lowering("prelu")
+def prelu(x: Tensor, alpha: Tensor) -> Tensor:
+    """X for x > 0, else alpha of its channel times x; x (B, C, ...), alpha (C,)."""
+    return torch.clamp(x, min=0) + torch.clamp(x, max=0) * _per_channel(alpha, x)
+
+
+@lowering("elu")
+def elu(x: Tensor, alpha: float) -> Tensor:
+    """X for x > 0, else alpha * (e^x - 1)."""
+    return torch.where(x > 0, x, alpha * torch.expm1(x))
+
+
+@lowering("gelu")
+def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
+    """X times the normal distribution function of x, exact or by one of MIL's two approximations."""
+    if mode == "EXACT":
+        return F.gelu(x)
+    if mode == "TANH_APPROXIMATION":
+        return F.gelu(x, approximate="tanh")
+    if mode == "SIGMOID_APPROXIMATION":
+        return x * torch.sigmoid(1.702 * x)
+    raise ValueError(f"gelu mode {mode!r}")
+
+
+@lowering("silu")
+def silu(x: Tensor) -> Tensor:
+    """X * sigmoid(x)."""
+    return F.silu(x)
+
+
+@lowering("sigmoid")
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return torch.sigmoid(x)
+
+
+@lowering("sigmoid_hard")
+def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(max(alpha * x + beta, 0), 1)."""
+    return torch.clamp(alpha * x + beta, 0.0, 1.0)
+
+
+@lowering("linear_activation")
+def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """Alpha * x + beta."""
+    return alpha * x + beta
+
+
+@lowering("scaled_tanh")
+def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """Alpha * tanh(beta * x)."""
+    return alpha * torch.tanh(beta * x)
+
+
+@lowering("softplus")
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), without overflow. Not F.softplus: it returns x itself above 20, which fp64 can tell apart."""
+    return torch.clamp(x, min=0) + torch.log1p(torch.exp(-torch.abs(x)))
+
+
+@lowering("softplus_parametric")
+def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Alpha * log(1 + e^(beta * x)) with alpha and beta (C,) of x (B, C, ...)."""
+    return _per_channel(alpha, x) * softplus(_per_channel(beta, x) * x)
+
+
+@lowering("softsign")
+def softsign(x: Tensor) -> Tensor:
+    """X / (1 + |x|)."""
+    return x / (1 + torch.abs(x))
+
+
+@lowering("softmax")
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """E^x over its sum along ``axis``."""
+    return torch.softmax(x, axis)
+
+
+def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """(C,) shaped to be broadcast against x (B, C, ...)."""
+    return parameter.reshape(-1, *(1,) * (x.dim() - 2))

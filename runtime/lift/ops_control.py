@@ -1,0 +1,133 @@
+"""Control flow, lists, random numbers and the classifier's last op."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreflow.runtime.lift.registry import lowering
+
+Block = Callable[..., tuple[Any, ...]]
+
+
+@lowering("cond", exact=True)
+def cond(pred: Tensor, *, blocks: tuple[Block, ...]) -> tuple[Any, ...]:
+    """What the first block gives if ``pred`` holds, else what the second gives. Source: MIL iOS15 control_flow.cond."""
+    return blocks[0]() if bool(pred) else blocks[1]()
+
+
+@lowering("while_loop", exact=True)
+def while_loop(loop_vars: Sequence[Tensor], *, blocks: tuple[Block, ...]) -> tuple[Any, ...]:
+    """The loop variables after the second block ran as long as the first one holds. Source: MIL iOS15 control_flow.while_loop."""
+    condition, body = blocks
+    values = tuple(loop_vars)
+    while bool(condition(*values)[0]):
+        values = body(*values)
+    return values
+
+
+@lowering("make_list", exact=True)
+def make_list(
+    elem_shape: object, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32", *, float_dtype: torch.dtype = torch.float32
+) -> list[Tensor | None]:
+    """A list of zeros; elements of a shape that only running tells are empty. Source: MIL iOS15 control_flow.make_list."""
+    parts = [part.item() if isinstance(part, Tensor) else part for part in _parts(elem_shape)]
+    if any(isinstance(part, str) or part < 0 for part in parts):
+        return [None] * init_length
+    kinds = {"int32": torch.int32, "bool": torch.bool}
+    return [torch.zeros(parts, dtype=kinds.get(dtype, float_dtype)) for _ in range(init_length)]
+
+
+@lowering("list_length")
+def list_length(ls: list[Tensor | None]) -> Tensor:
+    """How many elements."""
+    return torch.tensor(len(ls), dtype=torch.int32)
+
+
+@lowering("list_read", exact=True)
+def list_read(ls: list[Tensor | None], index: int) -> Tensor:
+    """The element at ``index``."""
+    return _written(ls, index)
+
+
+@lowering("list_write", exact=True)
+def list_write(ls: list[Tensor | None], index: int, value: Tensor) -> list[Tensor | None]:
+    """A list with ``value`` at ``index``; it grows where that is past its end."""
+    return _with(ls, {index: value})
+
+
+@lowering("list_gather", exact=True)
+def list_gather(ls: list[Tensor | None], indices: Sequence[int]) -> Tensor:
+    """The elements at ``indices`` along a new first axis."""
+    return torch.stack([_written(ls, index) for index in indices])
+
+
+@lowering("list_scatter", exact=True)
+def list_scatter(ls: list[Tensor | None], indices: Sequence[int], value: Tensor) -> list[Tensor | None]:
+    """A list with the slices of ``value`` at ``indices``; it grows where those are past its end."""
+    return _with(ls, dict(zip(indices, value.unbind(0), strict=True)))
+
+
+def _parts(shape: Any) -> Sequence[Any]:
+    if isinstance(shape, list | tuple):
+        return shape
+    return (shape,) if isinstance(shape, str) else list(shape.reshape(-1).tolist())
+
+
+def _with(ls: list[Tensor | None], changes: dict[int, Tensor]) -> list[Tensor | None]:
+    """A copy: the list that was passed may still be read."""
+    fresh: list[Tensor | None] = ls + [None] * (max(changes, default=-1) + 1 - len(ls))
+    for index, value in changes.items():
+        fresh[index] = value
+    return fresh
+
+
+def _written(ls: list[Tensor | None], index: int) -> Tensor:
+    element = ls[index]
+    if element is None:
+        raise ValueError(f"element {index} of the list was never written")
+    return element
+
+
+def _generator(seed: int) -> torch.Generator | None:
+    """A generator of its own for a seed; -1 draws from torch's."""
+    return None if seed == -1 else torch.Generator().manual_seed(seed)
+
+
+@lowering("random_normal")
+def random_normal(
+    shape: Sequence[int], mean: float = 0.0, stddev: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Independent draws from a normal distribution. Source: MIL iOS15 random."""
+    return torch.randn(tuple(shape), generator=_generator(seed), dtype=float_dtype) * stddev + mean
+
+
+@lowering("random_uniform")
+def random_uniform(
+    shape: Sequence[int], low: float = 0.0, high: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Independent draws from [low, high)."""
+    return torch.rand(tuple(shape), generator=_generator(seed), dtype=float_dtype) * (high - low) + low
+
+
+@lowering("random_bernoulli")
+def random_bernoulli(shape: Sequence[int], prob: float = 0.5, seed: int = -1, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+    """1 with probability ``prob``, else 0."""
+    return (torch.rand(tuple(shape), generator=_generator(seed)) < prob).to(float_dtype)
+
+
+@lowering("random_categorical")
+def random_categorical(x: Tensor, mode: str = "logits", size: int = 1, seed: int = -1) -> Tensor:
+    """``size`` class numbers, drawn with replacement from each distribution along the last axis."""
+    weights = torch.softmax(x, -1) if mode == "logits" else x
+    drawn = torch.multinomial(weights.reshape(-1, x.shape[-1]).cpu(), size, replacement=True, generator=_generator(seed))
+    return drawn.reshape(*x.shape[:-1], size).to(device=x.device, dtype=x.dtype)
+
+
+@lowering("classify")
+def classify(probabilities: Tensor, classes: object) -> tuple[Any, dict[Any, float]]:
+    """The most probable class, and every class with its probability. Source: MIL iOS15 classify."""
+    labels = tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+    values = probabilities.reshape(-1).tolist()
+    return labels[int(torch.argmax(probabilities.reshape(-1)))], dict(zip(labels, values, strict=True))

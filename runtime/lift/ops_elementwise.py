@@ -1,0 +1,136 @@
+"""Elementwise arithmetic, comparison and logic. Source of every formula: MIL iOS15 elementwise_unary and elementwise_binary."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from coreflow.runtime.lift.registry import lowering
+
+
+def _unary(op: str, function: Callable[[Tensor], Tensor], *, exact: bool = False) -> None:
+    """Registers an op that is one torch function of ``x``."""
+
+    @lowering(op, exact=exact)
+    def lowered(x: Tensor) -> Tensor:
+        return function(x)
+
+
+def _binary(op: str, function: Callable[[Tensor, Tensor], Tensor], *, exact: bool = False) -> None:
+    """Registers an op that is one torch function of ``x`` and ``y``, broadcast against each other."""
+
+    @lowering(op, exact=exact)
+    def lowered(x: Tensor, y: Tensor) -> Tensor:
+        return function(x, y)
+
+
+_unary("abs", torch.abs, exact=True)
+_unary("acos", torch.acos)
+_unary("asin", torch.asin)
+_unary("atan", torch.atan)
+_unary("atanh", torch.atanh)
+_unary("ceil", torch.ceil, exact=True)
+_unary("cos", torch.cos)
+_unary("cosh", torch.cosh)
+_unary("erf", torch.erf)
+_unary("exp", torch.exp)
+_unary("floor", torch.floor, exact=True)
+_unary("logical_not", torch.logical_not)
+_unary("round", torch.round, exact=True)  # half to even, as numpy and MIL do
+_unary("sign", torch.sign, exact=True)
+_unary("sin", torch.sin)
+_unary("sinh", torch.sinh)
+_unary("sqrt", torch.sqrt)
+_unary("square", torch.square)
+_unary("tan", torch.tan)
+_unary("tanh", torch.tanh)
+
+_binary("add", torch.add)
+_binary("sub", torch.sub)
+_binary("mul", torch.mul)
+_binary("pow", torch.pow)
+_binary("mod", torch.remainder)  # the sign of y, as Python's %
+_binary("maximum", torch.maximum, exact=True)
+_binary("minimum", torch.minimum, exact=True)
+_binary("equal", torch.eq)
+_binary("not_equal", torch.ne)
+_binary("greater", torch.gt)
+_binary("greater_equal", torch.ge)
+_binary("less", torch.lt)
+_binary("less_equal", torch.le)
+_binary("logical_and", torch.logical_and)
+_binary("logical_or", torch.logical_or)
+_binary("logical_xor", torch.logical_xor)
+
+
+@lowering("exp2")
+def exp2(x: Tensor) -> Tensor:
+    """2 ** x; of integers, the integer below."""
+    return torch.exp2(x) if x.is_floating_point() else torch.exp2(x.double()).to(x.dtype)
+
+
+@lowering("floor_div")
+def floor_div(x: Tensor, y: Tensor) -> Tensor:
+    """X / y rounded down."""
+    return torch.div(x, y, rounding_mode="floor")
+
+
+@lowering("real_div")
+def real_div(x: Tensor, y: Tensor) -> Tensor:
+    """X / y; integers give the integer towards zero, because the result has their type."""
+    return torch.div(x, y) if x.is_floating_point() or y.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+
+
+@lowering("clip")
+def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(max(x, alpha), beta). Not ``exact``: since iOS17 the limits may be finer than x."""
+    return torch.clamp(x, alpha, beta)
+
+
+@lowering("inverse")
+def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """1 / (x + epsilon)."""
+    return torch.reciprocal(x + epsilon)
+
+
+@lowering("log")
+def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
+    """log(x + epsilon)."""
+    return torch.log(x + epsilon) if epsilon else torch.log(x)
+
+
+@lowering("rsqrt")
+def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
+    """1 / sqrt(x + epsilon)."""
+    return torch.rsqrt(x + epsilon)
+
+
+@lowering("threshold")
+def threshold(x: Tensor, alpha: float) -> Tensor:
+    """max(x, alpha)."""
+    return torch.clamp(x, min=alpha)
+
+
+# MIL's dtype names; narrow integers are carried as int32 and wrapped where they are made.
+_WRAPS = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16": (16, False)}
+
+
+@lowering("cast")
+def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+    """``x`` as MIL's ``dtype``: floats go to integers towards zero, everything but 0 is true, narrow integers wrap around."""
+    if dtype in ("fp16", "fp32", "fp64"):
+        return x.to(float_dtype)
+    if dtype == "bool":
+        return x != 0
+    whole = x.to(torch.int32)
+    if dtype not in _WRAPS:
+        return whole
+    bits, signed = _WRAPS[dtype]
+    half = 1 << (bits - 1) if signed else 0
+    return torch.bitwise_and(whole + half, (1 << bits) - 1) - half
+
+
+@lowering("select", exact=True)
+def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where ``cond`` holds, else ``b``."""
+    return torch.where(cond, a, b)

@@ -1,0 +1,30 @@
+"""Linear algebra."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coreflow.runtime.lift.registry import lowering
+
+
+@lowering("linear")
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X @ weight.T + bias; weight (D_out, D_in), bias (D_out,). Source: MIL iOS15 linear.linear."""
+    if x.is_floating_point():
+        return F.linear(x, weight, bias)
+    product = torch.matmul(x, weight.transpose(0, 1))
+    return product if bias is None else product + bias
+
+
+@lowering("matmul")
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """numpy's matmul after swapping the last two axes of x or y. Source: MIL iOS15 linear.matmul."""
+    return torch.matmul(x.transpose(-1, -2) if transpose_x else x, y.transpose(-1, -2) if transpose_y else y)
+
+
+@lowering("einsum")
+def einsum(values: Sequence[Tensor], equation: str) -> Tensor:
+    """Einstein's sum; axes of extent 1 are broadcast. Source: MIL iOS15 linear.einsum."""
+    return torch.einsum(equation, *values)

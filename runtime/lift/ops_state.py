@@ -1,0 +1,34 @@
+"""States: tensors that outlive a prediction."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from coreflow.runtime.lift.registry import lowering
+
+
+@dataclass(slots=True)
+class StateBuffer:
+    """Holds one state; a write replaces the tensor, so that what was read before stays as it was."""
+
+    tensor: Tensor
+
+
+@lowering("read_state", exact=True)
+def read_state(input: StateBuffer) -> Tensor:
+    """What the state holds now. Source: MIL iOS18 states.read_state."""
+    return input.tensor
+
+
+@lowering("write_state", exact=True)
+def write_state(input: StateBuffer, data: Tensor) -> tuple[()]:
+    """Replaces what the state holds; gives nothing. Source: the spec's form of coreml_update_state."""
+    input.tensor = data
+    return ()
+
+
+@lowering("coreml_update_state", exact=True)
+def coreml_update_state(state: StateBuffer, value: Tensor) -> Tensor:
+    """Replaces what the state holds and gives it on. Source: coremltools' dialect."""
+    state.tensor = value
+    return value

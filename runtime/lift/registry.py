@@ -1,0 +1,119 @@
+"""Which torch function stands for which MIL op.
+
+A lowering's parameters carry MIL's names and MIL's defaults; their annotations say in what form an argument arrives:
+
+``Tensor``            a torch tensor; floats in the numerics' dtype, every integer type as int32, booleans as bool
+``Sequence[Tensor]``  a tuple of those (``concat``'s values)
+``int``, ``float``, ``bool``, ``str``, ``Sequence[...]`` of them   plain Python values, read off a tensor where one was computed
+anything else         what the graph holds, as it is (states, lists)
+
+Two parameters are not MIL's: ``float_dtype`` receives the torch dtype in which floats are computed, ``blocks`` the callables of a
+control-flow op.
+"""
+
+import inspect
+import typing
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from coreflow.export.program import Graph
+from coreflow.models.errors import UnsupportedError
+
+Form = Literal["tensor", "tensors", "scalar", "sequence", "raw"]
+Function = Callable[..., Any]
+
+OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8", "CoreML9")
+_RELEASES = {"iOS15": 0, "iOS16": 1, "iOS17": 2, "iOS18": 3, "iOS26": 4}
+_CONTEXT = ("float_dtype", "blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """One op's function; ``exact`` promises that every result value is one of the inputs' values (or as coarse as they are)."""
+
+    op: str
+    function: Function
+    since: int
+    exact: bool
+    forms: Mapping[str, Form]
+    required: frozenset[str]
+    context: frozenset[str]
+
+
+_LOWERINGS: dict[str, dict[int, Lowering]] = {}
+
+
+def lowering(op: str, *, since: str = "iOS15", exact: bool = False) -> Callable[[Function], Function]:
+    """Registers the decorated function for ``op`` from the opset ``since`` on; a second one for the same opset is refused.
+
+    ``exact``: the op cannot make a value that its inputs' element type does not hold (it moves, picks or compares values), so nothing
+    has to be rounded after it.
+    """
+
+    def register(function: Function) -> Function:
+        versions = _LOWERINGS.setdefault(op, {})
+        release = _RELEASES[since]
+        if release in versions:
+            raise ValueError(f"{op} has a lowering since {since} already: {versions[release].function.__qualname__}")
+        hints = typing.get_type_hints(function)
+        parameters = inspect.signature(function).parameters
+        versions[release] = Lowering(
+            op=op,
+            function=function,
+            since=release,
+            exact=exact,
+            forms={name: _form(hints[name]) for name in parameters if name not in _CONTEXT},
+            required=frozenset(
+                name for name, parameter in parameters.items() if name not in _CONTEXT and parameter.default is inspect.Parameter.empty
+            ),
+            context=frozenset(_CONTEXT) & parameters.keys(),
+        )
+        return function
+
+    return register
+
+
+def find(op: str, opset: str) -> Lowering | None:
+    """The newest lowering of ``op`` that ``opset`` has; None when there is none."""
+    newest = OPSETS.index(opset) if opset in OPSETS else -1
+    return max((entry for since, entry in _LOWERINGS.get(op, {}).items() if since <= newest), key=lambda entry: entry.since, default=None)
+
+
+def require_all(graph: Graph, package: str = "program") -> None:
+    """``UnsupportedError`` naming every op of ``graph`` that has no lowering, with counts; before any tensor moves."""
+    if graph.opset not in OPSETS:
+        raise UnsupportedError(f"{package}: opset {graph.opset!r}; known are {', '.join(OPSETS)}")
+    missing = Counter(op.type for op in graph.walk() if find(op.type, graph.opset) is None)
+    if missing:
+        listed = ", ".join(f"{op} ({count}x)" for op, count in sorted(missing.items()))
+        raise UnsupportedError(
+            f"{package}: no torch lowering for {listed}.\n"
+            'Write one with @lowering("<op>") in runtime/lift/ops_*.py and its case in tests/runtime/lift.'
+        )
+
+
+def supported_ops() -> dict[str, tuple[Lowering, ...]]:
+    """Every op with a lowering, oldest version first."""
+    return {op: tuple(versions[since] for since in sorted(versions)) for op, versions in sorted(_LOWERINGS.items())}
+
+
+def _form(hint: Any) -> Form:
+    """How an argument with this annotation arrives; ``| None`` changes nothing."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if hint is Tensor:
+        return "tensor"
+    if hint in (int, float, bool, str):
+        return "scalar"
+    if typing.get_origin(hint) is Sequence:
+        (item,) = typing.get_args(hint)
+        if item is Tensor:
+            return "tensors"
+        if item in (int, float, bool, str):
+            return "sequence"
+    return "raw"
