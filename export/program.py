@@ -369,10 +369,14 @@ class _Reader:
 
     def _operation(self, operation: Any, opset: str, scope: Mapping[str, Value]) -> Op:
         outputs = tuple(self._value(entry) for entry in operation.outputs)
-        attributes = {key: self._constant("", value) for key, value in operation.attributes.items()}
+        # Until iOS17 a constant expression carries its arguments as attributes.
+        expression = operation.type.startswith("constexpr_")
+        attributes = {k: self._constant("", v) for k, v in operation.attributes.items() if k == "name" or not expression}
         label = attributes.pop("name", outputs[0].name if outputs else operation.type)
         user = f"{operation.type} {label!r}"
         inputs: dict[str, Value | tuple[Value, ...]] = {}
+        if expression:
+            inputs.update((key, self._literal("", value)) for key, value in operation.attributes.items() if key != "name")
         for key, argument in operation.inputs.items():
             values = tuple(
                 self._literal("", binding.value)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from coreflow.models.errors import ConfigError
 
 Dtype = Literal["float16", "float32", "int32"]
+# Where a package records the bounds of its inputs: user-defined metadata, {"input": [lowest, highest], ...} as JSON.
+BOUNDS_KEY = "coreflow.bounds"
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "int32")
 
 

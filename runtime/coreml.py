@@ -65,7 +65,8 @@ class CoreMLModel:
             results = self._model.predict(passed) if state is None else self._model.predict(passed, state.handle)
         except RuntimeError as error:
             raise UnsupportedError(f"{self.program.path.name}: Core ML could not predict on {self.compute_units} ({error})") from error
-        return {name: _as_declared(results[name], spec) for name, spec in self.outputs.items()}
+        names = [feature.name for feature in self._interface.outputs]
+        return {name: _as_declared(results[name], self.outputs[name]) if name in self.outputs else results[name] for name in names}
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""

@@ -9,11 +9,9 @@ import numpy.typing as npt
 
 from coreflow.export.program import Feature, Graph, Interface, Program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.models.spec import DTYPES, Dtype, TensorSpec
+from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 
 Array = npt.NDArray[Any]
-
-BOUNDS_KEY = "coreflow.bounds"  # user-defined metadata: {"input": [lowest, highest], ...}
 
 
 def input_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]:
@@ -28,10 +26,15 @@ def input_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]
 
 
 def output_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
-    """The outputs of a function; an extent that only a prediction tells is given as 1."""
+    """The array outputs of a function; an extent that only a prediction tells is given as 1.
+
+    A classifier's label and probabilities are no arrays: they are predicted and have no spec.
+    """
     declared = {value.name: value for value in graph.outputs}
     specs = {}
     for feature in interface.outputs:
+        if feature.kind in ("string", "int64", "dictionary"):
+            continue
         if feature.kind != "array":
             raise UnsupportedError(f"{program.path.name}: output {feature.name!r} is of kind {feature.kind}; only arrays can be returned")
         known = declared[feature.name].shape

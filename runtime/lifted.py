@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from coreflow.export.program import Program
-from coreflow.models.errors import UnsupportedError
+from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Array, State
-from coreflow.runtime.interface import checked_inputs, input_specs, output_specs, program_metadata, state_specs
+from coreflow.runtime.interface import checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
 from coreflow.runtime.lift.interpreter import Interpreter, Observer
 from coreflow.runtime.lift.numerics import numerics_named
+from coreflow.runtime.lift.ops_state import StateBuffer
 
 ENGINES = ("interpreter",)
 
@@ -42,29 +44,69 @@ class LiftedModel:
         Floats come back as float32 (float64 under fp64 numerics), integers as int32. ``observe`` sees every op and its results.
         """
         given = checked_inputs(inputs, self.inputs, self._interface)
-        if state is not None or self.states:
-            raise UnsupportedError(f"{self.program.path.name}: states are not executed yet")
         numerics, device = self.interpreter.numerics, self.interpreter.device
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor | StateBuffer] = {}
         for feature in self._interface.inputs:
             array = given.get(feature.name)
             if array is None:
                 array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
             tensor = torch.from_numpy(array).to(device)
             tensors[feature.name] = tensor.to(numerics.dtype) if tensor.is_floating_point() else tensor
+        held = self._state_of(state)
+        # The program writes to copies: a prediction that fails leaves the state as it was.
+        written = {name: StateBuffer(tensor) for name, tensor in held.items()}
+        tensors.update(written)
         results = self.interpreter.run(tensors, observe)
-        return {name: self._as_array(results[name], spec) for name, spec in self.outputs.items()}
+        held.update((name, buffer.tensor) for name, buffer in written.items())
+        return {
+            feature.name: self._as_array(results[feature.name], self.outputs[feature.name])
+            if feature.name in self.outputs
+            else results[feature.name]
+            for feature in self._interface.outputs
+        }
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""
         if not self.states:
             raise UnsupportedError(f"{self.program.path.name}: the program keeps no state")
-        raise UnsupportedError(f"{self.program.path.name}: states are not executed yet")
+        return LiftedState(self.states, self.interpreter.numerics.dtype, self.interpreter.device)
+
+    def _state_of(self, state: State | None) -> dict[str, torch.Tensor]:
+        """The tensors of a state that fits this program; empty for a program that keeps none."""
+        label = self.program.path.name
+        if not self.states:
+            if state is not None:
+                raise InputError(f"{label}: the program keeps no state, and one was passed")
+            return {}
+        if state is None:
+            raise InputError(f"{label}: keeps {', '.join(self.states)}; pass state=model.make_state()")
+        if not isinstance(state, LiftedState) or state.specs != self.states:
+            raise InputError(f"{label}: the state belongs to another program or backend; make it with this model's make_state()")
+        return state.tensors
 
     def _as_array(self, result: torch.Tensor, spec: TensorSpec) -> Array:
         """A fresh array: float32, float64 or int32."""
         wide = np.float64 if self.interpreter.numerics.dtype == torch.float64 else np.float32
         return np.array(result.cpu().numpy(), dtype=np.int32 if spec.dtype == "int32" else wide)
+
+
+class LiftedState:
+    """The states of one program as tensors, zeros at first."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec], dtype: torch.dtype, device: torch.device) -> None:
+        self.specs = dict(specs)
+        self.tensors = {name: torch.zeros(spec.shape, dtype=dtype, device=device) for name, spec in specs.items()}
+
+    def read(self, name: str) -> Array:
+        """A copy of the state ``name``, in its declared dtype."""
+        if name not in self.specs:
+            raise InputError(f"no state {name!r}; there are {', '.join(self.specs)}")
+        return np.array(self.tensors[name].cpu().numpy(), dtype=self.specs[name].dtype)
+
+    def write(self, name: str, value: npt.ArrayLike) -> None:
+        """Replaces the state ``name``."""
+        array = checked_state(name, value, self.specs)
+        self.tensors[name] = torch.from_numpy(array).to(self.tensors[name])
 
 
 def _device(name: str, numerics: str) -> torch.device:

@@ -12,7 +12,12 @@ MASKED = -1e4
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm transformer layer on (B, C, 1, S); computes what ``nn.TransformerEncoderLayer(activation="gelu")`` does."""
+    """Pre-norm transformer layer on (B, C, 1, S).
+
+    Computes what ``nn.TransformerEncoderLayer(activation="gelu", norm_first=True)`` does. Both branches start at zero, so
+    that an untrained encoder is the mean of its embeddings: the words reach the surface from the first step on, where a
+    post-norm stack needs thousands of steps to let them through.
+    """
 
     def __init__(self, channels: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -21,11 +26,14 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, hidden, dropout)
         self.feed_forward_norm = ChannelNorm(channels)
         self.dropout = nn.Dropout(dropout)
+        for branch in (self.attention.out, self.feed_forward.contract):
+            nn.init.zeros_(branch.weight)
+            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Same shape as ``x``; ``bias`` (B, 1, 1, S) as in ``SelfAttention``."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, bias)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), bias))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class TextToCubeEncoder(nn.Module):
@@ -36,7 +44,8 @@ class TextToCubeEncoder(nn.Module):
         width = config.encoder_width
         self.tokens = nn.Embedding(config.vocabulary, width)
         self.positions = nn.Embedding(config.encoder_positions, width)
-        # Small enough for AdamW to move: each step changes an entry by the learning rate.
+        # Entries of 1 / sqrt(C), scaled to 1 on the way in: a step of AdamW then moves a word by sqrt(C) learning rates.
+        self.scale = width**0.5
         nn.init.normal_(self.tokens.weight, std=width**-0.5)
         nn.init.normal_(self.positions.weight, std=width**-0.5)
         self.layers = nn.ModuleList(
@@ -49,7 +58,7 @@ class TextToCubeEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L) integer ids and (B, L) mask of ones and zeros -> (B, S) in [-1, 1]."""
-        embedded = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+        embedded = self.scale * (self.tokens(ids) + self.positions.weight[: ids.shape[1]])
         x = embedded.transpose(1, 2).unsqueeze(2)                  # (B, C, 1, L)
         mask = mask[:, None, None, :]                               # (B, 1, 1, L)
         bias = (1 - mask) * MASKED

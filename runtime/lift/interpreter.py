@@ -18,7 +18,23 @@ from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
 
 Observer = Callable[[Op, tuple[Any, ...]], None]
 
-_FAMILIES = ("activation", "conv", "elementwise", "gather", "linear", "norm", "reduce", "shape")
+_FAMILIES = (
+    "activation",
+    "constexpr",
+    "control",
+    "conv",
+    "elementwise",
+    "gather",
+    "linear",
+    "norm",
+    "pool",
+    "recurrent",
+    "reduce",
+    "resize",
+    "shape",
+    "state",
+    "tensor",
+)
 
 
 def load_lowerings() -> None:

@@ -41,7 +41,7 @@ def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
 def constexpr_lut_to_dense(indices: Bytes, lut: Tensor, shape: Sequence[int]) -> Tensor:
     """Every index (1, 2, 4, 6 or 8 bits, packed) replaced by its entry of the table."""
     bits = int(lut.numel() - 1).bit_length()
-    numbers = unpack(indices, f"uint{bits}", tuple(shape))
+    numbers = unpack(indices, f"uint{bits}", tuple(shape)).astype(np.uint8, copy=False)
     return torch.from_numpy(np.take(lut.cpu().numpy(), numbers)).to(lut.device)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +33,11 @@ def make_list(
     elem_shape: object, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32", *, float_dtype: torch.dtype = torch.float32
 ) -> list[Tensor | None]:
     """A list of zeros; elements of a shape that only running tells are empty. Source: MIL iOS15 control_flow.make_list."""
-    parts = [part.item() if isinstance(part, Tensor) else part for part in _parts(elem_shape)]
-    if any(isinstance(part, str) or part < 0 for part in parts):
+    extents = [part for part in _parts(elem_shape) if isinstance(part, int) and part >= 0]
+    if len(extents) < len(_parts(elem_shape)):
         return [None] * init_length
     kinds = {"int32": torch.int32, "bool": torch.bool}
-    return [torch.zeros(parts, dtype=kinds.get(dtype, float_dtype)) for _ in range(init_length)]
+    return [torch.zeros(extents, dtype=kinds.get(dtype, float_dtype)) for _ in range(init_length)]
 
 
 @lowering("list_length")
@@ -69,10 +70,10 @@ def list_scatter(ls: list[Tensor | None], indices: Sequence[int], value: Tensor)
     return _with(ls, dict(zip(indices, value.unbind(0), strict=True)))
 
 
-def _parts(shape: Any) -> Sequence[Any]:
-    if isinstance(shape, list | tuple):
-        return shape
-    return (shape,) if isinstance(shape, str) else list(shape.reshape(-1).tolist())
+def _parts(shape: Any) -> list[Any]:
+    """The extents, whether they came as one vector or one by one; a name stands for an open one."""
+    parts = shape if isinstance(shape, list | tuple) else [shape]
+    return [number for part in parts for number in ([part] if isinstance(part, str) else np.asarray(part).reshape(-1).tolist())]
 
 
 def _with(ls: list[Tensor | None], changes: dict[int, Tensor]) -> list[Tensor | None]:
@@ -84,9 +85,13 @@ def _with(ls: list[Tensor | None], changes: dict[int, Tensor]) -> list[Tensor | 
 
 
 def _written(ls: list[Tensor | None], index: int) -> Tensor:
+    """The element at ``index``; one that was never written is zeros in the shape of those that were."""
     element = ls[index]
     if element is None:
-        raise ValueError(f"element {index} of the list was never written")
+        like = next((other for other in ls if other is not None), None)
+        if like is None:
+            raise ValueError("nothing was ever written to the list, and its elements have no fixed shape")
+        return torch.zeros_like(like)
     return element
 
 

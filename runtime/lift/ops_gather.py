@@ -59,7 +59,7 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
 
 
 @lowering("scatter")
-def scatter(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False) -> Tensor:
+def scatter(data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mode: str = "add", validate_indices: bool = False) -> Tensor:
     """Data with ``updates`` combined into the slices that ``indices`` names along ``axis``; the indices' axes stand in its place.
 
     Source: MIL iOS15 scatter_gather.scatter.
@@ -74,7 +74,7 @@ def scatter(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode:
 
 @lowering("scatter_along_axis")
 def scatter_along_axis(
-    data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
+    data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     """Data with every element of ``updates`` combined into the place that ``indices`` gives along ``axis``.
 

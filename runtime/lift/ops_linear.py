@@ -28,3 +28,9 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 def einsum(values: Sequence[Tensor], equation: str) -> Tensor:
     """Einstein's sum; axes of extent 1 are broadcast. Source: MIL iOS15 linear.einsum."""
     return torch.einsum(equation, *values)
+
+
+@lowering("scaled_dot_product_attention")
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """softmax(query key^T / sqrt(E) + mask) value; a boolean mask keeps what is true. Source: MIL iOS18 transformers."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask)

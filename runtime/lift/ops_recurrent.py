@@ -112,7 +112,7 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """c = f c + i z, h = o activation(c) with gates in the order i, f, o, z; weights (4H, I) and (4H, H), peepholes (3H,).
 
-    Both directions stand side by side in h and c and in the result: (S, B, 2H).
+    Both directions stand side by side in h and c and in the result: (S, B, 2H). ``clip`` limits c, before it is used.
     """
     acts = (_activation(recurrent_activation), _activation(cell_activation), _activation(activation))
     if direction != "bidirectional":
@@ -150,10 +150,9 @@ def _lstm_one_way(
         i, f, o, z = (total if bias is None else total + bias).chunk(4, -1)
         if peeps is not None:
             i, f = i + peeps[0] * c, f + peeps[1] * c
-        candidate = cell(z)
+        c = gate(f) * c + gate(i) * cell(z)
         if clip is not None:
-            candidate = torch.clamp(candidate, -clip, clip)
-        c = gate(f) * c + gate(i) * candidate
+            c = torch.clamp(c, -clip, clip)
         h = gate(o if peeps is None else o + peeps[2] * c) * act(c)
         outputs.append(h)
     return outputs, h, c

@@ -1,9 +1,9 @@
-"""Moving values without changing them. Source of every rule: MIL iOS15 tensor_transformation and tensor_operation."""
+"""Moving values without changing them. Source of every rule: MIL iOS15 tensor_transformation, where no other is named."""
 
-import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from coreflow.runtime.lift.registry import lowering
@@ -18,9 +18,25 @@ def identity(x: object) -> object:
 @lowering("reshape", exact=True)
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """X in another shape: -1 is worked out, 0 keeps the extent of that place."""
-    return x.reshape(
-        [x.shape[place] if extent == 0 and place < x.dim() and 0 not in x.shape else extent for place, extent in enumerate(shape)]
-    )
+    kept = [x.shape[place] if extent == 0 and len(shape) == x.dim() else extent for place, extent in enumerate(shape)]
+    return x.reshape(kept)
+
+
+@lowering("reshape", since="iOS17", exact=True)
+def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """X in another shape: -1 is worked out, 0 keeps the extent of that place counted from the end. Source: MIL iOS17."""
+    missing = len(shape) - x.dim()
+    kept = [(x.shape[place - missing] if place >= missing else 1) if extent == 0 else extent for place, extent in enumerate(shape)]
+    return x.reshape(kept)
+
+
+@lowering("reshape_like", exact=True)
+def reshape_like(x: Tensor, ref_tensors: Sequence[Tensor], begins: Sequence[int], ends: Sequence[int], end_masks: Sequence[bool]) -> Tensor:
+    """X in the shape of begin:end of every reference one after the other; a masked end is open. Source: MIL iOS16."""
+    shape: list[int] = []
+    for reference, begin, end, is_open in zip(ref_tensors, begins, ends, end_masks, strict=True):
+        shape.extend(reference.shape[begin : None if is_open else end])
+    return x.reshape(shape)
 
 
 @lowering("transpose", exact=True)
@@ -117,103 +133,93 @@ def slice_by_size(x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tenso
     return x
 
 
-@lowering("tile", exact=True)
-def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
-    """X repeated so many times along each axis."""
-    return x.repeat(tuple(reps))
-
-
-@lowering("fill", exact=True)
-def fill(shape: Sequence[int], value: Tensor | None = None, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor of this shape with one value everywhere."""
-    filling = torch.zeros((), dtype=float_dtype) if value is None else value
-    return filling.reshape(()).expand(tuple(shape)).contiguous()
-
-
-@lowering("one_hot", exact=True)
-def one_hot(
-    indices: Tensor, one_hot_vector_size: int, axis: int = -1, on_value: Tensor | None = None, off_value: Tensor | None = None
-) -> Tensor:
-    """``on_value`` at the index along the new ``axis``, ``off_value`` elsewhere, also where the index is outside."""
-    on = torch.ones((), dtype=torch.int32, device=indices.device) if on_value is None else on_value
-    off = torch.zeros((), dtype=torch.int32, device=indices.device) if off_value is None else off_value
-    place = axis % (indices.dim() + 1)
-    shape = [1] * (indices.dim() + 1)
-    shape[place] = one_hot_vector_size
-    counter = torch.arange(one_hot_vector_size, dtype=indices.dtype, device=indices.device).reshape(shape)
-    return torch.where(indices.unsqueeze(place) == counter, on, off)
-
-
-@lowering("cumsum")
-def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    """Running sum along ``axis``, without the element itself if exclusive, from the end if reversed."""
-    along = x.flip(axis) if reverse else x
-    total = torch.cumsum(along, axis, dtype=x.dtype)
-    if exclusive:
-        total = torch.cat((torch.zeros_like(total.narrow(axis, 0, 1)), total.narrow(axis, 0, x.shape[axis] - 1)), axis)
-    return total.flip(axis) if reverse else total
-
-
-@lowering("topk", exact=True)
-def topk(
+@lowering("slice_update", exact=True)
+def slice_update(
     x: Tensor,
+    update: Tensor,
+    begin: Sequence[int],
+    end: Sequence[int],
     *,
-    k: int = 1,
-    axis: int = -1,
-    ascending: bool = False,
-    sort: bool = True,
-    return_indices: bool = True,
-    output_indices_dtype: str = "int32",
-) -> tuple[Tensor, ...]:
-    """The k largest (ascending: smallest) values along ``axis``, in order, and where they were; of equals the first comes first.
-
-    Source: MIL iOS15 tensor_operation.topk; sort and return_indices since iOS16, output_indices_dtype since iOS17.
-    """
-    count = x.shape[axis] if k == -1 else k
-    values, indices = torch.sort(x, dim=axis, descending=not ascending, stable=True)
-    values, indices = values.narrow(axis, 0, count), indices.narrow(axis, 0, count).to(torch.int32)
-    return (values, indices) if return_indices else (values,)
+    stride: Sequence[int] | None = None,
+    begin_mask: Sequence[bool] | None = None,
+    end_mask: Sequence[bool] | None = None,
+    squeeze_mask: Sequence[bool] | None = None,
+) -> Tensor:
+    """X with what ``slice_by_index`` would read replaced by ``update``. Source: MIL iOS18 tensor_transformation."""
+    # The places of the slice, found by slicing the element numbers: the same rules for every stride and mask.
+    numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    places = slice_by_index(numbers, begin, end, stride=stride, begin_mask=begin_mask, end_mask=end_mask, squeeze_mask=squeeze_mask)
+    return x.reshape(-1).scatter(0, places.reshape(-1), update.reshape(-1)).reshape(x.shape)
 
 
-@lowering("pad", exact=True)
-def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", constant_val: Tensor | None = None) -> Tensor:
-    """``pad`` holds (before, after) for the last axes; new elements are a constant, a reflection without the edge, or the edge.
-
-    Source: MIL iOS15 tensor_operation.pad.
-    """
-    pairs = list(zip(pad[0::2], pad[1::2], strict=True))
-    for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
-        if before or after:
-            x = _pad_axis(x, axis, (before, after), mode, constant_val)
-    return x
+@lowering("reverse", exact=True)
+def reverse(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """X from the end to the start along these axes, or along all."""
+    return x.flip(tuple(range(x.dim()) if axes is None else axes))
 
 
-def _pad_axis(x: Tensor, axis: int, amounts: tuple[int, int], mode: str, constant: Tensor | None) -> Tensor:
-    extent = x.shape[axis]
-    before, after = amounts
-    if mode == "constant":
-        value = torch.zeros((), dtype=x.dtype, device=x.device) if constant is None else constant.to(x.dtype)
-        shapes = [[*x.shape[:axis], amount, *x.shape[axis + 1 :]] for amount in amounts]
-        return torch.cat((value.expand(shapes[0]), x, value.expand(shapes[1])), axis)
-    place = torch.arange(-before, extent + after, device=x.device)
-    if mode == "replicate":
-        place = place.clamp(0, extent - 1)
-    elif mode == "reflect":
-        period = max(2 * (extent - 1), 1)
-        place = torch.remainder(place, period)
-        place = torch.minimum(place, period - place)
-    else:
-        raise ValueError(f"pad mode {mode!r}")
-    return torch.index_select(x, axis, place)
+@lowering("reverse_sequence", exact=True)
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
+    """The first ``lengths[b]`` elements along ``seq_axis`` reversed, for every b along ``batch_axis``."""
+    place_shape, length_shape = [1] * x.dim(), [1] * x.dim()
+    place_shape[seq_axis], length_shape[batch_axis] = -1, -1
+    place = torch.arange(x.shape[seq_axis], device=x.device).reshape(place_shape)
+    length = lengths.long().reshape(length_shape)
+    return torch.gather(x, seq_axis, torch.where(place < length, length - 1 - place, place).expand_as(x))
 
 
-@lowering("flatten2d", exact=True)
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """Two axes: those before ``axis`` as one, the others as one."""
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+@lowering("sliding_windows", exact=True)
+def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
+    """Every window of ``size`` elements; ``axis`` counts windows, the axis after it the elements of one."""
+    axis = axis % x.dim()
+    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
 
 
-@lowering("shape")
-def shape(x: Tensor, output_dtype: str = "int32") -> Tensor:
-    """The extents of x."""
-    return torch.tensor(x.shape, dtype=torch.int32, device=x.device)
+@lowering("depth_to_space", exact=True)
+def depth_to_space(x: Tensor, block_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, C / b^2, H b, W b): the channels of one block are C / b^2 apart, as in TensorFlow."""
+    B, C, H, W = x.shape
+    blocks = x.reshape(B, block_size, block_size, C // block_size**2, H, W)
+    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(B, C // block_size**2, H * block_size, W * block_size)
+
+
+@lowering("space_to_depth", exact=True)
+def space_to_depth(x: Tensor, block_size: int) -> Tensor:
+    """The inverse of ``depth_to_space``."""
+    B, C, H, W = x.shape
+    blocks = x.reshape(B, C, H // block_size, block_size, W // block_size, block_size)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(B, C * block_size**2, H // block_size, W // block_size)
+
+
+@lowering("pixel_shuffle", exact=True)
+def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
+    """(B, C f^2, H, W) -> (B, C, H f, W f): the channels of one block are neighbours, as in torch."""
+    return F.pixel_shuffle(x, upscale_factor)
+
+
+@lowering("pixel_unshuffle", exact=True)
+def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
+    """The inverse of ``pixel_shuffle``. Source: MIL iOS16."""
+    return F.pixel_unshuffle(x, downscale_factor)
+
+
+@lowering("space_to_batch", exact=True)
+def space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B b0 b1, C, H / b0, W / b1) after padding with zeros; ``paddings`` (2, 2)."""
+    (top, bottom), (left, right) = paddings.tolist()
+    padded = F.pad(x, (left, right, top, bottom))
+    B, C, H, W = padded.shape
+    rows, columns = block_shape
+    blocks = padded.reshape(B, C, H // rows, rows, W // columns, columns)
+    return blocks.permute(3, 5, 0, 1, 2, 4).reshape(rows * columns * B, C, H // rows, W // columns)
+
+
+@lowering("batch_to_space", exact=True)
+def batch_to_space(x: Tensor, block_shape: Sequence[int], crops: Tensor) -> Tensor:
+    """The inverse of ``space_to_batch``; ``crops`` (2, 2) are cut off."""
+    rows, columns = block_shape
+    B, C, H, W = x.shape
+    blocks = x.reshape(rows, columns, B // (rows * columns), C, H, W).permute(2, 3, 4, 0, 5, 1)
+    whole = blocks.reshape(B // (rows * columns), C, H * rows, W * columns)
+    (top, bottom), (left, right) = crops.tolist()
+    return whole[:, :, top : H * rows - bottom, left : W * columns - right]

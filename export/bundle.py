@@ -1,0 +1,290 @@
+"""Recipes -> packages, and a bundle around them; nothing half-written is ever visible."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coreflow.export.capture import Captured, capture
+from coreflow.export.convert import Conversion, convert
+from coreflow.export.manifest import (
+    COMPANIONS, MANIFEST, PACKAGES, Manifest, StageEntry, damaged_files, list_files, read_manifest, sync_folder, write_manifest,
+)
+from coreflow.export.recipe import Recipe
+from coreflow.models.errors import BundleError, ConfigError, ExportError
+
+STAGING = ".staging-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageDone:
+    """One stage is in its place."""
+
+    stage: str
+    reused: bool           # converted before from the same recipe, weights and versions
+    seconds: float
+    size_bytes: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleDone:
+    """The bundle is complete."""
+
+    path: Path
+    manifest: Manifest
+    seconds: float
+
+
+def build(recipe: Recipe, out_dir: str | Path) -> Path:
+    """Convert one recipe into ``out_dir/NAME.mlpackage``, replacing what is there; returns the path."""
+    out = Path(out_dir)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
+            staging = Path(folder)
+            package = _convert(_conversion(recipe, capture(recipe), staging), staging)
+            target = out / package.name
+            replaced = staging / "replaced"
+            if target.exists():
+                target.rename(replaced)
+            package.rename(target)
+        sync_folder(out)
+    return target
+
+
+def export_bundle(
+    recipes: Sequence[Recipe],
+    out: Path,
+    *,
+    kind: str = "recipes",
+    settings: dict[str, Any] | None = None,
+    write_companions: Callable[[Path], None] | None = None,
+    jobs: int | None = None,
+) -> Iterator[StageDone | BundleDone]:
+    """Write the bundle ``out``: a package per recipe, and what ``write_companions`` puts into a folder.
+
+    Stages whose fingerprint is that of a package already there are kept; the others convert in ``jobs`` processes (default: a
+    process per core, at most one per stage). Yields a ``StageDone`` per stage, then a ``BundleDone``. Whatever stops it, the
+    previous bundle stays whole and loadable.
+    """
+    started = time.monotonic()
+    if not recipes:
+        raise ConfigError("no recipe to export")
+    if repeated := sorted({each.name for each in recipes if [other.name for other in recipes].count(each.name) > 1}):
+        raise ConfigError(f"two recipes are named {', '.join(repeated)}; a bundle needs a name per stage")
+    if out.exists() and not out.is_dir():
+        raise BundleError(f"{out} is a file; give a folder for the bundle")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not _only_ours(out):
+        raise BundleError(f"{out} holds files that are not a bundle's; give an empty or new folder")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with _only_writer(out):
+            yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, started)
+
+
+def _export(
+    recipes: Sequence[Recipe], out: Path, kind: str, settings: dict[str, Any], write_companions: Callable[[Path], None] | None,
+    jobs: int | None, started: float,
+) -> Iterator[StageDone | BundleDone]:
+    if (old := _manifest_or_none(out)) or not (out / MANIFEST).exists():
+        _sweep(out, old)   # not around a manifest that we cannot read: it may name what we would remove
+    captured = {recipe.name: capture(recipe) for recipe in recipes}
+    kept = _reusable(out)
+    with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
+        staging = Path(folder)
+        todo = [recipe for recipe in recipes if captured[recipe.name].fingerprint not in kept]
+        done = 0
+        for recipe in recipes:
+            if recipe not in todo:
+                done += 1
+                size = _size(out / kept[captured[recipe.name].fingerprint])
+                yield StageDone(stage=recipe.name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(recipes))
+        for recipe, package, seconds in _convert_all([(each, captured[each.name]) for each in todo], staging, jobs):
+            place = out / _package_path(recipe.name, captured[recipe.name].fingerprint)
+            _move(package.parent, place.parent)
+            done += 1
+            yield StageDone(stage=recipe.name, reused=False, seconds=seconds, size_bytes=_size(place), done=done, total=len(recipes))
+        companions = None
+        if write_companions is not None:
+            made = staging / COMPANIONS
+            made.mkdir()
+            write_companions(made)
+            companions = f"{COMPANIONS}/{_folder_digest(made)[:16]}"
+            _move(made, out / companions)
+    stages = {recipe.name: _entry(recipe, captured[recipe.name]) for recipe in recipes}
+    folders = [stage.package for stage in stages.values()] + ([companions] if companions else [])
+    manifest = Manifest(
+        name=out.name, kind=kind, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(), stages=stages,
+        companions=companions, settings=settings, files=list_files(out, folders),
+    )
+    write_manifest(out, manifest)
+    _sweep(out, manifest)
+    yield BundleDone(path=out, manifest=manifest, seconds=time.monotonic() - started)
+
+
+def _convert_all(work: Sequence[tuple[Recipe, Captured]], staging: Path, jobs: int | None) -> Iterator[tuple[Recipe, Path, float]]:
+    """Convert side by side; yields each package as it is finished."""
+    if not work:
+        return
+    conversions = [(recipe, _conversion(recipe, captured, staging)) for recipe, captured in work]
+    processes = min(jobs or os.cpu_count() or 1, len(work))
+    if processes == 1:
+        for recipe, conversion in conversions:
+            began = time.monotonic()
+            yield recipe, _convert(conversion, staging), time.monotonic() - began
+        return
+    # Spawned, not forked: the parent has used torch's thread pool, which a fork would copy in an unknown state.
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    try:
+        futures: dict[Future[tuple[Path, float]], Recipe] = {
+            pool.submit(_timed_convert, conversion, staging): recipe for recipe, conversion in conversions
+        }
+        for future in as_completed(futures):
+            try:
+                package, seconds = future.result()
+            except BrokenProcessPool as error:
+                raise ExportError(f"{futures[future].name}: the converting process was killed; was there enough memory?") from error
+            yield futures[future], package, seconds
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
+    began = time.monotonic()
+    return _convert(conversion, staging), time.monotonic() - began
+
+
+def _conversion(recipe: Recipe, captured: Captured, staging: Path) -> Conversion:
+    traced = staging / f"{recipe.name}.pt"
+    torch.jit.save(captured.traced, str(traced))
+    return Conversion(
+        name=recipe.name, traced=traced, inputs=dict(recipe.inputs), outputs=captured.outputs, target=recipe.target,
+        precision=recipe.precision, description=recipe.description, fingerprint=captured.fingerprint,
+    )
+
+
+def _convert(conversion: Conversion, staging: Path) -> Path:
+    folder = staging / conversion.name
+    folder.mkdir()
+    return convert(conversion, folder / f"{conversion.name}.mlpackage")
+
+
+def _entry(recipe: Recipe, captured: Captured) -> StageEntry:
+    return StageEntry(
+        package=_package_path(recipe.name, captured.fingerprint), fingerprint=captured.fingerprint, inputs=dict(recipe.inputs),
+        outputs=captured.outputs, recipe=recipe.to_json(),
+    )
+
+
+def _package_path(stage: str, fingerprint: str) -> str:
+    return f"{PACKAGES}/{fingerprint[:16]}/{stage}.mlpackage"
+
+
+def _reusable(out: Path) -> dict[str, str]:
+    """Fingerprint -> path of every package of the present bundle whose files are all as recorded."""
+    manifest = _manifest_or_none(out)
+    if manifest is None:
+        return {}
+    damaged = " ".join(damaged_files(out, manifest))
+    return {stage.fingerprint: stage.package for stage in manifest.stages.values() if stage.package not in damaged}
+
+
+def _manifest_or_none(out: Path) -> Manifest | None:
+    try:
+        return read_manifest(out, verify=False)
+    except BundleError:
+        return None
+
+
+def _move(source: Path, target: Path) -> None:
+    """Sync the files of a finished folder and rename it into place. A folder of that name stays if it has the same files."""
+    if target.exists() and _folder_digest(target) == _folder_digest(source):
+        return
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+    sync_folder(target.parent)
+
+
+def _sweep(out: Path, manifest: Manifest | None) -> None:
+    """Remove what no manifest names: leftovers of killed exports, and packages that were replaced."""
+    named = set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions}
+    for left in out.glob(f"{STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in out.glob(".manifest-*"):
+        left.unlink(missing_ok=True)
+    for folder in (*out.glob(f"{PACKAGES}/*"), *out.glob(f"{COMPANIONS}/*")):
+        if folder.relative_to(out).as_posix() not in named:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _only_ours(out: Path) -> bool:
+    """Whether a folder without a manifest holds nothing but what a first, killed export leaves."""
+    ours = {PACKAGES, COMPANIONS, ".lock"}
+    return all(path.name in ours or path.name.startswith((STAGING, ".manifest-")) for path in out.iterdir())
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """A lock that the system lets go of when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:   # not on Windows, where an open file cannot be replaced anyway
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BundleError(f"{out} is being written by another export; wait for it to end") from None
+        yield
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn what the system refuses into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{out} could not be written: {error.strerror or error}; the previous bundle, if any, is as it was") from error
+
+
+def _folder_digest(folder: Path) -> str:
+    entries = list_files(folder, ["."])
+    return hashlib.sha256(repr(sorted((name, entry.sha256) for name, entry in entries.items())).encode()).hexdigest()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("coreflow", "coremltools", "torch", "numpy")}
+    return {**packages, "python": platform.python_version()}

@@ -1,0 +1,141 @@
+"""Module and specs -> traced program; everything that would convert into something else is refused here."""
+
+import contextlib
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.recipe import Recipe
+from coreflow.models.errors import CoreflowError, ExportError
+from coreflow.models.spec import Dtype, TensorSpec
+
+# Two draws: a value read during tracing (``.item()``, a Python branch) is right for the first and wrong for the second.
+TRACED_SEED, CHECKED_SEED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A traced module, its outputs as they will be declared, and a digest of all that decides the package."""
+
+    traced: torch.jit.ScriptModule
+    outputs: dict[str, TensorSpec]
+    fingerprint: str
+
+
+def capture(recipe: Recipe) -> Captured:
+    """Trace ``recipe.module`` in eval mode and in fp32, on the CPU; the module is left as it was.
+
+    Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
+    write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
+    """
+    with _evaluating(recipe.module):
+        first, second = (_tensors(recipe, seed) for seed in (TRACED_SEED, CHECKED_SEED))
+        buffers = {name: buffer.clone() for name, buffer in recipe.module.named_buffers()}
+        results = _run(recipe, first)
+        changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
+        if changed:
+            raise ExportError(f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output")
+        outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
+        with warnings.catch_warnings():
+            # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
+            # what a TracerWarning would say, the second draw below proves.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(recipe.module, tuple(first.values()), check_trace=False, strict=True)
+            replayed = _as_tuple(recipe, traced(*second.values()))
+        for name, want, got in zip(recipe.outputs, _run(recipe, second), replayed, strict=True):
+            if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise ExportError(
+                    f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a "
+                    "tensor) or draws random numbers"
+                )
+    return Captured(traced, outputs, fingerprint(recipe, traced))
+
+
+def fingerprint(recipe: Recipe, traced: torch.jit.ScriptModule) -> str:
+    """SHA-256 of the recipe, the traced operations, every weight and constant, and the versions of what converts."""
+    digest = hashlib.sha256()
+    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs):
+        digest.update(repr(part).encode())
+    for package in ("coreflow", "coremltools", "torch"):
+        digest.update(f"{package} {version(package)}".encode())
+    graph = traced.inlined_graph
+    digest.update(re.sub(r"#.*", "", str(graph)).encode())   # without the paths and lines of the source
+    for node in graph.findAllNodes("prim::Constant"):
+        if "value" in node.attributeNames() and node.kindOf("value") == "t":
+            _update(digest, node.t("value"))
+    for name, tensor in (*traced.named_parameters(), *traced.named_buffers()):
+        digest.update(name.encode())
+        _update(digest, tensor)
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", tensor: Tensor) -> None:
+    array = tensor.detach().cpu().contiguous().numpy()
+    digest.update(f"{array.dtype} {array.shape}".encode())
+    digest.update(array.tobytes())
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards."""
+    modes = {each: each.training for each in module.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for each, training in modes.items():
+            each.training = training
+
+
+def tensors(arrays: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Arrays as torch tensors: floats in ``dtype``, integers as they are (int32 indexes an embedding as well as int64)."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype if array.dtype.kind == "f" else torch.int32)
+        for name, array in arrays.items()
+    }
+
+
+def _tensors(recipe: Recipe, seed: int) -> dict[str, Tensor]:
+    drawn = recipe.inputs_for(seed)
+    return {name: tensors({name: drawn[name]})[name] for name in recipe.inputs}
+
+
+def _run(recipe: Recipe, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return _as_tuple(recipe, recipe.module(*inputs.values()))
+    except CoreflowError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+        raise ExportError(f"{recipe.name}: the module does not run on {shapes}: {error}") from error
+
+
+def _as_tuple(recipe: Recipe, result: object) -> tuple[Tensor, ...]:
+    found = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(found, tuple | list) or not all(isinstance(each, Tensor) for each in found):
+        raise ExportError(f"{recipe.name}: forward returns {type(result).__name__}; return a tensor or a tuple of tensors")
+    if len(found) != len(recipe.outputs):
+        raise ExportError(f"{recipe.name}: forward returns {len(found)} tensors, the recipe names {len(recipe.outputs)} outputs")
+    if len({id(each) for each in found}) != len(found):
+        raise ExportError(f"{recipe.name}: forward returns one tensor as two outputs, and the converter would lose a name; return a clone")
+    return tuple(found)
+
+
+def _spec(recipe: Recipe, name: str, result: Tensor) -> TensorSpec:
+    floats: Dtype = "float16" if recipe.precision == "fp16" else "float32"
+    if result.is_floating_point():
+        return TensorSpec(tuple(result.shape) or (1,), floats)
+    if result.dtype in (torch.int32, torch.int64):
+        return TensorSpec(tuple(result.shape) or (1,), "int32")
+    raise ExportError(f"{recipe.name}: output {name!r} is {result.dtype}; give floats or integers (a mask as 0.0 and 1.0)")

@@ -1,0 +1,101 @@
+"""Traced program -> saved package. The only place that calls the converter."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.models.errors import ExportError
+from coreflow.models.spec import BOUNDS_KEY, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+RECIPE_KEY = "coreflow.recipe"   # user-defined metadata
+
+# Token ids are never negative: without these passes an embedding is one gather, with them seven integer ops on the CPU.
+REMOVED_PASSES = ("common::guard_negative_gather_indices", "common::add_int16_cast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What the converter needs, without the module: plain data that travels to another process."""
+
+    name: str
+    traced: Path
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    target: str
+    precision: str
+    description: str
+    fingerprint: str
+
+
+def convert(conversion: Conversion, package: Path) -> Path:
+    """Convert a traced module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
+    ct = quiet_coremltools()
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes(set(REMOVED_PASSES))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):   # its progress bars
+            warnings.simplefilter("ignore")
+            import torch
+
+            model = ct.convert(
+                torch.jit.load(str(conversion.traced)),
+                inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, conversion)) for name, spec in conversion.inputs.items()],
+                outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in conversion.outputs.items()],
+                convert_to="mlprogram",
+                compute_precision=ct.precision.FLOAT16 if conversion.precision == "fp16" else ct.precision.FLOAT32,
+                minimum_deployment_target=getattr(ct.target, conversion.target),
+                pass_pipeline=pipeline,
+                skip_model_load=True,
+            )
+            _describe(model, conversion)
+            model.save(str(package))
+    except OSError as error:
+        raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
+    except Exception as error:
+        raise ExportError(f"{conversion.name}: the converter gave up: {_first_line(error)}") from error
+    _check_interface(model.get_spec(), conversion)
+    return package
+
+
+def _dtype(spec: TensorSpec, conversion: Conversion) -> Any:
+    if spec.dtype == "float16" and conversion.precision == "fp32":
+        return np.float32
+    return np.dtype(spec.dtype).type
+
+
+def _describe(model: Any, conversion: Conversion) -> None:
+    model.short_description = conversion.description
+    bounds = {name: list(spec.bounds) for name, spec in conversion.inputs.items() if spec.bounds is not None}
+    model.user_defined_metadata[BOUNDS_KEY] = json.dumps(bounds)
+    model.user_defined_metadata[RECIPE_KEY] = json.dumps(
+        {"name": conversion.name, "target": conversion.target, "precision": conversion.precision, "fingerprint": conversion.fingerprint}
+    )
+
+
+def _check_interface(spec: Any, conversion: Conversion) -> None:
+    """The converter renames, drops and retypes without a word: what it declares must be what the recipe says."""
+    for kind, features, wanted in (
+        ("inputs", spec.description.input, conversion.inputs), ("outputs", spec.description.output, conversion.outputs),
+    ):
+        declared = {each.name: tuple(each.type.multiArrayType.shape) for each in features}
+        asked = {name: each.shape for name, each in wanted.items()}
+        if kind == "outputs":
+            # Output shapes are not always declared; names are.
+            declared = {name: shape or asked.get(name, ()) for name, shape in declared.items()}
+        if declared != asked:
+            raise ExportError(f"{conversion.name}: the converter made the {kind} {declared}, the recipe says {asked}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

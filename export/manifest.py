@@ -1,0 +1,190 @@
+"""The manifest of a bundle: what it holds, and a digest of every file. Standard library only.
+
+    artifacts/NAME/
+      manifest.json                      replaced last, in one rename: the bundle is what it says
+      packages/<fingerprint>/STAGE.mlpackage
+      companions/<digest>/               tokenizers, reference weights, settings, golden samples
+
+Every folder below the bundle carries the digest of its content in its name and is complete before the manifest names it. A
+killed export leaves the old manifest and all that it names; what no manifest names is swept away by the next export.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from coreflow.models.errors import BundleError, ConfigError
+from coreflow.models.spec import TensorSpec
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+PACKAGES, COMPANIONS = "packages", "companions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEntry:
+    """One package of a bundle."""
+
+    package: str                            # path below the bundle
+    fingerprint: str                        # of the recipe, the traced operations, the weights and the versions
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """Digest and size of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle holds."""
+
+    name: str
+    kind: str                               # "energy-flow", or "recipes" for a user's own
+    created: str                            # ISO 8601, UTC
+    versions: Mapping[str, str]
+    stages: Mapping[str, StageEntry]
+    companions: str | None = None           # folder below the bundle
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, inverse of ``manifest_from_json``."""
+        return {
+            "schema": SCHEMA, "name": self.name, "kind": self.kind, "created": self.created, "versions": dict(self.versions),
+            "stages": {
+                name: {
+                    "package": stage.package, "fingerprint": stage.fingerprint,
+                    "inputs": {each: spec.to_json() for each, spec in stage.inputs.items()},
+                    "outputs": {each: spec.to_json() for each, spec in stage.outputs.items()},
+                    "recipe": dict(stage.recipe),
+                }
+                for name, stage in self.stages.items()
+            },
+            "companions": self.companions, "settings": dict(self.settings),
+            "files": {path: {"sha256": entry.sha256, "size_bytes": entry.size_bytes} for path, entry in self.files.items()},
+        }
+
+
+def manifest_from_json(plain: Any) -> Manifest:
+    """A manifest from parsed JSON; ``BundleError`` for a newer schema or anything that is not a manifest."""
+    if not isinstance(plain, dict) or not isinstance(plain.get("schema"), int):
+        raise BundleError("is not a coreflow manifest: it has no schema number")
+    if plain["schema"] > SCHEMA:
+        raise BundleError(f"has schema {plain['schema']}, and this coreflow reads up to {SCHEMA}; install a newer coreflow")
+    try:
+        stages = {
+            str(name): StageEntry(
+                package=_inside(stage["package"]), fingerprint=str(stage["fingerprint"]), inputs=_specs(stage["inputs"]),
+                outputs=_specs(stage["outputs"]), recipe=dict(stage["recipe"]),
+            )
+            for name, stage in plain["stages"].items()
+        }
+        files = {_inside(path): FileEntry(sha256=str(each["sha256"]), size_bytes=int(each["size_bytes"])) for path, each in plain["files"].items()}
+        companions = plain["companions"]
+        return Manifest(
+            name=str(plain["name"]), kind=str(plain["kind"]), created=str(plain["created"]), versions=dict(plain["versions"]), stages=stages,
+            companions=None if companions is None else _inside(companions), settings=dict(plain["settings"]), files=files,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise BundleError(f"is not a complete manifest: {type(error).__name__} {error}") from error
+
+
+def read_manifest(bundle: Path, *, verify: bool = True) -> Manifest:
+    """The manifest of the bundle at ``bundle``.
+
+    With ``verify``, every file is read and compared with its digest; a ``BundleError`` names all that are missing or changed.
+    """
+    path = bundle / MANIFEST
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; `coreflow export` makes one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    try:
+        manifest = manifest_from_json(plain)
+    except BundleError as error:
+        raise BundleError(f"{path} {error}") from error
+    if verify and (problems := damaged_files(bundle, manifest)):
+        raise BundleError(f"{bundle}: {'; '.join(problems)}. Export it again, or copy it again from where it came")
+    return manifest
+
+
+def damaged_files(bundle: Path, manifest: Manifest) -> list[str]:
+    """A line for every file that is missing, changed, or outside the bundle through a link; empty when all are as recorded."""
+    problems = []
+    root = bundle.resolve()
+    for name, entry in manifest.files.items():
+        path = bundle / name
+        if not path.resolve().is_relative_to(root):
+            problems.append(f"{name} leads out of the bundle")
+        elif not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry.size_bytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}")
+        elif file_digest(path) != entry.sha256:
+            problems.append(f"{name} was changed: its digest is not the recorded one")
+    unlisted = [stage.package for stage in manifest.stages.values() if not any(name.startswith(f"{stage.package}/") for name in manifest.files)]
+    return problems + [f"{package} has no recorded file" for package in unlisted]
+
+
+def list_files(bundle: Path, folders: list[str]) -> dict[str, FileEntry]:
+    """An entry for every file below these folders of the bundle, in the order of their names."""
+    paths = sorted(path for folder in folders for path in (bundle / folder).rglob("*") if path.is_file())
+    return {
+        path.relative_to(bundle).as_posix(): FileEntry(sha256=file_digest(path), size_bytes=path.stat().st_size) for path in paths
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Write the manifest beside its place, sync, and rename it into place: before, the old bundle; after, the new one."""
+    handle, name = tempfile.mkstemp(dir=bundle, prefix=".manifest-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(manifest.to_json(), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(bundle / MANIFEST)
+        sync_folder(bundle)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _inside(path: Any) -> str:
+    """``path`` if it is a relative path that stays where it is resolved; ``ValueError`` otherwise."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in str(path) or ":" in pure.parts[0]:
+        raise ValueError(f"the path {str(path)!r} leads out of the bundle")
+    return str(pure)
+
+
+def _specs(plain: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {str(name): TensorSpec.from_json(spec) for name, spec in plain.items()}

@@ -1,0 +1,118 @@
+"""How the six stages are joined, whatever executes them: torch modules, Core ML or the lifted programs.
+
+    ids, mask -> encoder -> surface ┐                                        ┌ decoder_memory -> decoder_step ... -> tokens
+                                    ├ flow table -> lattice_step ... -> surface ┤
+    embedding -> mapper_in -> surface ┘                                        └ mapper_out -> embedding
+
+The loops are on this side because a loop inside a program leaves the Neural Engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from coreflow.models.energy.config import EnergyConfig
+from coreflow.models.energy.decoding import StepFunction
+from coreflow.models.energy.lattice import FlowStatistics, initial_table
+from coreflow.models.energy.stages import Stage, flat_table, table_names
+from coreflow.models.errors import InputError
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+Predict = Callable[[str, Arrays], Arrays]   # name of a stage, its inputs -> its outputs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Carried:
+    """A surface (1, S) that left the lattice, what happened on the way, and the flow table before and after every step."""
+
+    surface: Array
+    statistics: FlowStatistics
+    tables: tuple[Arrays, ...]
+
+
+class Wiring:
+    """The paths through the stages of one model; ``predict`` executes a stage."""
+
+    def __init__(self, config: EnergyConfig, predict: Predict) -> None:
+        self.config = config
+        self.predict = predict
+        self._names = table_names(config)
+
+    def encode(self, ids: Array, mask: Array) -> Array:
+        """(1, L) token ids and mask -> the surface (1, S) that enters the lattice."""
+        return self.predict("encoder", {"ids": ids, "mask": mask})["surface"]
+
+    def embedding_to_surface(self, embedding: Array) -> Array:
+        """(1, E) -> the surface (1, S) that enters the lattice."""
+        return self.predict("mapper_in", {"embedding": embedding})["surface"]
+
+    def surface_to_embedding(self, surface: Array) -> Array:
+        """The surface (1, S) that left the lattice -> (1, E)."""
+        return self.predict("mapper_out", {"surface": surface})["embedding"]
+
+    def carry(self, surface: Array) -> Carried:
+        """Step after step, until no flow is alive or the last step has projected the rest onto the face."""
+        steps = self.config.steps
+        start = initial_table(torch.from_numpy(np.array(surface)), self.config)
+        table = {name: field.numpy() for name, field in zip(self._names, flat_table(start), strict=True)}
+        tables, events, output = [table], [], surface
+        for step in range(steps):
+            last = np.full((1, 1, 1, 1), step == steps - 1, surface.dtype)
+            outputs = self.predict("lattice_step", {"last": last, **table})
+            table = {name: outputs[f"{name}_out"] for name in self._names}
+            output = outputs["output_surface"]
+            tables.append(table)
+            events.append(np.rint(outputs["events"][0]).astype(int))
+            if not table["alive"].any():
+                break
+        return Carried(surface=output, statistics=_statistics(tables, np.array(events)), tables=tuple(tables))
+
+    def decoder(self, surface: Array) -> tuple[StepFunction[dict[str, Array]], dict[str, Array]]:
+        """A step for ``decoding.decode`` on the surface (1, S) that left the lattice, and its first state."""
+        length, decoder = self.config.decode_length, self.config.decoder
+        cross = dict(self.predict("decoder_memory", {"surface": surface}))
+        one_hot = np.eye(length, dtype=surface.dtype)
+        key, value = (1, decoder.num_heads, decoder.d_kv, length), (1, decoder.num_heads, length, decoder.d_kv)
+        empty = {
+            f"self_{kind}_{layer}": np.zeros(shape, surface.dtype)
+            for layer in range(decoder.num_layers)
+            for kind, shape in (("key", key), ("value", value))
+        }
+
+        def step(token: int, position: int, own: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+            if not 0 <= position < length:
+                raise InputError(f"position {position}; the decoder writes {length} tokens at most")
+            inputs = {"token": np.array([[token]], np.int32), "position": one_hot[position : position + 1], **own, **cross}
+            outputs = self.predict("decoder_step", inputs)
+            return outputs["logits"][0], {name: outputs[f"{name}_out"] for name in own}
+
+        return step, empty
+
+
+def torch_predict(stages: Mapping[str, Stage], dtype: torch.dtype = torch.float32) -> Predict:
+    """Stages executed by their torch modules, as they are, with floats in ``dtype``."""
+
+    @torch.no_grad()
+    def predict(name: str, inputs: Arrays) -> Arrays:
+        stage = stages[name]
+        given = [torch.from_numpy(np.ascontiguousarray(inputs[each])) for each in stage.inputs]
+        result = stage.module(*(each.to(dtype) if each.is_floating_point() else each for each in given))
+        results = (result,) if isinstance(result, torch.Tensor) else result
+        return {each: tensor.numpy() for each, tensor in zip(stage.outputs, results, strict=True)}
+
+    return predict
+
+
+def _statistics(tables: list[Arrays], events: Array) -> FlowStatistics:
+    """``events`` is (steps, 3): arrived, died, spawned."""
+    alive = [table["alive"] > 0.5 for table in tables[:-1]]
+    arrived, died, spawned = (int(total) for total in events.sum(0))
+    return FlowStatistics(
+        steps=len(events), active=tuple(int(each.sum()) for each in alive),
+        mean_energy=tuple(float(np.abs(table["energy"][each]).mean()) for table, each in zip(tables, alive, strict=False)),
+        started=int(alive[0].sum()), arrived=arrived, died=died, spawned=spawned,
+    )
