@@ -1,0 +1,24 @@
+"""PyTorch module -> Core ML package; see ``Recipe`` and ``build``. Names are handed on when they are asked for: nothing heavy loads before."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coreflow.export.bundle import build, export_bundle
+    from coreflow.export.recipe import Recipe
+    from coreflow.models.spec import TensorSpec
+
+_HOMES = {
+    "Recipe": "coreflow.export.recipe",
+    "TensorSpec": "coreflow.models.spec",
+    "build": "coreflow.export.bundle",
+    "export_bundle": "coreflow.export.bundle",
+}
+__all__ = ["Recipe", "TensorSpec", "build", "export_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

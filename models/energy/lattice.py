@@ -46,7 +46,8 @@ class Events(NamedTuple):
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """``hard`` forwards, the gradient of ``soft`` backwards; just ``hard`` where nothing is being trained."""
-    return hard.detach() + soft - soft.detach() if soft.requires_grad else hard
+    # The difference first: it is 0 to the last bit, so that cells stay whole numbers and shares stay 0 or 1.
+    return hard.detach() + (soft - soft.detach()) if soft.requires_grad else hard
 
 
 def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = None) -> FlowTable:
@@ -117,7 +118,8 @@ class FlowProcessor(nn.Module):
         # Nothing alive after this step, nothing on the face before it: rescue what there is.
         barren = torch.relu(1 - survives.sum((1, 2, 3), keepdim=True)) * (table.face_weight.sum((1, 2, 3), keepdim=True) <= 0).to(survives)
         rescued = table.alive * barren
-        face_energy, face_weight = self._collect(table, proposal.energy, cell, inside, projected + rescued)
+        starved = table.alive - survives if self.training else None
+        face_energy, face_weight = self._collect(table, proposal.energy, cell, inside, projected + rescued, starved)
         position, energy, alive, hidden, spawned = self._spawn(proposal, cell, remaining)
         after = FlowTable(
             position=position, energy=energy, age=(table.age * remaining + 1) * alive, alive=alive,
@@ -163,16 +165,19 @@ class FlowProcessor(nn.Module):
     def _at_least(value: Tensor, threshold: float) -> Tensor:
         return (value >= threshold).to(value.dtype)
 
-    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, inside: Tensor, arrived: Tensor) -> tuple[Tensor, Tensor]:
+    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, inside: Tensor, arrived: Tensor, starved: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weighted energies and weights per cell of the face, each (B, 1, H, W)."""
         weight = energy.abs().clamp(min=MIN_WEIGHT) * (1 + AGE_WEIGHT * table.age) * arrived
+        weighted = weight * energy
+        if starved is not None:
+            weighted = weighted + MIN_WEIGHT * starved.detach() * (energy - energy.detach())
         # One cell forwards; backwards the linear share of the neighbours, which tells a flow where to move.
         row, column = (
             straight_through(cell_weights(cell[:, axis : axis + 1].detach(), cells), cell_weights(inside[:, axis : axis + 1], cells))
             for axis, cells in ((1, self.config.height), (0, self.config.width))
         )
         column = column.transpose(-1, -2)
-        return torch.matmul(row * (weight * energy), column), torch.matmul(row * weight, column)
+        return torch.matmul(row * weighted, column), torch.matmul(row * weight, column)
 
     def _spawn(self, proposal: Proposal, cell: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
         """Position, energy, alive and hidden after spawning into free slots, and the new flows as a 0/1 tensor (B, 1, 1, N).

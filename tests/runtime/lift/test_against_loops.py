@@ -11,8 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-
 Evaluate = Callable[..., Any]
 RNG = np.random.default_rng(3)
 
@@ -138,7 +136,8 @@ def test_pooling_folds_every_window(evaluate: Evaluate, data: Any) -> None:
     rank = data.draw(st.integers(1, 2 if kind == "l2" else 3))
     kernel = [data.draw(st.integers(1, 3)) for _ in range(rank)]
     strides = [data.draw(st.integers(1, 3)) for _ in range(rank)]
-    ceil = rank < 3 and data.draw(st.booleans())
+    # A stride beyond the window can leave ceil_mode's last window empty, and an empty window has no value.
+    ceil = rank < 3 and all(s <= k for s, k in zip(strides, kernel, strict=True)) and data.draw(st.booleans())
     pad_type = data.draw(st.sampled_from(["valid", "custom"] if ceil else ["valid", "custom", "same", "same_lower"]))
     sides = [data.draw(st.integers(0, k - 1)) for k in kernel]
     pad = [side for side in sides for _ in range(2)]
@@ -185,9 +184,8 @@ def test_local_response_norm_divides_by_the_neighbouring_channels(evaluate: Eval
 
 
 def test_lstm_is_torchs_in_both_directions(evaluate: Evaluate) -> None:
-    S, B, I, H = 5, 2, 3, 4
-    module = torch.nn.LSTM(I, H, bidirectional=True)
-    x, h, c = torch.randn(S, B, I), torch.randn(2, B, H), torch.randn(2, B, H)
+    module = torch.nn.LSTM(3, 4, bidirectional=True)
+    x, h, c = torch.randn(5, 2, 3), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     with torch.no_grad():
         want, (want_h, want_c) = module(x, (h, c))
 

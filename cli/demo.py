@@ -1,0 +1,6 @@
+"""``coreflow demo``."""
+
+
+def demo() -> int:
+    """The whole chain."""
+    return 0

@@ -1,0 +1,65 @@
+"""``coreflow export``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coreflow.cli.console import err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from coreflow.export.bundle import BundleDone, StageDone
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")],
+    target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> int:
+    """Convert a trained run, or your own recipes, to a bundle of Core ML packages."""
+    done = export_with_bar(source, out_dir, target, jobs)
+    if as_json:
+        print_json(done.manifest.to_json())
+    else:
+        out().print(summary(done))
+    return 0
+
+
+def export_with_bar(source: str, out_dir: Path, target: str | None = None, jobs: int | None = None) -> "BundleDone":
+    """Export while a bar counts the stages; returns the bundle."""
+    from coreflow.export.bundle import BundleDone
+
+    with progress_bar("exporting") as (bar, task):
+        for event in _start(source, out_dir, target, jobs):
+            if isinstance(event, BundleDone):
+                return event
+            bar.update(task, total=event.total, completed=event.done, detail=event.stage)
+            if bar.disable:
+                how = "kept, nothing it depends on has changed" if event.reused else f"converted in {event.seconds:.1f} s"
+                err().print(f"{event.stage}: {how}, {event.size_bytes / 1e6:.2f} MB")
+    raise AssertionError("an export ends with its bundle")
+
+
+def summary(done: "BundleDone") -> str:
+    """One line per package."""
+    stages = done.manifest.stages
+    lines = [f"bundle {done.path}: {len(stages)} packages in {done.seconds:.0f} s"]
+    return "\n".join(lines + [f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {done.path / stage.package}" for name, stage in stages.items()])
+
+
+def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> "Iterator[StageDone | BundleDone]":
+    from dataclasses import replace
+
+    from coreflow.export.bundle import export_bundle
+    from coreflow.export.energy import export_run
+    from coreflow.export.source import is_recipe_source, load_recipes
+
+    if not is_recipe_source(source):
+        return export_run(Path(source), out_dir, target=target or "iOS17", jobs=jobs)  # type: ignore[arg-type]
+    recipes = load_recipes(source)
+    if target is not None:
+        recipes = tuple(replace(recipe, target=target) for recipe in recipes)  # type: ignore[arg-type]
+    return export_bundle(recipes, out_dir, settings={"source": Path(source).name}, jobs=jobs)

@@ -1,0 +1,6 @@
+"""``coreflow validate``."""
+
+
+def validate() -> int:
+    """Judge."""
+    return 0
