@@ -24,7 +24,7 @@ def export(
     if as_json:
         print_json(done.manifest.to_json())
     else:
-        out().print(summary(done))
+        out().print(summary(done), soft_wrap=True)
     return 0
 
 

@@ -1,5 +1,7 @@
 """``coreflow``: one file per command, imported when it runs. Exit codes are listed in docs/commands.md."""
 
+import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,9 +18,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="PyTorch models to Core ML and the Apple Neural Engine, proven right on any machine.",
 )
-COMMANDS: tuple[Callable[..., Any], ...] = (demo.demo, train.train, export.export, run.run, validate.validate)
-for command in COMMANDS:
-    app.command()(command)
+COMMANDS: tuple[Callable[..., int], ...] = (demo.demo, train.train, export.export, run.run, validate.validate)
+
+
+def _exiting(command: Callable[..., int]) -> Callable[..., None]:
+    """The command as typer wants it: what it returns becomes the exit code."""
+
+    @functools.wraps(command)
+    def exiting(*args: Any, **options: Any) -> None:
+        raise typer.Exit(command(*args, **options))
+
+    return exiting
+
+
+for each in COMMANDS:
+    app.command()(_exiting(each))
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,24 +50,17 @@ def _options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    import click
-
     try:
-        result = app(args=None if argv is None else list(argv), standalone_mode=False)
+        app(args=None if argv is None else list(argv))
     except CoreflowError as error:
         fail(str(error))
         return error.exit_code
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        fail("interrupted")
-        return 130
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
     except BrokenPipeError:
-        # The reader went away, as `coreflow run ... | head` does.
-        sys.stderr.close()
-        return 0
-    return result if isinstance(result, int) else 0
+        # The reader went away, as `coreflow run ... | head` does; the interpreter would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def train(
     if as_json:
         print_json({name: value for name, value in asdict(trained).items() if name != "curve"} | {"directory": str(trained.directory)})
     else:
-        out().print(summary(trained))
+        out().print(summary(trained), soft_wrap=True)
     return 0
 
 

@@ -19,10 +19,19 @@ from typing import Any
 
 import torch
 
-from coreflow.export.capture import Captured, capture
+from coreflow.export.capture import Captured, capture, serialised
 from coreflow.export.convert import Conversion, convert
 from coreflow.export.manifest import (
-    COMPANIONS, MANIFEST, PACKAGES, Manifest, StageEntry, damaged_files, list_files, read_manifest, sync_folder, write_manifest,
+    COMPANIONS,
+    MANIFEST,
+    PACKAGES,
+    Manifest,
+    StageEntry,
+    damaged_files,
+    list_files,
+    read_manifest,
+    sync_folder,
+    write_manifest,
 )
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError, ExportError
@@ -58,7 +67,7 @@ def build(recipe: Recipe, out_dir: str | Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
             staging = Path(folder)
-            package = _convert(_conversion(recipe, capture(recipe), staging), staging)
+            package = _convert(_conversion(recipe, capture(recipe)), staging)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -102,10 +111,11 @@ def _export(
     recipes: Sequence[Recipe], out: Path, kind: str, settings: dict[str, Any], write_companions: Callable[[Path], None] | None,
     jobs: int | None, started: float,
 ) -> Iterator[StageDone | BundleDone]:
-    if (old := _manifest_or_none(out)) or not (out / MANIFEST).exists():
-        _sweep(out, old)   # not around a manifest that we cannot read: it may name what we would remove
+    # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
+    old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
+    _sweep(out, old)
     captured = {recipe.name: capture(recipe) for recipe in recipes}
-    kept = _reusable(out)
+    kept = {} if old is None else _reusable(out, old)
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
         todo = [recipe for recipe in recipes if captured[recipe.name].fingerprint not in kept]
@@ -142,7 +152,7 @@ def _convert_all(work: Sequence[tuple[Recipe, Captured]], staging: Path, jobs: i
     """Convert side by side; yields each package as it is finished."""
     if not work:
         return
-    conversions = [(recipe, _conversion(recipe, captured, staging)) for recipe, captured in work]
+    conversions = [(recipe, _conversion(recipe, captured)) for recipe, captured in work]
     processes = min(jobs or os.cpu_count() or 1, len(work))
     if processes == 1:
         for recipe, conversion in conversions:
@@ -174,11 +184,9 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
     return _convert(conversion, staging), time.monotonic() - began
 
 
-def _conversion(recipe: Recipe, captured: Captured, staging: Path) -> Conversion:
-    traced = staging / f"{recipe.name}.pt"
-    torch.jit.save(captured.traced, str(traced))
+def _conversion(recipe: Recipe, captured: Captured) -> Conversion:
     return Conversion(
-        name=recipe.name, traced=traced, inputs=dict(recipe.inputs), outputs=captured.outputs, target=recipe.target,
+        name=recipe.name, traced=serialised(captured.traced), inputs=dict(recipe.inputs), outputs=captured.outputs, target=recipe.target,
         precision=recipe.precision, description=recipe.description, fingerprint=captured.fingerprint,
     )
 
@@ -200,20 +208,10 @@ def _package_path(stage: str, fingerprint: str) -> str:
     return f"{PACKAGES}/{fingerprint[:16]}/{stage}.mlpackage"
 
 
-def _reusable(out: Path) -> dict[str, str]:
+def _reusable(out: Path, manifest: Manifest) -> dict[str, str]:
     """Fingerprint -> path of every package of the present bundle whose files are all as recorded."""
-    manifest = _manifest_or_none(out)
-    if manifest is None:
-        return {}
     damaged = " ".join(damaged_files(out, manifest))
     return {stage.fingerprint: stage.package for stage in manifest.stages.values() if stage.package not in damaged}
-
-
-def _manifest_or_none(out: Path) -> Manifest | None:
-    try:
-        return read_manifest(out, verify=False)
-    except BundleError:
-        return None
 
 
 def _move(source: Path, target: Path) -> None:
@@ -235,7 +233,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _sweep(out: Path, manifest: Manifest | None) -> None:
     """Remove what no manifest names: leftovers of killed exports, and packages that were replaced."""
-    named = set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions}
+    named = set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions or ''}
     for left in out.glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
     for left in out.glob(".manifest-*"):

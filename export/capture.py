@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,8 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
 
-# Two draws: a value read during tracing (``.item()``, a Python branch) is right for the first and wrong for the second.
-TRACED_SEED, CHECKED_SEED = 0, 1
+# A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
+TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def capture(recipe: Recipe) -> Captured:
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
     with _evaluating(recipe.module):
-        first, second = (_tensors(recipe, seed) for seed in (TRACED_SEED, CHECKED_SEED))
+        first = _tensors(recipe, TRACED_SEED)
         buffers = {name: buffer.clone() for name, buffer in recipe.module.named_buffers()}
         results = _run(recipe, first)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
@@ -45,17 +46,30 @@ def capture(recipe: Recipe) -> Captured:
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
         with warnings.catch_warnings():
             # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
-            # what a TracerWarning would say, the second draw below proves.
+            # what a TracerWarning would say, the further draws prove.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(recipe.module, tuple(first.values()), check_trace=False, strict=True)
-            replayed = _as_tuple(recipe, traced(*second.values()))
-        for name, want, got in zip(recipe.outputs, _run(recipe, second), replayed, strict=True):
-            if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-4, atol=1e-5, equal_nan=True):
-                raise ExportError(
-                    f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a "
-                    "tensor) or draws random numbers"
-                )
+            for seed in CHECKED_SEEDS:
+                _check_replay(recipe, traced, _tensors(recipe, seed))
     return Captured(traced, outputs, fingerprint(recipe, traced))
+
+
+def serialised(traced: torch.jit.ScriptModule) -> bytes:
+    """A traced module for another process. In memory: torch's file writer aborts the process when the disk is full."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)   # see ``capture``
+        torch.jit.save(traced, buffer)
+    return buffer.getvalue()
+
+
+def _check_replay(recipe: Recipe, traced: torch.jit.ScriptModule, inputs: Mapping[str, Tensor]) -> None:
+    for name, want, got in zip(recipe.outputs, _run(recipe, inputs), _as_tuple(recipe, traced(*inputs.values())), strict=True):
+        if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-4, atol=1e-5, equal_nan=True):
+            raise ExportError(
+                f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor) "
+                "or draws random numbers"
+            )
 
 
 def fingerprint(recipe: Recipe, traced: torch.jit.ScriptModule) -> str:
@@ -66,8 +80,9 @@ def fingerprint(recipe: Recipe, traced: torch.jit.ScriptModule) -> str:
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
     graph = traced.inlined_graph
-    digest.update(re.sub(r"#.*", "", str(graph)).encode())   # without the paths and lines of the source
-    for node in graph.findAllNodes("prim::Constant"):
+    # Without the paths and lines of the source, and the numbers that tell classes of one name apart within a process.
+    digest.update(re.sub(r"#.*|___torch_mangle_\d+\.", "", str(graph)).encode())
+    for node in graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
         if "value" in node.attributeNames() and node.kindOf("value") == "t":
             _update(digest, node.t("value"))
     for name, tensor in (*traced.named_parameters(), *traced.named_buffers()):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.models.errors import ExportError
+from coreflow.export.program import read_program
+from coreflow.models.errors import BundleError, ExportError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Conversion:
     """What the converter needs, without the module: plain data that travels to another process."""
 
     name: str
-    traced: Path
+    traced: bytes   # torch.jit.save's
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     target: str
@@ -49,7 +50,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
             import torch
 
             model = ct.convert(
-                torch.jit.load(str(conversion.traced)),
+                torch.jit.load(io.BytesIO(conversion.traced)),
                 inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, conversion)) for name, spec in conversion.inputs.items()],
                 outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in conversion.outputs.items()],
                 convert_to="mlprogram",
@@ -65,6 +66,11 @@ def convert(conversion: Conversion, package: Path) -> Path:
     except Exception as error:
         raise ExportError(f"{conversion.name}: the converter gave up: {_first_line(error)}") from error
     _check_interface(model.get_spec(), conversion)
+    try:
+        # The converter's own writer does not tell of a disk that was full: what was saved has to be readable to its end.
+        read_program(package)
+    except BundleError as error:
+        raise ExportError(f"{conversion.name}: could not be written whole: {error}") from error
     return package
 
 

@@ -21,7 +21,7 @@ from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.runtime.load import load_model
 
 CACHED_SURFACES = 256
-CACHE_DECIMALS = 3   # of a surface in [-1, 1]: about what fp16 keeps
+CACHE_DECIMALS = 3  # of a surface in [-1, 1]: about what fp16 keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,14 @@ class ChainResult:
     text: str
     tokens: tuple[int, ...]
     log_probability: float
-    input_surface: np.ndarray        # (H, W), entering the lattice
-    output_surface: np.ndarray       # (H, W), leaving it
+    input_surface: np.ndarray  # (H, W), entering the lattice
+    output_surface: np.ndarray  # (H, W), leaving it
     statistics: FlowStatistics
-    tables: tuple[Arrays, ...]       # the flow table before and after every step
-    dropped_tokens: int              # of the input, beyond the encoder's length
-    unknown: tuple[str, ...]         # parts of the input that the encoder's vocabulary lacks
-    corrections: int                 # rounds of iterative correction that the kept text took
-    cosine: float | None             # of the surface and the re-encoded text; None without correction
+    tables: tuple[Arrays, ...]  # the flow table before and after every step
+    dropped_tokens: int  # of the input, beyond the encoder's length
+    unknown: tuple[str, ...]  # parts of the input that the encoder's vocabulary lacks
+    corrections: int  # rounds of iterative correction that the kept text took
+    cosine: float | None  # of the surface and the re-encoded text; None without correction
     times: Mapping[str, StageTime]
 
 
@@ -56,7 +56,9 @@ class Chain:
     >>> Chain.load("artifacts/demo").run("the patient farmer danced behind the old mill").text
     """
 
-    def __init__(self, manifest: Manifest, config: EnergyConfig, wordpiece: TextTokenizer, unigram: TextTokenizer, stages: Mapping[str, Model]) -> None:
+    def __init__(
+        self, manifest: Manifest, config: EnergyConfig, wordpiece: TextTokenizer, unigram: TextTokenizer, stages: Mapping[str, Model]
+    ) -> None:
         self.manifest = manifest
         self.config = config
         self.wordpiece = wordpiece
@@ -68,8 +70,15 @@ class Chain:
 
     @classmethod
     def load(
-        cls, bundle: str | Path, backend: Backend = "auto", *, numerics: str = "fp16", device: str = "cpu", engine: str = "auto",
-        compute_units: ComputeUnits = "all", verify: bool = True,
+        cls,
+        bundle: str | Path,
+        backend: Backend = "auto",
+        *,
+        numerics: str = "fp16",
+        device: str = "cpu",
+        engine: str = "auto",
+        compute_units: ComputeUnits = "all",
+        verify: bool = True,
     ) -> Self:
         """The chain in the bundle at ``bundle``; arguments as ``load_model``'s.
 
@@ -84,9 +93,7 @@ class Chain:
         companions = folder / manifest.companions
         config = load_config(companions / CONFIG)
         stages = {
-            name: load_model(
-                folder / stage.package, backend, numerics=numerics, device=device, engine=engine, compute_units=compute_units
-            )
+            name: load_model(folder / stage.package, backend, numerics=numerics, device=device, engine=engine, compute_units=compute_units)
             for name, stage in manifest.stages.items()
         }
         return cls(manifest, config, TextTokenizer.load(companions / WORDPIECE), TextTokenizer.load(companions / UNIGRAM), stages)
@@ -117,9 +124,17 @@ class Chain:
             decoded = self.decode(carried.surface, options)
         shape = (self.config.height, self.config.width)
         return ChainResult(
-            text=self.unigram.decode(decoded.tokens), tokens=decoded.tokens, log_probability=decoded.log_probability,
-            input_surface=entering.reshape(shape), output_surface=carried.surface.reshape(shape), statistics=carried.statistics,
-            tables=carried.tables, dropped_tokens=encoded.dropped, unknown=encoded.unknown, corrections=rounds, cosine=cosine,
+            text=self.unigram.decode(decoded.tokens),
+            tokens=decoded.tokens,
+            log_probability=decoded.log_probability,
+            input_surface=entering.reshape(shape),
+            output_surface=carried.surface.reshape(shape),
+            statistics=carried.statistics,
+            tables=carried.tables,
+            dropped_tokens=encoded.dropped,
+            unknown=encoded.unknown,
+            corrections=rounds,
+            cosine=cosine,
             times={name: StageTime(calls=len(each), total_ms=sum(each) * 1e3) for name, each in self._times.items()},
         )
 

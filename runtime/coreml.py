@@ -37,7 +37,7 @@ class CoreMLModel:
         graph, self._interface = program.function(function_name)
         self.program = program
         self.compute_units = compute_units
-        self.inputs: dict[str, TensorSpec] = input_specs(program, self._interface)
+        self.inputs: dict[str, TensorSpec] = input_specs(program, graph, self._interface)
         self.outputs: dict[str, TensorSpec] = output_specs(program, graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
@@ -57,6 +57,8 @@ class CoreMLModel:
         given = checked_inputs(inputs, self.inputs, self._interface)
         # coremltools turns fp16 arrays into fp32 inside the dictionary it is given; these arrays and this dictionary are ours.
         passed = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in given.items()}
+        pictures = [feature.name for feature in self._interface.inputs if feature.kind == "image" and feature.name in inputs]
+        passed.update((name, inputs[name]) for name in pictures)  # the framework reads pictures itself
         if state is not None and not isinstance(state, CoreMLState):
             raise InputError(f"{self.program.path.name}: the state belongs to another backend; make it with this model's make_state()")
         if state is None and self.states:

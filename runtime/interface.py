@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,29 +15,36 @@ from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 Array = npt.NDArray[Any]
 
 
-def input_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]:
-    """The inputs of a function with the bounds that the package records."""
+def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
+    """The inputs of a function with the bounds that the package records; an image is (1, C, H, W) from 0 to 255."""
     bounds = _bounds(program)
+    declared = {value.name: value for value in graph.inputs}
     specs = {}
     for feature in interface.inputs:
-        if feature.kind != "array":
-            raise UnsupportedError(f"{program.path.name}: input {feature.name!r} is of kind {feature.kind}; only arrays can be passed")
-        specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name))
+        if feature.kind == "image":
+            channels = 3 if feature.colour in ("RGB", "BGR") else 1
+            shape = (1, channels, *feature.shape)
+            limits = None if feature.colour == "GRAYSCALE_FLOAT16" else (0.0, 255.0)
+            specs[feature.name] = _spec(program, replace(feature, dtype=declared[feature.name].dtype), shape, limits)
+        elif feature.kind == "array":
+            specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name))
+        else:
+            raise UnsupportedError(
+                f"{program.path.name}: input {feature.name!r} is of kind {feature.kind}; arrays and images can be passed"
+            )
     return specs
 
 
 def output_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
     """The array outputs of a function; an extent that only a prediction tells is given as 1.
 
-    A classifier's label and probabilities are no arrays: they are predicted and have no spec.
+    A classifier's label and probabilities and an image are no arrays: they are predicted and have no spec.
     """
     declared = {value.name: value for value in graph.outputs}
     specs = {}
     for feature in interface.outputs:
-        if feature.kind in ("string", "int64", "dictionary"):
-            continue
         if feature.kind != "array":
-            raise UnsupportedError(f"{program.path.name}: output {feature.name!r} is of kind {feature.kind}; only arrays can be returned")
+            continue
         known = declared[feature.name].shape
         shape = feature.shape if known is None else tuple(extent or 1 for extent in known)
         specs[feature.name] = _spec(program, feature, shape, None)
@@ -76,7 +84,7 @@ def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], i
             f"{what} {', '.join(map(repr, names))}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
         )
         raise InputError(f"inputs: {problem}. The inputs are {', '.join(f'{name} {describe(spec)}' for name, spec in specs.items())}")
-    return {name: _checked(name, np.asarray(value), specs[name], features[name]) for name, value in inputs.items()}
+    return {name: _checked(name, _pixels(name, value, features[name]), specs[name], features[name]) for name, value in inputs.items()}
 
 
 def checked_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]) -> Array:
@@ -157,7 +165,36 @@ def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
     return converted
 
 
+def _pixels(name: str, value: Any, feature: Feature) -> Array:
+    """Anything array-like as an array; a picture (PIL) as (1, C, H, W) in the colours that the program declares."""
+    if feature.kind != "image" or not hasattr(value, "convert"):
+        return np.asarray(value)
+    mode = {"GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}.get(feature.colour, "RGB")
+    if mode == "RGB" and value.mode not in ("RGB", "RGBA", "L"):
+        raise InputError(f"input {name!r} is a picture of mode {value.mode}; RGB is right")
+    pixels = np.asarray(value.convert(mode))
+    if mode != "RGB":
+        return pixels[None, None]
+    channels = pixels.transpose(2, 0, 1)[None]
+    return channels[:, ::-1] if feature.colour == "BGR" else channels
+
+
+def as_picture(pixels: Array, feature: Feature) -> Any:
+    """The picture (PIL) that (1, C, H, W) shows, rounded and cut to what a pixel holds."""
+    from PIL import Image
+
+    if feature.colour == "GRAYSCALE_FLOAT16":
+        return Image.fromarray(pixels[0, 0].astype(np.float32))
+    whole = np.clip(np.rint(pixels[0]), 0, 255).astype(np.uint8)
+    if feature.colour == "GRAYSCALE":
+        return Image.fromarray(whole[0])
+    return Image.fromarray(np.ascontiguousarray((whole[::-1] if feature.colour == "BGR" else whole).transpose(1, 2, 0)))
+
+
 def _fits(shape: tuple[int, ...], feature: Feature) -> bool:
+    if feature.kind == "image":
+        channels = 3 if feature.colour in ("RGB", "BGR") else 1
+        return shape[:2] == (1, channels) and _fits(shape[2:], replace(feature, kind="array"))
     if shape == feature.shape or shape in feature.enumerated:
         return True
     return len(shape) == len(feature.ranges) > 0 and all(

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coreflow.export.program import Program
+from coreflow.export.program import Feature, Program
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Array, State
-from coreflow.runtime.interface import checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
+from coreflow.runtime.interface import as_picture, checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
 from coreflow.runtime.lift.interpreter import Interpreter, Observer
 from coreflow.runtime.lift.numerics import numerics_named
 from coreflow.runtime.lift.ops_state import StateBuffer
@@ -32,7 +32,7 @@ class LiftedModel:
         graph, self._interface = program.function(function_name)
         self.program = program
         self.engine = ENGINES[0]
-        self.inputs: dict[str, TensorSpec] = input_specs(program, self._interface)
+        self.inputs: dict[str, TensorSpec] = input_specs(program, graph, self._interface)
         self.outputs: dict[str, TensorSpec] = output_specs(program, graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
@@ -58,12 +58,7 @@ class LiftedModel:
         tensors.update(written)
         results = self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
-        return {
-            feature.name: self._as_array(results[feature.name], self.outputs[feature.name])
-            if feature.name in self.outputs
-            else results[feature.name]
-            for feature in self._interface.outputs
-        }
+        return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""
@@ -84,10 +79,14 @@ class LiftedModel:
             raise InputError(f"{label}: the state belongs to another program or backend; make it with this model's make_state()")
         return state.tensors
 
-    def _as_array(self, result: torch.Tensor, spec: TensorSpec) -> Array:
-        """A fresh array: float32, float64 or int32."""
+    def _as_caller_sees(self, result: Any, feature: Feature) -> Any:
+        """A fresh array (float32, float64 or int32), a picture, or a classifier's label and probabilities as they are."""
+        if not isinstance(result, torch.Tensor):
+            return result
+        if feature.kind == "image":
+            return as_picture(result.cpu().numpy(), feature)
         wide = np.float64 if self.interpreter.numerics.dtype == torch.float64 else np.float32
-        return np.array(result.cpu().numpy(), dtype=np.int32 if spec.dtype == "int32" else wide)
+        return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide)
 
 
 class LiftedState:

@@ -35,12 +35,26 @@ def plot_chain(result: "ChainResult", config: EnergyConfig, path: Path) -> None:
     colours = image.cmap
     for path_points, energies in flow_paths(result):
         x, y, z = path_points.T
-        space.plot(z, x, y, color=colours((energies.mean() / limit + 1) / 2), linewidth=0.6 + 1.8 * float(np.abs(energies).mean()) / limit, alpha=0.85)
+        space.plot(
+            z,
+            x,
+            y,
+            color=colours((energies.mean() / limit + 1) / 2),
+            linewidth=0.6 + 1.8 * float(np.abs(energies).mean()) / limit,
+            alpha=0.85,
+        )
     # A flow leaves the table in the step that takes it to the face: the face is drawn as what it holds at the end.
     rows, columns = np.nonzero(result.tables[-1]["face_weight"][0, 0])
     faces = colours((result.output_surface[rows, columns] / limit + 1) / 2)
     space.scatter(np.full(len(rows), config.depth - 1), columns, rows, c=faces, marker="s", s=18, depthshade=False)
-    space.set(xlabel="z (depth)", ylabel="x", zlabel="y", xlim=(config.plane, config.depth - 1), ylim=(0, config.width - 1), zlim=(0, config.height - 1))
+    space.set(
+        xlabel="z (depth)",
+        ylabel="x",
+        zlabel="y",
+        xlim=(config.plane, config.depth - 1),
+        ylim=(0, config.width - 1),
+        zlim=(0, config.height - 1),
+    )
     space.view_init(elev=18, azim=-62)
     flows = result.statistics
     space.set_title(f"{flows.started} flows, {flows.spawned} spawned, {flows.died} died, {flows.arrived} arrived in {flows.steps} steps")

@@ -44,10 +44,10 @@ class Events(NamedTuple):
     spawned: Tensor
 
 
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """``hard`` forwards, the gradient of ``soft`` backwards; just ``hard`` where nothing is being trained."""
-    # The difference first: it is 0 to the last bit, so that cells stay whole numbers and shares stay 0 or 1.
-    return hard.detach() + (soft - soft.detach()) if soft.requires_grad else hard
+def straight_through(value: Tensor, soft: Tensor) -> Tensor:
+    """``value`` forwards, its own gradient and that of ``soft`` backwards; just ``value`` where nothing is being trained."""
+    # The difference first: it is 0 to the last bit, so that cells stay whole numbers and selections stay 0 or 1.
+    return value + (soft - soft.detach()) if soft.requires_grad else value
 
 
 def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = None) -> FlowTable:
@@ -118,8 +118,7 @@ class FlowProcessor(nn.Module):
         # Nothing alive after this step, nothing on the face before it: rescue what there is.
         barren = torch.relu(1 - survives.sum((1, 2, 3), keepdim=True)) * (table.face_weight.sum((1, 2, 3), keepdim=True) <= 0).to(survives)
         rescued = table.alive * barren
-        starved = table.alive - survives if self.training else None
-        face_energy, face_weight = self._collect(table, proposal.energy, cell, inside, projected + rescued, starved)
+        face_energy, face_weight = self._collect(table, proposal.energy, cell, inside, projected + rescued, survives)
         position, energy, alive, hidden, spawned = self._spawn(proposal, cell, remaining)
         after = FlowTable(
             position=position, energy=energy, age=(table.age * remaining + 1) * alive, alive=alive,
@@ -165,19 +164,28 @@ class FlowProcessor(nn.Module):
     def _at_least(value: Tensor, threshold: float) -> Tensor:
         return (value >= threshold).to(value.dtype)
 
-    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, inside: Tensor, arrived: Tensor, starved: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, inside: Tensor, arrived: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted energies and weights per cell of the face, each (B, 1, H, W)."""
         weight = energy.abs().clamp(min=MIN_WEIGHT) * (1 + AGE_WEIGHT * table.age) * arrived
         weighted = weight * energy
-        if starved is not None:
-            weighted = weighted + MIN_WEIGHT * starved.detach() * (energy - energy.detach())
-        # One cell forwards; backwards the linear share of the neighbours, which tells a flow where to move.
-        row, column = (
-            straight_through(cell_weights(cell[:, axis : axis + 1].detach(), cells), cell_weights(inside[:, axis : axis + 1], cells))
-            for axis, cells in ((1, self.config.height), (0, self.config.width))
-        )
+        if self.training:
+            # Backwards, a flow that died weighs as much as a flow of no energy. A cell that nothing reached then has a slope
+            # of 1 (``surface`` divides by this weight), and the energy of its flow can grow back over the threshold.
+            weighted = straight_through(weighted, MIN_WEIGHT * (table.alive - survives).detach() * energy)
+        sums = self._sum_cells(cell.detach(), weighted, weight)
+        if not inside.requires_grad:
+            return sums
+        # Backwards, a flow has a linear share in the neighbours, which tells it where to move. Not in empty ones: a mean over
+        # one flow is its energy however small its share, and the step from nothing to that has no slope to follow.
+        taken = (table.face_weight + sums[1] > 0).to(weight.dtype)
+        near = self._sum_cells(inside, weighted.detach(), weight.detach())
+        return straight_through(sums[0], taken * near[0]), straight_through(sums[1], taken * near[1])
+
+    def _sum_cells(self, place: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each of ``values`` (B, 1, 1, N) summed over the flows of each cell, (B, 1, H, W)."""
+        row, column = (cell_weights(place[:, axis : axis + 1], cells) for axis, cells in ((1, self.config.height), (0, self.config.width)))
         column = column.transpose(-1, -2)
-        return torch.matmul(row * weighted, column), torch.matmul(row * weight, column)
+        return tuple(torch.matmul(row * value, column) for value in values)
 
     def _spawn(self, proposal: Proposal, cell: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
         """Position, energy, alive and hidden after spawning into free slots, and the new flows as a 0/1 tensor (B, 1, 1, N).
@@ -189,6 +197,9 @@ class FlowProcessor(nn.Module):
         above = (magnitude > self.config.spawn_threshold).to(magnitude.dtype)
         willing = straight_through((proposal.spawn_logit > 0).to(magnitude.dtype), proposal.spawn_logit.sigmoid())
         wanted = (remaining * above * willing).detach() * self._at_least(shares * magnitude, self.config.energy_threshold)   # (B, K, 1, N)
+        if self.training and not wanted.any():
+            # What follows would select nothing, at a third of the cost of a step.
+            return cell * remaining, proposal.energy * remaining, remaining, tuple(state * remaining for state in proposal.hidden), 0 * remaining
         earlier = self.earlier_slots[: remaining.shape[3], : remaining.shape[3]]
         rank = torch.matmul(wanted.sum(1, keepdim=True), earlier) + nn.functional.conv2d(wanted, self.earlier_children)
         free = 1 - remaining

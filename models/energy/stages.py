@@ -79,7 +79,8 @@ def flat_table(table: FlowTable) -> tuple[Tensor, ...]:
 
 
 def _table(flat: tuple[Tensor, ...]) -> FlowTable:
-    return FlowTable(*flat[:6], hidden=tuple(flat[6:]))
+    position, energy, age, alive, face_energy, face_weight, *hidden = flat
+    return FlowTable(position, energy, age, alive, face_energy, face_weight, tuple(hidden))
 
 
 def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:

@@ -7,7 +7,7 @@
 The loops are on this side because a loop inside a program leaves the Neural Engine.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class Wiring:
         def step(token: int, position: int, own: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             if not 0 <= position < length:
                 raise InputError(f"position {position}; the decoder writes {length} tokens at most")
-            inputs = {"token": np.array([[token]], np.int32), "position": one_hot[position : position + 1], **own, **cross}
+            inputs: Arrays = {"token": np.array([[token]], np.int32), "position": one_hot[position : position + 1], **own, **cross}
             outputs = self.predict("decoder_step", inputs)
             return outputs["logits"][0], {name: outputs[f"{name}_out"] for name in own}
 
@@ -107,7 +107,7 @@ def torch_predict(stages: Mapping[str, Stage], dtype: torch.dtype = torch.float3
     return predict
 
 
-def _statistics(tables: list[Arrays], events: Array) -> FlowStatistics:
+def _statistics(tables: Sequence[Arrays], events: Array) -> FlowStatistics:
     """``events`` is (steps, 3): arrived, died, spawned."""
     alive = [table["alive"] > 0.5 for table in tables[:-1]]
     arrived, died, spawned = (int(total) for total in events.sum(0))

@@ -19,7 +19,12 @@ from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.training.checkpoint import (
-    RESUME, TRAINING, Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors, write_json,
+    RESUME,
+    TRAINING,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_json,
 )
 from coreflow.models.training.losses import IGNORED, energy_loss, text_loss, token_accuracy
 

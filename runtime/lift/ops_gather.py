@@ -8,8 +8,10 @@ from torch import Tensor
 from coreflow.runtime.lift.registry import lowering
 
 
-def from_start(indices: Tensor, extent: int) -> Tensor:
-    """``indices`` counted from the start of an axis of ``extent`` elements."""
+def from_start(indices: Tensor, extent: int, *, validate: bool = False) -> Tensor:
+    """``indices`` counted from the start of an axis of ``extent`` elements; validated ones (iOS17) must do so already."""
+    if validate and bool(((indices < 0) | (indices >= extent)).any()):
+        raise IndexError(f"an index is outside 0..{extent - 1}")
     return torch.where(indices < 0, indices + extent, indices)
 
 
@@ -20,7 +22,7 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     Source: MIL iOS15 scatter_gather.gather, batch_dims since iOS16, validate_indices since iOS17.
     """
     axis = axis % x.dim()
-    chosen = from_start(indices, x.shape[axis])
+    chosen = from_start(indices, x.shape[axis], validate=validate_indices)
     if batch_dims == 0:
         taken = torch.index_select(x, axis, chosen.reshape(-1))
         return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
@@ -39,7 +41,7 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
 @lowering("gather_along_axis", exact=True)
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """numpy's take_along_axis: indices have x's shape but along ``axis``. Source: MIL iOS15 scatter_gather.gather_along_axis."""
-    return torch.gather(x, axis, from_start(indices, x.shape[axis]).long())
+    return torch.gather(x, axis, from_start(indices, x.shape[axis], validate=validate_indices).long())
 
 
 @lowering("gather_nd", exact=True)
@@ -54,7 +56,8 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
         shape = [1] * (indices.dim() - 1)
         shape[axis] = indices.shape[axis]
         places.append(torch.arange(indices.shape[axis], device=x.device).reshape(shape))
-    places += [from_start(indices[..., part], x.shape[batch_dims + part]).long() for part in range(depth)]
+    for part in range(depth):
+        places.append(from_start(indices[..., part], x.shape[batch_dims + part], validate=validate_indices).long())
     return x[tuple(places)]
 
 
@@ -65,7 +68,7 @@ def scatter(data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mo
     Source: MIL iOS15 scatter_gather.scatter.
     """
     axis = axis % data.dim()
-    flat = from_start(indices, data.shape[axis]).reshape(-1)
+    flat = from_start(indices, data.shape[axis], validate=validate_indices).reshape(-1)
     rows = updates.reshape(*data.shape[:axis], flat.numel(), *data.shape[axis + 1 :])
     shape = [1] * data.dim()
     shape[axis] = flat.numel()
@@ -80,7 +83,7 @@ def scatter_along_axis(
 
     Source: MIL iOS15 scatter_gather.scatter_along_axis.
     """
-    return _combine(data, from_start(indices, data.shape[axis]), updates, axis, mode)
+    return _combine(data, from_start(indices, data.shape[axis], validate=validate_indices), updates, axis, mode)
 
 
 @lowering("scatter_nd")
@@ -92,7 +95,7 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add"
     depth = indices.shape[-1]
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int32, device=data.device)
     for axis in range(depth):
-        flat = flat * data.shape[axis] + from_start(indices[..., axis], data.shape[axis])
+        flat = flat * data.shape[axis] + from_start(indices[..., axis], data.shape[axis], validate=validate_indices)
     rest = math.prod(data.shape[depth:])
     rows = updates.reshape(-1, rest)
     combined = _combine(data.reshape(-1, rest), flat.reshape(-1, 1).expand_as(rows), rows, 0, mode)

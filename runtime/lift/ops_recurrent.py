@@ -11,13 +11,13 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def _activation(name: str) -> Activation:
-    """Core ML's recurrent activations; scaled_tanh and the hard sigmoid have fixed parameters there."""
+    """Core ML's recurrent activations. Its scaled tanh has no scale here, and its hard sigmoid is min(max(x / 5 + 1/2, 0), 1)."""
     known: dict[str, Activation] = {
         "tanh": torch.tanh,
         "sigmoid": torch.sigmoid,
         "relu": torch.relu,
         "linear": lambda x: x,
-        "scaled_tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x),
+        "scaled_tanh": torch.tanh,
         "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
         "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
     }

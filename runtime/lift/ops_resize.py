@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,12 +54,17 @@ def _linear_both(x: Tensor, mode: str, height: int, width: int) -> Tensor:
     return _interpolate(tall, x.dim() - 1, sampling_grid(mode, x.shape[-1], width))
 
 
+def _scaled(extent: int, factor: float) -> int:
+    """floor(extent * factor) with the product rounded to float32, as MIL does: 5 * 2.6 is 13 there and less with a wide product."""
+    return math.floor(np.float32(extent) * np.float32(factor))
+
+
 @lowering("upsample_nearest_neighbor", exact=True)
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
     """Pixels repeated; fractional factors give floor(extent * factor) pixels."""
     for axis, factor in ((x.dim() - 2, scale_factor_height), (x.dim() - 1, scale_factor_width)):
         extent = x.shape[axis]
-        count = math.floor(extent * factor)
+        count = _scaled(extent, factor)
         x = _nearest(x, axis, [i * extent // count for i in range(count)])
     return x
 
@@ -83,7 +89,7 @@ def upsample_bilinear(
     """Bilinear with floor(extent * factor) pixels; half_pixel_centers (iOS16) is the opposite of align_corners unless given."""
     half = not align_corners if half_pixel_centers is None else half_pixel_centers
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if half else "DEFAULT"
-    return _linear_both(x, mode, math.floor(x.shape[-2] * scale_factor_height), math.floor(x.shape[-1] * scale_factor_width))
+    return _linear_both(x, mode, _scaled(x.shape[-2], scale_factor_height), _scaled(x.shape[-1], scale_factor_width))
 
 
 @lowering("resize_bilinear")

@@ -1,0 +1,51 @@
+"""The Core ML backend: on a Mac it predicts what the lifted backend predicts; elsewhere it is refused."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.coreml import CoreMLModel, compiled_copy
+from coreflow.runtime.load import load_model
+
+IDS = np.arange(16, dtype=np.int32)[None]
+MASK = np.ones((1, 16), np.float16)
+
+on_a_mac = pytest.mark.skipif(platform.system() != "Darwin", reason="needs the Core ML framework")
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="the framework is there")
+def test_core_ml_is_refused_off_a_mac(small_package: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"needs the Core ML framework of macOS and this is .*; use 'lifted'"):
+        load_model(small_package, "coreml")
+
+
+@pytest.mark.coreml
+@on_a_mac
+class TestOnAMac:
+    def test_predictions_are_the_lifted_backends(self, small_package: Path) -> None:
+        # Hosted machines have no Neural Engine: the CPU is what every Mac has.
+        actual = load_model(small_package, "coreml", compute_units="cpu_only").predict({"ids": IDS, "mask": MASK})
+        lifted = load_model(small_package, "lifted").predict({"ids": IDS, "mask": MASK})
+        assert {name: array.dtype for name, array in actual.items()} == {name: array.dtype for name, array in lifted.items()}
+        np.testing.assert_allclose(actual["probabilities"], lifted["probabilities"], atol=5e-3)
+
+    def test_the_callers_arrays_stay_fp16(self, small_package: Path) -> None:
+        inputs = {"ids": IDS.copy(), "mask": MASK.copy()}
+        load_model(small_package, "coreml", compute_units="cpu_only").predict(inputs)
+        assert inputs["mask"].dtype == np.float16
+        np.testing.assert_array_equal(inputs["ids"], IDS)
+
+    def test_the_compiled_copy_is_made_once(self, small_package: Path, tmp_path: Path) -> None:
+        first = compiled_copy(small_package, tmp_path)
+        stamp = first.stat().st_mtime_ns
+        assert compiled_copy(small_package, tmp_path) == first and first.stat().st_mtime_ns == stamp
+        assert list(tmp_path.iterdir()) == [first]
+
+    def test_a_model_opens_from_a_cache_of_its_own(self, small_package: Path, tmp_path: Path) -> None:
+        from coreflow.export.program import read_program
+
+        model = CoreMLModel(read_program(small_package), "cpu_only", cache_dir=tmp_path)
+        assert model.backend == "coreml" and list(model.predict({"ids": IDS, "mask": MASK})) == ["probabilities", "best"]

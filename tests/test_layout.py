@@ -1,0 +1,102 @@
+"""The tree is the architecture: packages are listed, imports point one way, and light modules stay light."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("models", "export", "runtime", "validate", "cli")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# Imports point upwards only; runtime takes from export the file formats and the quiet import.
+ALLOWED = {
+    "models": {"models"},
+    "export": {"models", "export"},
+    "runtime": {"models", "export", "runtime"},
+    "validate": {"models", "export", "runtime", "validate"},
+    "cli": set(FOLDERS),
+}
+FORMATS = {"coreflow.export.manifest", "coreflow.export.program", "coreflow.export.weights", "coreflow.export.coremltools_quiet"}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(("coreflow", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(str(node.module))
+    return found
+
+
+def test_every_package_of_the_tree_is_listed() -> None:
+    tree = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == tree
+    folders = {path.parent for path in modules().values()}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_type_checkers_find_every_folder() -> None:
+    for folder in FOLDERS:
+        assert (ROOT / ".typing/coreflow" / folder).resolve() == ROOT / folder
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_point_one_way(name: str) -> None:
+    folder = name.split(".")[1]
+    for imported in imports(modules()[name]):
+        parts = imported.split(".")
+        assert parts[0] not in FOLDERS, f"{name} imports {imported}: the full name is coreflow.{imported}"
+        if parts[0] == "coreflow" and len(parts) > 1:
+            assert parts[1] in ALLOWED[folder], f"{name} imports {imported}"
+            if folder == "runtime" and parts[1] == "export":
+                assert imported in FORMATS, f"{name} imports {imported}; runtime takes only the file formats from export"
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.startswith("coreflow.models")])
+def test_models_never_import_the_converter(name: str) -> None:
+    assert not any(imported.startswith("coremltools") for imported in imports(modules()[name]))
+
+
+LIGHT = (
+    "coreflow.cli.main",
+    "coreflow.export",
+    "coreflow.export.manifest",
+    "coreflow.export.program",
+    "coreflow.models.data.grammar",
+    "coreflow.models.energy.config",
+    "coreflow.models.energy.decoding",
+    "coreflow.models.errors",
+    "coreflow.models.spec",
+    "coreflow.runtime",
+    "coreflow.runtime.load",
+    "coreflow.validate",
+)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_load_nothing_heavy(name: str) -> None:
+    program = (
+        "import sys\n"
+        "for heavy in ('torch', 'coremltools', 'transformers', 'onnx', 'onnxruntime', 'matplotlib', 'tokenizers'): sys.modules[heavy] = None\n"
+        f"import {name}\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_no_source_file_is_longer_than_600_lines() -> None:
+    long = {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 600}
+    assert not long

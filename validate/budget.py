@@ -1,0 +1,156 @@
+"""The error that fp16 itself makes: the user's own torch module, executed as fp16 would, against its execution in float64.
+
+This simulation shares nothing with the lifted programs: neither their lowerings nor the converter's graph. A program judged
+by the rounding of its own interpreter could not fail.
+
+What is rounded: weights, floating buffers and inputs once, and then every floating result of every aten operation, overflow
+to inf included. An operation accumulates in fp32, as the engine's matrix unit and every fp16 library do. Composite
+operations that torch keeps whole (``native_layer_norm``, ``_softmax``, ``gelu``, ``convolution``, ``addmm`` with its bias) are
+one operation here, as they are one in a saved program: their result is rounded, not what happens inside. Fused attention
+is taken apart, because a saved program holds its products and its softmax one by one. Python numbers in the code
+(``0.1 * x``) stay exact, as in torch's own fp16 kernels.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from coreflow.export.capture import tensors
+from coreflow.models.errors import ConfigError, CoreflowError
+
+Array = np.ndarray[Any, Any]
+Precision = Literal["fp16", "fp32"]
+
+
+def round_to_half(values: Tensor) -> Tensor:
+    """The nearest numbers that fp16 holds, in the dtype of ``values``; beyond 65504 inf."""
+    return values.to(torch.float16).to(values.dtype)
+
+
+class HalfRounding(TorchDispatchMode):
+    """Inside, every fp32 or fp64 result of an aten operation is rounded to fp16."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run ``func`` and round what it made."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        schema = func._schema
+        written = [each for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+        if not written and any(each.alias_info is not None for each in schema.returns):
+            return result   # a view: nothing new, and a rounded copy would not follow later writes
+        touched: set[int] = set()
+        if written:
+            by_name = {each.name: value for each, value in zip(schema.arguments, args, strict=False)} | kwargs
+            tree_map(lambda value: _round_in_place(value, touched), [by_name.get(each.name) for each in written])
+        return tree_map(lambda value: value if id(value) in touched else _rounded(value), result)
+
+
+def _is_wide(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64)
+
+
+def _rounded(value: Any) -> Any:
+    return round_to_half(value) if _is_wide(value) else value
+
+
+def _round_in_place(value: Any, touched: set[int]) -> None:
+    if _is_wide(value):
+        value.copy_(round_to_half(value))
+        touched.add(id(value))
+
+
+class Executions:
+    """A module executed twice: in float64, and in the arithmetic whose error is the budget. The module itself is left as it was.
+
+    ``precision`` is the package's: its inputs and weights are rounded to it, and fp32's own execution is the budget of an
+    fp32 package.
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision = "fp16") -> None:
+        try:
+            self._exact = copy.deepcopy(module).cpu().eval()
+            self._simulated = copy.deepcopy(module).cpu().eval()
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
+        _convert(self._exact, lambda tensor: tensor.double())
+        _convert(self._simulated, lambda tensor: round_to_half(tensor.float()) if precision == "fp16" else tensor.float())
+        self._precision = precision
+        self.decides = callable(getattr(module, "decision_margins", None))
+
+    def exact(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The outputs in float64: R0. ``inputs`` are passed in their order."""
+        return self._call(self._exact, inputs, torch.float64)
+
+    def simulated(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The outputs of the simulated arithmetic."""
+        return self._call(self._simulated, inputs, torch.float32)
+
+    def exact_margins(self, inputs: Mapping[str, Array]) -> Array:
+        """What the module's ``decision_margins`` gives in float64."""
+        return self._call(self._exact, inputs, torch.float64, "decision_margins")[0]
+
+    def simulated_margins(self, inputs: Mapping[str, Array]) -> Array:
+        """What it gives in the simulated arithmetic."""
+        return self._call(self._simulated, inputs, torch.float32, "decision_margins")[0]
+
+    def _call(self, module: nn.Module, inputs: Mapping[str, Array], dtype: torch.dtype, method: str = "__call__") -> tuple[Array, ...]:
+        # Cloned: a module may write to its inputs, and they are the caller's.
+        given = [tensor.clone() for tensor in tensors(inputs, dtype).values()]
+        rounding = HalfRounding() if self._precision == "fp16" and dtype == torch.float32 else contextlib.nullcontext()
+        if not isinstance(rounding, contextlib.nullcontext):
+            given = [round_to_half(each) if each.is_floating_point() else each for each in given]
+        with _plainly(dtype), rounding:
+            try:
+                result = getattr(module, method)(*given)
+            except CoreflowError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+                raise ConfigError(f"the reference {type(module).__name__} does not run in {dtype} on {shapes}: {error}") from error
+        return tuple(each.detach().numpy() for each in _as_tuple(result, type(module).__name__))
+
+
+def _as_tuple(result: object, label: str) -> Sequence[Tensor]:
+    if isinstance(result, Mapping):
+        result = tuple(result.values())
+    found = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(found, tuple | list) or not all(isinstance(each, Tensor) for each in found):
+        raise ConfigError(f"the reference {label} returns {type(result).__name__}; a tensor or a tuple of tensors can be compared")
+    return found
+
+
+def _convert(module: nn.Module, convert: Any) -> None:
+    """Every floating parameter, buffer and plain tensor attribute of ``module``, in place; one tensor used twice stays one."""
+    made: dict[int, Any] = {}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.data = convert(parameter.data)
+        for part in module.modules():
+            for place in (part._buffers, vars(part)):
+                for name, value in place.items():
+                    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point():
+                        place[name] = made.setdefault(id(value), convert(value))
+
+
+@contextlib.contextmanager
+def _plainly(dtype: torch.dtype) -> Iterator[None]:
+    """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
+    default, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_default_dtype(dtype)
+    try:
+        # Not inference mode, in which composite operations reach the rounding whole.
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fast)
