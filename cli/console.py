@@ -40,7 +40,11 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[tuple[Progress
     """A bar on standard error while the block runs; nothing is drawn where that is not a terminal."""
     console = err()
     columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

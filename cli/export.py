@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them.")],
+    source: Annotated[
+        str, typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them.")
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")],
     target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
@@ -47,7 +49,13 @@ def summary(done: "BundleDone") -> str:
     """One line per package."""
     stages = done.manifest.stages
     lines = [f"bundle {done.path}: {len(stages)} packages in {done.seconds:.0f} s"]
-    return "\n".join(lines + [f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {done.path / stage.package}" for name, stage in stages.items()])
+    return "\n".join(
+        lines
+        + [
+            f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {done.path / stage.package}"
+            for name, stage in stages.items()
+        ]
+    )
 
 
 def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> "Iterator[StageDone | BundleDone]":

@@ -14,7 +14,11 @@ from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
 
 app = typer.Typer(
-    name="coreflow", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    name="coreflow",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="PyTorch models to Core ML and the Apple Neural Engine, proven right on any machine.",
 )
@@ -43,7 +47,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     pass
 

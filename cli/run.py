@@ -54,7 +54,9 @@ def run_one(chain: "Chain", text: str, options: "DecodingOptions | None" = None,
     """One text through the chain; what it could not read is warned of."""
     result = chain.run(text, options, corrections=corrections)
     if result.dropped_tokens:
-        warn(f"the text is longer than the {chain.config.text_length} tokens that the encoder reads; {result.dropped_tokens} tokens were dropped")
+        warn(
+            f"the encoder reads {chain.config.text_length} tokens; {result.dropped_tokens} tokens of the text were dropped"
+        )
     if result.unknown:
         warn(f"not in the encoder's vocabulary, read as unknown: {', '.join(map(repr, result.unknown))}")
     return result
@@ -83,17 +85,22 @@ def to_json(result: "ChainResult", chain: "Chain") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        "text": result.text, "tokens": list(result.tokens), "log_probability": result.log_probability, "backend": chain.backend,
-        "dropped_tokens": result.dropped_tokens, "unknown": list(result.unknown), "corrections": result.corrections, "cosine": result.cosine,
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "log_probability": result.log_probability,
+        "backend": chain.backend,
+        "dropped_tokens": result.dropped_tokens,
+        "unknown": list(result.unknown),
+        "corrections": result.corrections,
+        "cosine": result.cosine,
         "statistics": {**asdict(result.statistics), "arrived_share": result.statistics.arrived_share},
         "times": {name: asdict(each) for name, each in result.times.items()},
-        "input_surface": result.input_surface.tolist(), "output_surface": result.output_surface.tolist(),
+        "input_surface": result.input_surface.tolist(),
+        "output_surface": result.output_surface.tolist(),
     }
 
 
-def _run_lines(
-    chain: "Chain", lines: Iterable[str], options: "DecodingOptions", corrections: int, plot: Path | None, as_json: bool
-) -> int:
+def _run_lines(chain: "Chain", lines: Iterable[str], options: "DecodingOptions", corrections: int, plot: Path | None, as_json: bool) -> int:
     """Decode each line that has a word; one result per line of output."""
     import json
 
@@ -136,7 +143,9 @@ def _options(
 def _times(result: "ChainResult", chain: "Chain") -> "Table":
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim", title=f"time on this machine, {chain.backend} backend", title_justify="left")
+    table = Table(
+        box=None, pad_edge=False, header_style="dim", title=f"time on this machine, {chain.backend} backend", title_justify="left"
+    )
     for column in ("stage", "calls", "ms in all", "ms a call"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for name, each in result.times.items():

@@ -30,8 +30,15 @@ def train(
     from coreflow.models.training.trainer import TrainingOptions
 
     options = TrainingOptions(
-        preset=preset, corpus=corpus, teacher=teacher, t5=t5, device=device, steps=steps, batch_size=batch_size,  # type: ignore[arg-type]
-        accumulate=accumulate, seed=seed,
+        preset=preset,
+        corpus=corpus,
+        teacher=teacher,
+        t5=t5,
+        device=device,  # type: ignore[arg-type]
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        seed=seed,
     )
     trained = train_with_bar(options, out_dir or Path("artifacts/runs") / preset, resume)
     if as_json:
@@ -51,7 +58,9 @@ def train_with_bar(options: "TrainingOptions", directory: Path, resume: bool = F
             if isinstance(event, Trained):
                 return event
             detail = f"text {event.text_loss:.3f}  energy {event.energy_loss:.3f}  {event.step_ms:.0f} ms/step"
-            bar.update(task, total=event.steps, completed=event.step, detail=detail + (f"  {event.memory_mb:.0f} MB" if event.memory_mb else ""))
+            bar.update(
+                task, total=event.steps, completed=event.step, detail=detail + (f"  {event.memory_mb:.0f} MB" if event.memory_mb else "")
+            )
             if bar.disable and event.step % 250 == 0:
                 err().print(f"step {event.step} of {event.steps}: {detail}")
     raise AssertionError("training ends with its result")

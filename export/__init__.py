@@ -1,4 +1,4 @@
-"""PyTorch module -> Core ML package; see ``Recipe`` and ``build``. Names are handed on when they are asked for: nothing heavy loads before."""
+"""PyTorch module -> Core ML package; see ``Recipe`` and ``build``. Names load when they are asked for."""
 
 from typing import TYPE_CHECKING, Any
 

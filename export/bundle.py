@@ -30,11 +30,11 @@ from coreflow.export.manifest import (
     damaged_files,
     list_files,
     read_manifest,
-    sync_folder,
     write_manifest,
 )
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError, ExportError
+from coreflow.models.storage import sync_folder
 
 STAGING = ".staging-"
 
@@ -44,7 +44,7 @@ class StageDone:
     """One stage is in its place."""
 
     stage: str
-    reused: bool           # converted before from the same recipe, weights and versions
+    reused: bool  # converted before from the same recipe, weights and versions
     seconds: float
     size_bytes: int
     done: int
@@ -108,8 +108,13 @@ def export_bundle(
 
 
 def _export(
-    recipes: Sequence[Recipe], out: Path, kind: str, settings: dict[str, Any], write_companions: Callable[[Path], None] | None,
-    jobs: int | None, started: float,
+    recipes: Sequence[Recipe],
+    out: Path,
+    kind: str,
+    settings: dict[str, Any],
+    write_companions: Callable[[Path], None] | None,
+    jobs: int | None,
+    started: float,
 ) -> Iterator[StageDone | BundleDone]:
     # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
     old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
@@ -140,8 +145,14 @@ def _export(
     stages = {recipe.name: _entry(recipe, captured[recipe.name]) for recipe in recipes}
     folders = [stage.package for stage in stages.values()] + ([companions] if companions else [])
     manifest = Manifest(
-        name=out.name, kind=kind, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=_versions(), stages=stages,
-        companions=companions, settings=settings, files=list_files(out, folders),
+        name=out.name,
+        kind=kind,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+        stages=stages,
+        companions=companions,
+        settings=settings,
+        files=list_files(out, folders),
     )
     write_manifest(out, manifest)
     _sweep(out, manifest)
@@ -186,8 +197,14 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 def _conversion(recipe: Recipe, captured: Captured) -> Conversion:
     return Conversion(
-        name=recipe.name, traced=serialised(captured.traced), inputs=dict(recipe.inputs), outputs=captured.outputs, target=recipe.target,
-        precision=recipe.precision, description=recipe.description, fingerprint=captured.fingerprint,
+        name=recipe.name,
+        traced=serialised(captured.traced),
+        inputs=dict(recipe.inputs),
+        outputs=captured.outputs,
+        target=recipe.target,
+        precision=recipe.precision,
+        description=recipe.description,
+        fingerprint=captured.fingerprint,
     )
 
 
@@ -199,8 +216,11 @@ def _convert(conversion: Conversion, staging: Path) -> Path:
 
 def _entry(recipe: Recipe, captured: Captured) -> StageEntry:
     return StageEntry(
-        package=_package_path(recipe.name, captured.fingerprint), fingerprint=captured.fingerprint, inputs=dict(recipe.inputs),
-        outputs=captured.outputs, recipe=recipe.to_json(),
+        package=_package_path(recipe.name, captured.fingerprint),
+        fingerprint=captured.fingerprint,
+        inputs=dict(recipe.inputs),
+        outputs=captured.outputs,
+        recipe=recipe.to_json(),
     )
 
 
@@ -233,10 +253,12 @@ def _move(source: Path, target: Path) -> None:
 
 def _sweep(out: Path, manifest: Manifest | None) -> None:
     """Remove what no manifest names: leftovers of killed exports, and packages that were replaced."""
-    named = set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions or ''}
+    named = (
+        set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions or ""}
+    )
     for left in out.glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    for left in out.glob(".manifest-*"):
+    for left in out.glob(f".{MANIFEST}-*"):
         left.unlink(missing_ok=True)
     for folder in (*out.glob(f"{PACKAGES}/*"), *out.glob(f"{COMPANIONS}/*")):
         if folder.relative_to(out).as_posix() not in named:
@@ -246,7 +268,7 @@ def _sweep(out: Path, manifest: Manifest | None) -> None:
 def _only_ours(out: Path) -> bool:
     """Whether a folder without a manifest holds nothing but what a first, killed export leaves."""
     ours = {PACKAGES, COMPANIONS, ".lock"}
-    return all(path.name in ours or path.name.startswith((STAGING, ".manifest-")) for path in out.iterdir())
+    return all(path.name in ours or path.name.startswith((STAGING, f".{MANIFEST}-")) for path in out.iterdir())
 
 
 @contextlib.contextmanager
@@ -254,7 +276,7 @@ def _only_writer(out: Path) -> Iterator[None]:
     """A lock that the system lets go of when the process ends, however it ends."""
     try:
         import fcntl
-    except ImportError:   # not on Windows, where an open file cannot be replaced anyway
+    except ImportError:  # not on Windows, where an open file cannot be replaced anyway
         yield
         return
     with (out / ".lock").open("w") as file:

@@ -42,7 +42,9 @@ def capture(recipe: Recipe) -> Captured:
         results = _run(recipe, first)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
         if changed:
-            raise ExportError(f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output")
+            raise ExportError(
+                f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output"
+            )
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
         with warnings.catch_warnings():
             # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
@@ -58,7 +60,7 @@ def serialised(traced: torch.jit.ScriptModule) -> bytes:
     """A traced module for another process. In memory: torch's file writer aborts the process when the disk is full."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)   # see ``capture``
+        warnings.simplefilter("ignore", DeprecationWarning)  # see ``capture``
         torch.jit.save(traced, buffer)
     return buffer.getvalue()
 

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 
 logger = logging.getLogger(__name__)
 
-RECIPE_KEY = "coreflow.recipe"   # user-defined metadata
+RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
 
 # Token ids are never negative: without these passes an embedding is one gather, with them seven integer ops on the CPU.
 REMOVED_PASSES = ("common::guard_negative_gather_indices", "common::add_int16_cast")
@@ -30,7 +30,7 @@ class Conversion:
     """What the converter needs, without the module: plain data that travels to another process."""
 
     name: str
-    traced: bytes   # torch.jit.save's
+    traced: bytes  # torch.jit.save's
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     target: str
@@ -45,13 +45,14 @@ def convert(conversion: Conversion, package: Path) -> Path:
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(REMOVED_PASSES))
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):   # its progress bars
-            warnings.simplefilter("ignore")
+        with _silenced():
             import torch
 
             model = ct.convert(
                 torch.jit.load(io.BytesIO(conversion.traced)),
-                inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, conversion)) for name, spec in conversion.inputs.items()],
+                inputs=[
+                    ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, conversion)) for name, spec in conversion.inputs.items()
+                ],
                 outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in conversion.outputs.items()],
                 convert_to="mlprogram",
                 compute_precision=ct.precision.FLOAT16 if conversion.precision == "fp16" else ct.precision.FLOAT32,
@@ -92,7 +93,8 @@ def _describe(model: Any, conversion: Conversion) -> None:
 def _check_interface(spec: Any, conversion: Conversion) -> None:
     """The converter renames, drops and retypes without a word: what it declares must be what the recipe says."""
     for kind, features, wanted in (
-        ("inputs", spec.description.input, conversion.inputs), ("outputs", spec.description.output, conversion.outputs),
+        ("inputs", spec.description.input, conversion.inputs),
+        ("outputs", spec.description.output, conversion.outputs),
     ):
         declared = {each.name: tuple(each.type.multiArrayType.shape) for each in features}
         asked = {name: each.shape for name, each in wanted.items()}
@@ -101,6 +103,20 @@ def _check_interface(spec: Any, conversion: Conversion) -> None:
             declared = {name: shape or asked.get(name, ()) for name, shape in declared.items()}
         if declared != asked:
             raise ExportError(f"{conversion.name}: the converter made the {kind} {declared}, the recipe says {asked}")
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """No warnings, no log, no progress bars of the converter: ours stand in their place, and its error is in the exception."""
+    log = logging.getLogger("coremltools")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,11 @@
 """A trained energy-flow model -> a bundle: six packages, and beside them all that is needed to run and to judge them.
 
-    companions/<digest>/
-      config.json                 EnergyConfig
-      weights.safetensors         the torch reference
-      wordpiece.json unigram.json
-      golden/sentences.json       held-out sentences and the tokens that torch gives for them
-      golden/STAGE.safetensors    inputs and outputs of every stage on the way, ``<sample>.in.<name>`` and ``<sample>.out.<name>``
+companions/<digest>/
+  config.json                 EnergyConfig
+  weights.safetensors         the torch reference
+  wordpiece.json unigram.json
+  golden/sentences.json       held-out sentences and the tokens that torch gives for them
+  golden/STAGE.safetensors    inputs and outputs of every stage on the way, ``<sample>.in.<name>`` and ``<sample>.out.<name>``
 """
 
 import json
@@ -23,7 +23,8 @@ from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.energy.stages import Stage, energy_stages
 from coreflow.models.energy.wiring import Arrays, Wiring, torch_predict
-from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors, write_json
+from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors
+from coreflow.models.storage import write_json
 
 KIND = "energy-flow"
 GOLDEN = "golden"
@@ -34,8 +35,13 @@ def energy_recipes(model: EnergyFlow, target: Target = "iOS17") -> tuple[Recipe,
     """A recipe per stage of ``model``."""
     return tuple(
         Recipe(
-            name=stage.name, module=stage.module, inputs=stage.inputs, outputs=stage.outputs, description=stage.description,
-            draw=stage.draw, target=target,
+            name=stage.name,
+            module=stage.module,
+            inputs=stage.inputs,
+            outputs=stage.outputs,
+            description=stage.description,
+            draw=stage.draw,
+            target=target,
         )
         for stage in energy_stages(model)
     )
@@ -45,8 +51,12 @@ def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | No
     """Export the run at ``run`` to the bundle ``out``; see ``export_bundle``."""
     checkpoint = load_checkpoint(run)
     return export_bundle(
-        energy_recipes(checkpoint.model, target), out, kind=KIND, settings={"preset": checkpoint.model.config.preset},
-        write_companions=lambda folder: write_companions(folder, checkpoint), jobs=jobs,
+        energy_recipes(checkpoint.model, target),
+        out,
+        kind=KIND,
+        settings={"preset": checkpoint.model.config.preset},
+        write_companions=lambda folder: write_companions(folder, checkpoint),
+        jobs=jobs,
     )
 
 
@@ -71,9 +81,7 @@ def write_companions(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(tensors, golden / f"{stage}.safetensors")
 
 
-def golden_samples(
-    checkpoint: Checkpoint, texts: Sequence[str]
-) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Arrays, Arrays]]]]:
+def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Arrays, Arrays]]]]:
     """What torch makes of ``texts``: text, tokens and decoded text; and inputs and outputs of every call of a stage.
 
     Inputs are rounded to fp16 before torch sees them, as a package would see them. Of the decoder's steps every third is kept.
@@ -96,12 +104,14 @@ def golden_samples(
         carried = wiring.carry(wiring.encode(encoded.ids[None], encoded.mask[None].astype(np.float32)))
         wiring.surface_to_embedding(carried.surface)
         decoded = decode(
-            *wiring.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length),
-            start_id=config.decoder.pad_id, eos_id=config.decoder.eos_id,
+            *wiring.decoder(carried.surface),
+            DecodingOptions(max_tokens=config.decode_length),
+            start_id=config.decoder.pad_id,
+            eos_id=config.decoder.eos_id,
         )
         sentences.append({"text": text, "tokens": list(decoded.tokens), "decoded": checkpoint.unigram.decode(decoded.tokens)})
     for stage in stages.values():
-        if not calls[stage.name]:   # no sentence passes it: embeddings enter there
+        if not calls[stage.name]:  # no sentence passes it: embeddings enter there
             for seed in range(len(texts)):
                 recorded(stage.name, stage.draw(seed))
     calls["decoder_step"] = calls["decoder_step"][::3]

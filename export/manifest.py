@@ -11,8 +11,6 @@ killed export leaves the old manifest and all that it names; what no manifest na
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +18,7 @@ from typing import Any
 
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.spec import TensorSpec
+from coreflow.models.storage import write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,8 +29,8 @@ PACKAGES, COMPANIONS = "packages", "companions"
 class StageEntry:
     """One package of a bundle."""
 
-    package: str                            # path below the bundle
-    fingerprint: str                        # of the recipe, the traced operations, the weights and the versions
+    package: str  # path below the bundle
+    fingerprint: str  # of the recipe, the traced operations, the weights and the versions
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     recipe: Mapping[str, Any]
@@ -50,28 +49,34 @@ class Manifest:
     """What a bundle holds."""
 
     name: str
-    kind: str                               # "energy-flow", or "recipes" for a user's own
-    created: str                            # ISO 8601, UTC
+    kind: str  # "energy-flow", or "recipes" for a user's own
+    created: str  # ISO 8601, UTC
     versions: Mapping[str, str]
     stages: Mapping[str, StageEntry]
-    companions: str | None = None           # folder below the bundle
+    companions: str | None = None  # folder below the bundle
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, inverse of ``manifest_from_json``."""
         return {
-            "schema": SCHEMA, "name": self.name, "kind": self.kind, "created": self.created, "versions": dict(self.versions),
+            "schema": SCHEMA,
+            "name": self.name,
+            "kind": self.kind,
+            "created": self.created,
+            "versions": dict(self.versions),
             "stages": {
                 name: {
-                    "package": stage.package, "fingerprint": stage.fingerprint,
+                    "package": stage.package,
+                    "fingerprint": stage.fingerprint,
                     "inputs": {each: spec.to_json() for each, spec in stage.inputs.items()},
                     "outputs": {each: spec.to_json() for each, spec in stage.outputs.items()},
                     "recipe": dict(stage.recipe),
                 }
                 for name, stage in self.stages.items()
             },
-            "companions": self.companions, "settings": dict(self.settings),
+            "companions": self.companions,
+            "settings": dict(self.settings),
             "files": {path: {"sha256": entry.sha256, "size_bytes": entry.size_bytes} for path, entry in self.files.items()},
         }
 
@@ -85,16 +90,28 @@ def manifest_from_json(plain: Any) -> Manifest:
     try:
         stages = {
             str(name): StageEntry(
-                package=_inside(stage["package"]), fingerprint=str(stage["fingerprint"]), inputs=_specs(stage["inputs"]),
-                outputs=_specs(stage["outputs"]), recipe=dict(stage["recipe"]),
+                package=_inside(stage["package"]),
+                fingerprint=str(stage["fingerprint"]),
+                inputs=_specs(stage["inputs"]),
+                outputs=_specs(stage["outputs"]),
+                recipe=dict(stage["recipe"]),
             )
             for name, stage in plain["stages"].items()
         }
-        files = {_inside(path): FileEntry(sha256=str(each["sha256"]), size_bytes=int(each["size_bytes"])) for path, each in plain["files"].items()}
+        files = {
+            _inside(path): FileEntry(sha256=str(each["sha256"]), size_bytes=int(each["size_bytes"]))
+            for path, each in plain["files"].items()
+        }
         companions = plain["companions"]
         return Manifest(
-            name=str(plain["name"]), kind=str(plain["kind"]), created=str(plain["created"]), versions=dict(plain["versions"]), stages=stages,
-            companions=None if companions is None else _inside(companions), settings=dict(plain["settings"]), files=files,
+            name=str(plain["name"]),
+            kind=str(plain["kind"]),
+            created=str(plain["created"]),
+            versions=dict(plain["versions"]),
+            stages=stages,
+            companions=None if companions is None else _inside(companions),
+            settings=dict(plain["settings"]),
+            files=files,
         )
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise BundleError(f"is not a complete manifest: {type(error).__name__} {error}") from error
@@ -135,16 +152,16 @@ def damaged_files(bundle: Path, manifest: Manifest) -> list[str]:
             problems.append(f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}")
         elif file_digest(path) != entry.sha256:
             problems.append(f"{name} was changed: its digest is not the recorded one")
-    unlisted = [stage.package for stage in manifest.stages.values() if not any(name.startswith(f"{stage.package}/") for name in manifest.files)]
+    unlisted = [
+        stage.package for stage in manifest.stages.values() if not any(name.startswith(f"{stage.package}/") for name in manifest.files)
+    ]
     return problems + [f"{package} has no recorded file" for package in unlisted]
 
 
 def list_files(bundle: Path, folders: list[str]) -> dict[str, FileEntry]:
     """An entry for every file below these folders of the bundle, in the order of their names."""
     paths = sorted(path for folder in folders for path in (bundle / folder).rglob("*") if path.is_file())
-    return {
-        path.relative_to(bundle).as_posix(): FileEntry(sha256=file_digest(path), size_bytes=path.stat().st_size) for path in paths
-    }
+    return {path.relative_to(bundle).as_posix(): FileEntry(sha256=file_digest(path), size_bytes=path.stat().st_size) for path in paths}
 
 
 def file_digest(path: Path) -> str:
@@ -154,28 +171,8 @@ def file_digest(path: Path) -> str:
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
-    """Write the manifest beside its place, sync, and rename it into place: before, the old bundle; after, the new one."""
-    handle, name = tempfile.mkstemp(dir=bundle, prefix=".manifest-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(manifest.to_json(), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(bundle / MANIFEST)
-        sync_folder(bundle)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Replace the manifest in one rename: before, the bundle is the old one; after, the new one."""
+    write_json(bundle / MANIFEST, manifest.to_json())
 
 
 def _inside(path: Any) -> str:

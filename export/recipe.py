@@ -31,8 +31,8 @@ class Recipe:
     module: nn.Module = field(repr=False)
     inputs: Mapping[str, TensorSpec]
     outputs: tuple[str, ...]
-    target: Target = "iOS17"                      # iOS18 where states, several functions or grouped palettes need it
-    precision: Literal["fp16", "fp32"] = "fp16"   # fp32 is for looking for faults; it never runs on the engine
+    target: Target = "iOS17"  # iOS18 where states, several functions or grouped palettes need it
+    precision: Literal["fp16", "fp32"] = "fp16"  # fp32 is for looking for faults; it never runs on the engine
     description: str = ""
     draw: Callable[[int], Arrays] | None = field(default=None, repr=False)
 

@@ -39,10 +39,10 @@ def load_recipes(source: str) -> tuple[Recipe, ...]:
 
 def _execute(path: Path) -> object:
     specification = importlib.util.spec_from_file_location(f"coreflow_recipes_{path.stem}", path)
-    assert specification is not None and specification.loader is not None   # the name ends in .py
+    assert specification is not None and specification.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module   # dataclasses look their module up
-    sys.path.insert(0, str(path.parent.resolve()))   # modules beside the file, as a script would find them
+    sys.modules[specification.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent.resolve()))  # modules beside the file, as a script would find them
     try:
         specification.loader.exec_module(module)
     except CoreflowError:

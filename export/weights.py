@@ -7,6 +7,7 @@ Source: the MILBlob part of coremltools (StorageFormat.hpp, BlobDataType.hpp); t
 """
 
 import math
+import mmap
 import struct
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
     return wide.reshape(shape)
 
 
+def release_pages(array: Array) -> None:
+    """Gives back the memory of the mapped file behind ``array``, if there is one; reading on maps it again."""
+    base: object = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 class WeightFile:
     """One weight file, mapped copy-on-write: arrays look writable to torch, and the file never changes."""
 
@@ -70,7 +80,8 @@ class WeightFile:
             size = path.stat().st_size
             if size < _RECORD_BYTES:
                 raise BundleError(f"{label}: the weight file has {size} bytes and no room for its header; it was cut short")
-            self._bytes: Array = np.memmap(path, dtype=np.uint8, mode="c")
+            with path.open("rb") as stream:
+                self._bytes: Array = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
         except OSError as error:
             raise BundleError(f"{label}: the weight file cannot be read ({error.strerror or error})") from error
         version = int(struct.unpack_from("<I", self._bytes[4:8].tobytes())[0])

@@ -1,4 +1,4 @@
-"""Packages -> outputs; see ``load_model`` and ``Chain``. Names are handed on when they are asked for: nothing heavy loads before."""
+"""Packages -> outputs; see ``load_model`` and ``Chain``. Names load when they are asked for."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -88,7 +88,7 @@ class Chain:
         manifest = read_manifest(folder, verify=verify)
         if manifest.kind != "energy-flow" or manifest.companions is None:
             raise BundleError(
-                f"{folder} holds {', '.join(manifest.stages)} and no chain to run them in; load its packages with coreflow.runtime.load_model"
+                f"{folder} holds {', '.join(manifest.stages)} and no chain; load its packages with coreflow.runtime.load_model"
             )
         companions = folder / manifest.companions
         config = load_config(companions / CONFIG)

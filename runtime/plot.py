@@ -7,7 +7,7 @@ import numpy as np
 
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.errors import InputError
-from coreflow.models.training.checkpoint import write_atomically
+from coreflow.models.storage import write_atomically
 
 if TYPE_CHECKING:
     from coreflow.runtime.chain import ChainResult

@@ -71,6 +71,7 @@ def test_models_never_import_the_converter(name: str) -> None:
     assert not any(imported.startswith("coremltools") for imported in imports(modules()[name]))
 
 
+HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplotlib", "tokenizers")
 LIGHT = (
     "coreflow.cli.main",
     "coreflow.export",
@@ -91,7 +92,7 @@ LIGHT = (
 def test_light_modules_load_nothing_heavy(name: str) -> None:
     program = (
         "import sys\n"
-        "for heavy in ('torch', 'coremltools', 'transformers', 'onnx', 'onnxruntime', 'matplotlib', 'tokenizers'): sys.modules[heavy] = None\n"
+        f"for heavy in {HEAVY}: sys.modules[heavy] = None\n"
         f"import {name}\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -118,7 +118,7 @@ class FlowProcessor(nn.Module):
         # Nothing alive after this step, nothing on the face before it: rescue what there is.
         barren = torch.relu(1 - survives.sum((1, 2, 3), keepdim=True)) * (table.face_weight.sum((1, 2, 3), keepdim=True) <= 0).to(survives)
         rescued = table.alive * barren
-        face_energy, face_weight = self._collect(table, proposal.energy, cell, inside, projected + rescued, survives)
+        face_energy, face_weight = self._collect(table, proposal.energy, cell, projected + rescued, survives)
         position, energy, alive, hidden, spawned = self._spawn(proposal, cell, remaining)
         after = FlowTable(
             position=position, energy=energy, age=(table.age * remaining + 1) * alive, alive=alive,
@@ -164,7 +164,7 @@ class FlowProcessor(nn.Module):
     def _at_least(value: Tensor, threshold: float) -> Tensor:
         return (value >= threshold).to(value.dtype)
 
-    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, inside: Tensor, arrived: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
+    def _collect(self, table: FlowTable, energy: Tensor, cell: Tensor, arrived: Tensor, survives: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted energies and weights per cell of the face, each (B, 1, H, W)."""
         weight = energy.abs().clamp(min=MIN_WEIGHT) * (1 + AGE_WEIGHT * table.age) * arrived
         weighted = weight * energy
@@ -172,20 +172,13 @@ class FlowProcessor(nn.Module):
             # Backwards, a flow that died weighs as much as a flow of no energy. A cell that nothing reached then has a slope
             # of 1 (``surface`` divides by this weight), and the energy of its flow can grow back over the threshold.
             weighted = straight_through(weighted, MIN_WEIGHT * (table.alive - survives).detach() * energy)
-        sums = self._sum_cells(cell.detach(), weighted, weight)
-        if not inside.requires_grad:
-            return sums
-        # Backwards, a flow has a linear share in the neighbours, which tells it where to move. Not in empty ones: a mean over
-        # one flow is its energy however small its share, and the step from nothing to that has no slope to follow.
-        taken = (table.face_weight + sums[1] > 0).to(weight.dtype)
-        near = self._sum_cells(inside, weighted.detach(), weight.detach())
-        return straight_through(sums[0], taken * near[0]), straight_through(sums[1], taken * near[1])
-
-    def _sum_cells(self, place: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        """Each of ``values`` (B, 1, 1, N) summed over the flows of each cell, (B, 1, H, W)."""
-        row, column = (cell_weights(place[:, axis : axis + 1], cells) for axis, cells in ((1, self.config.height), (0, self.config.width)))
+        # No gradient to the place: a linear share in the neighbouring cells makes flows collide early on, and training then needs
+        # twice as many steps. Where to go is learned through the neuron, which sees the place in the step after.
+        row, column = (
+            cell_weights(cell[:, axis : axis + 1].detach(), cells) for axis, cells in ((1, self.config.height), (0, self.config.width))
+        )
         column = column.transpose(-1, -2)
-        return tuple(torch.matmul(row * value, column) for value in values)
+        return torch.matmul(row * weighted, column), torch.matmul(row * weight, column)
 
     def _spawn(self, proposal: Proposal, cell: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
         """Position, energy, alive and hidden after spawning into free slots, and the new flows as a 0/1 tensor (B, 1, 1, N).

@@ -1,11 +1,11 @@
 """The six stages that a bundle of an energy-flow model consists of: fixed shapes, named inputs and outputs, batch 1.
 
-    encoder          ids, mask -> surface
-    mapper_in        embedding -> surface
-    lattice_step     a flow table, last -> the table one step later, surface, events
-    mapper_out       surface -> embedding
-    decoder_memory   surface -> cross-attention keys and values of every layer
-    decoder_step     token, position, caches -> logits, caches
+encoder          ids, mask -> surface
+mapper_in        embedding -> surface
+lattice_step     a flow table, last -> the table one step later, surface, events
+mapper_out       surface -> embedding
+decoder_memory   surface -> cross-attention keys and values of every layer
+decoder_step     token, position, caches -> logits, caches
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.decoder import DecoderStep
 
 Arrays = Mapping[str, np.ndarray]
-CONTROL_TOKENS = 3   # of the Unigram tokenizer: padding, end, unknown
+CONTROL_TOKENS = 3  # of the Unigram tokenizer: padding, end, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Stage:
     inputs: dict[str, TensorSpec]
     outputs: tuple[str, ...]
     description: str
-    draw: Callable[[int], Arrays]   # a seed -> one set of inputs, in the dtypes of the specs
+    draw: Callable[[int], Arrays]  # a seed -> one set of inputs, in the dtypes of the specs
 
 
 class LatticeStep(nn.Module):
@@ -92,37 +92,58 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
     table = initial_table(torch.zeros(1, config.surface_size), config)
     names = table_names(config)
     flag = {"alive": (0.0, 1.0)}
-    table_specs = {name: TensorSpec(tuple(field.shape), bounds=flag.get(name)) for name, field in zip(names, flat_table(table), strict=True)}
+    table_specs = {
+        name: TensorSpec(tuple(field.shape), bounds=flag.get(name)) for name, field in zip(names, flat_table(table), strict=True)
+    }
     length = config.text_length
     return (
         Stage(
-            name="encoder", module=model.encoder, outputs=("surface",), description="Token ids to the surface that enters the lattice",
+            name="encoder",
+            module=model.encoder,
+            outputs=("surface",),
+            description="Token ids to the surface that enters the lattice",
             inputs={"ids": TensorSpec((1, length), "int32", (0, config.vocabulary - 1)), "mask": TensorSpec((1, length), bounds=(0, 1))},
             draw=lambda seed: _draw_text(config, seed),
         ),
         Stage(
-            name="mapper_in", module=model.mapper_in, inputs={"embedding": TensorSpec((1, config.embedding_size))}, outputs=("surface",),
-            description="Teacher embedding to the surface that enters the lattice", draw=lambda seed: _draw_embedding(config, seed),
+            name="mapper_in",
+            module=model.mapper_in,
+            inputs={"embedding": TensorSpec((1, config.embedding_size))},
+            outputs=("surface",),
+            description="Teacher embedding to the surface that enters the lattice",
+            draw=lambda seed: _draw_embedding(config, seed),
         ),
         Stage(
-            name="lattice_step", module=LatticeStep(model.lattice.processor),
+            name="lattice_step",
+            module=LatticeStep(model.lattice.processor),
             inputs={"last": TensorSpec((1, 1, 1, 1), bounds=(0, 1)), **table_specs},
             outputs=("output_surface", "events", *(f"{name}_out" for name in names)),
             description="One step of every flow in the lattice; events counts flows that arrived, died and spawned",
             draw=lambda seed: _draw_table(model, seed),
         ),
         Stage(
-            name="mapper_out", module=model.mapper_out, inputs=surface, outputs=("embedding",),
-            description="Surface that left the lattice to the teacher's embedding", draw=lambda seed: _draw_surface(config, seed),
+            name="mapper_out",
+            module=model.mapper_out,
+            inputs=surface,
+            outputs=("embedding",),
+            description="Surface that left the lattice to the teacher's embedding",
+            draw=lambda seed: _draw_surface(config, seed),
         ),
         Stage(
-            name="decoder_memory", module=DecoderMemory(model.decoder), inputs=surface,
+            name="decoder_memory",
+            module=DecoderMemory(model.decoder),
+            inputs=surface,
             outputs=tuple(name for name in step_inputs if name.startswith("cross_")),
-            description="Surface to the keys and values that the decoder attends to", draw=lambda seed: _draw_surface(config, seed),
+            description="Surface to the keys and values that the decoder attends to",
+            draw=lambda seed: _draw_surface(config, seed),
         ),
         Stage(
-            name="decoder_step", module=step, inputs=step_inputs, outputs=step.output_names,
-            description="One token of the T5 decoder, with explicit key and value caches", draw=lambda seed: _draw_decoder(model, seed),
+            name="decoder_step",
+            module=step,
+            inputs=step_inputs,
+            outputs=step.output_names,
+            description="One token of the T5 decoder, with explicit key and value caches",
+            draw=lambda seed: _draw_decoder(model, seed),
         ),
     )
 

@@ -22,7 +22,7 @@ from coreflow.models.errors import InputError
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
-Predict = Callable[[str, Arrays], Arrays]   # name of a stage, its inputs -> its outputs
+Predict = Callable[[str, Arrays], Arrays]  # name of a stage, its inputs -> its outputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +112,11 @@ def _statistics(tables: Sequence[Arrays], events: Array) -> FlowStatistics:
     alive = [table["alive"] > 0.5 for table in tables[:-1]]
     arrived, died, spawned = (int(total) for total in events.sum(0))
     return FlowStatistics(
-        steps=len(events), active=tuple(int(each.sum()) for each in alive),
+        steps=len(events),
+        active=tuple(int(each.sum()) for each in alive),
         mean_energy=tuple(float(np.abs(table["energy"][each]).mean()) for table, each in zip(tables, alive, strict=False)),
-        started=int(alive[0].sum()), arrived=arrived, died=died, spawned=spawned,
+        started=int(alive[0].sum()),
+        arrived=arrived,
+        died=died,
+        spawned=spawned,
     )

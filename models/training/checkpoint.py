@@ -1,23 +1,20 @@
 """A run on disk: weights and what is needed to use them or to train on.
 
-    RUN_DIR/
-      config.json            EnergyConfig
-      weights.safetensors    parameters of EnergyFlow, fp32
-      wordpiece.json         tokenizer of the encoder
-      unigram.json           tokenizer of the decoder
-      held_out.txt           sentences that were never trained on
-      training.json          options, versions, loss curve, accuracies
-      loss.png               the loss curve as a picture
-      resume.safetensors     optimizer state, until training is finished
+RUN_DIR/
+  config.json            EnergyConfig
+  weights.safetensors    parameters of EnergyFlow, fp32
+  wordpiece.json         tokenizer of the encoder
+  unigram.json           tokenizer of the decoder
+  held_out.txt           sentences that were never trained on
+  training.json          options, versions, loss curve, accuracies
+  loss.png               the loss curve as a picture
+  resume.safetensors     optimizer state, until training is finished
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +24,7 @@ from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import BundleError, ConfigError
+from coreflow.models.storage import write_atomically, write_json
 
 WEIGHTS, CONFIG, WORDPIECE, UNIGRAM, HELD_OUT = "weights.safetensors", "config.json", "wordpiece.json", "unigram.json", "held_out.txt"
 TRAINING, CURVE, RESUME = "training.json", "loss.png", "resume.safetensors"
@@ -40,27 +38,6 @@ class Checkpoint:
     wordpiece: TextTokenizer
     unigram: TextTokenizer
     held_out: tuple[str, ...]
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, plain: Mapping[str, Any]) -> None:
-    """``plain`` as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8") and None)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -101,7 +78,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     write_atomically(directory / WORDPIECE, checkpoint.wordpiece.save)
     write_atomically(directory / UNIGRAM, checkpoint.unigram.save)
     lines = "".join(f"{line}\n" for line in checkpoint.held_out)
-    write_atomically(directory / HELD_OUT, lambda temporary: temporary.write_text(lines, encoding="utf-8") and None)
+    write_atomically(directory / HELD_OUT, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
     save_tensors(directory / WEIGHTS, checkpoint.model.state_dict())
 
 

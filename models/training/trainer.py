@@ -1,5 +1,6 @@
 """Trains an energy-flow model on sentence pairs: text through the lattice and back, and embeddings likewise."""
 
+import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from coreflow.models.data import grammar
@@ -32,6 +35,12 @@ HELD_OUT_SHARE = 0.05        # of a user's corpus
 HELD_OUT_SENTENCES = 500     # of the grammar
 TOKENIZER_SENTENCES = 20_000
 EMBEDDING_SHARE = 8          # one embedding for so many texts in a batch: the easier task of the two
+WARM_UP_STEPS = 100
+# A row of an embedding has a gradient in every second batch or so. The usual 0.999 remembers the large gradients of the first
+# steps for a thousand more, and holds such rows back.
+BETAS = (0.9, 0.98)
+# Options that do not decide the result: a run may go on with others.
+FREE_OPTIONS = ("save_every",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,18 +179,20 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
     config = model.config
     data = PairTensors(pairs, wordpiece, unigram, config.text_length, config.decode_length)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    # No weight decay: every sentence is new, there is nothing to over-fit.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=BETAS, weight_decay=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and options.mixed_precision)
-    curve: list[Progress] = []
-    first = _restore(directory, model, optimizer, schedule, curve) if resume else 0
-    order = np.random.default_rng((options.seed, first))
+    curve = _restore(directory, options, model, optimizer, scaler) if resume else []
     started = time.monotonic()
-    for step in range(first, steps):
+    for step in range(len(curve), steps):
         began = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * _rate_factor(step, steps)
+        # Chance depends on the seed and the step alone, so that a resumed run goes on as it would have.
+        torch.manual_seed(options.seed * 2**32 + step)
+        draws = torch.from_numpy(np.random.default_rng((options.seed, step)).integers(len(data), size=(options.accumulate, batch_size)))
         text_total = energy_total = 0.0
-        for _ in range(options.accumulate):
-            rows = torch.from_numpy(order.integers(len(data), size=batch_size))
+        for rows in draws:
             with torch.autocast(device.type, dtype=torch.float16, enabled=device.type != "cpu" and options.mixed_precision):
                 text, energy = _losses(model, data, rows, teacher, device)
                 loss = (options.text_weight * text + options.energy_weight * energy) / options.accumulate
@@ -192,15 +203,14 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        schedule.step()
         progress = Progress(
             step=step + 1, steps=steps, text_loss=text_total / options.accumulate, energy_loss=energy_total / options.accumulate,
             step_ms=(time.monotonic() - began) * 1e3, memory_mb=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0,
         )
         curve.append(progress)
-        yield progress
         if (step + 1) % options.save_every == 0 and step + 1 < steps:
-            _save_state(directory, checkpoint, optimizer, curve)
+            _save_state(directory, options, checkpoint, optimizer, scaler, curve)
+        yield progress
     model.eval()
     seconds = time.monotonic() - started
     held = PairTensors(held_out, wordpiece, unigram, config.text_length, config.decode_length)
@@ -213,8 +223,17 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
     )
     save_checkpoint(directory, checkpoint)
     write_json(directory / TRAINING, _record(options, trained))
+    # matplotlib takes a second to load; only the end of a run needs it.
+    from coreflow.models.training.plot import plot_curve
+
+    plot_curve(curve, directory / CURVE)
     (directory / RESUME).unlink(missing_ok=True)
     yield trained
+
+
+def _rate_factor(step: int, steps: int) -> float:
+    """Share of the learning rate in this step: a linear rise, then a straight line to nothing. A function of the step, so nothing to save."""
+    return min(1.0, (step + 1) / min(WARM_UP_STEPS, steps)) * (1 - step / steps)
 
 
 def _losses(model: EnergyFlow, data: PairTensors, rows: Tensor, teacher: Teacher, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -264,10 +283,49 @@ def _record(options: TrainingOptions, trained: Trained) -> dict[str, Any]:
     }
 
 
-def _save_state(directory: Path, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, curve: Sequence[Progress]) -> None:
-    """Weights, then the optimizer's moments and the curve, from which ``_restore`` goes on."""
-    raise NotImplementedError
+def _save_state(
+    directory: Path, options: TrainingOptions, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    curve: Sequence[Progress],
+) -> None:
+    """A usable checkpoint, then one file with all that ``_restore`` needs: a run killed between two writes has the whole of an older one."""
+    model = checkpoint.model
+    save_checkpoint(directory, checkpoint)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"optimizer.{name}.{moment}": value for moment, value in optimizer.state[parameter].items()}
+    record = {"options": options.to_json(), "scaler": scaler.state_dict(), "curve": [asdict(each) for each in curve]}
+    metadata = {name: json.dumps(value) for name, value in record.items()}
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(directory / RESUME, lambda temporary: save_file(contiguous, temporary, metadata))
 
 
-def _restore(directory: Path, model: EnergyFlow, optimizer: torch.optim.Optimizer, schedule: Any, curve: list[Progress]) -> int:
-    raise NotImplementedError
+def _restore(
+    directory: Path, options: TrainingOptions, model: EnergyFlow, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> list[Progress]:
+    """Fill ``model``, ``optimizer`` and ``scaler`` with what ``_save_state`` wrote; the curve so far, whose length is the next step."""
+    path = directory / RESUME
+    if not path.exists():
+        raise BundleError(f"{path} is missing: no run was interrupted in {directory}; train without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        _refuse_other_options(options, record["options"], directory)
+        model.load_state_dict({name: tensors.pop(f"model.{name}") for name in model.state_dict()})
+        for name, parameter in model.named_parameters():
+            moments = {each.removeprefix(f"optimizer.{name}."): each for each in list(tensors) if each.startswith(f"optimizer.{name}.")}
+            optimizer.state[parameter] = {moment: tensors.pop(each).to(parameter.device) for moment, each in moments.items()}
+        scaler.load_state_dict(record["scaler"])
+        return [Progress(**each) for each in record["curve"]]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} is not the state of an interrupted run: {error}") from error
+
+
+def _refuse_other_options(asked: TrainingOptions, saved: dict[str, Any], directory: Path) -> None:
+    differences = [
+        f"{name}={value!r}, not {saved.get(name)!r}"
+        for name, value in asked.to_json().items()
+        if name not in FREE_OPTIONS and value != saved.get(name)
+    ]
+    if differences:
+        raise ConfigError(f"{directory} was begun with other options: {'; '.join(differences)}. Give the same, or train into another directory")

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from coreflow.export.program import Constant, Graph, Op, Value
+from coreflow.export.weights import release_pages
 from coreflow.models.errors import BundleError, UnsupportedError
 from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
+
+_LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
 
 Observer = Callable[[Op, tuple[Any, ...]], None]
 
@@ -181,6 +184,8 @@ class Interpreter:
                 if not isinstance(value.data, np.ndarray):
                     raise BundleError(f"{self._package}: {user} needs a tensor and is {value.data!r}")
                 self._tensors[id(value)] = _tensor(value.data, self.numerics.dtype).to(self.device)
+                if value.data.nbytes > _LARGE:
+                    release_pages(value.data)
             return self._tensors[id(value)]
         return _plain(form, value.data)
 

@@ -102,15 +102,17 @@ def resize_bilinear(x: Tensor, target_size_height: int = 1, target_size_width: i
 def resize(
     x: Tensor, shape: Sequence[int], resized_dims: int, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
 ) -> Tensor:
-    """The last ``resized_dims`` axes to the last extents of ``shape``; 0 leaves an axis. Source: MIL iOS17."""
+    """The last ``resized_dims`` axes to the last extents of ``shape``; 0 leaves an axis. Source: MIL iOS17.
+
+    Its nearest neighbour is the pixel closest to a sample, not the one before it as in ``resize_nearest_neighbor``.
+    """
     for axis, count in zip(range(x.dim() - resized_dims, x.dim()), shape[len(shape) - resized_dims :], strict=True):
         extent = x.shape[axis]
         places = sampling_grid(sampling_mode, extent, count or extent)
         if interpolation_mode == "LINEAR":
             x = _interpolate(x, axis, places)
         else:
-            half = 0.5 if sampling_mode != "DEFAULT" else 0.0
-            x = _nearest(x, axis, [math.floor(place + half) for place in places])
+            x = _nearest(x, axis, [math.floor(place + 0.5) for place in places])
     return x
 
 

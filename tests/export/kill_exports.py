@@ -27,7 +27,12 @@ def export(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     recipes = [
-        Recipe(name=name, module=nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)), inputs={"x": TensorSpec((1, 64))}, outputs=("y",))
+        Recipe(
+            name=name,
+            module=nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)),
+            inputs={"x": TensorSpec((1, 64))},
+            outputs=("y",),
+        )
         for name in ("first", "second")
     ]
     companions = lambda place: (place / "note.txt").write_text(f"{seed}\n" * 10_000) and None  # noqa: E731
@@ -43,7 +48,7 @@ def main() -> None:
         if child == 0:
             export(folder, number)
             os._exit(0)
-        if number:   # the first one makes the bundle that must survive
+        if number:  # the first one makes the bundle that must survive
             time.sleep(latest * number / count)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

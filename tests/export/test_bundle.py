@@ -1,6 +1,7 @@
 """A bundle is whole or it is not there, whatever happens while it is written."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -66,7 +67,10 @@ def test_building_again_replaces_the_package_and_leaves_nothing_beside_it(tmp_pa
     after = contents(tmp_path)
     assert before.keys() == after.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["head.mlpackage"]
-    assert before["head.mlpackage/Data/com.apple.CoreML/weights/weight.bin"] != after["head.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
+    assert (
+        before["head.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
+        != after["head.mlpackage/Data/com.apple.CoreML/weights/weight.bin"]
+    )
 
 
 def test_stages_converted_in_parallel_are_those_converted_alone(bundle: Path, tmp_path: Path) -> None:
@@ -88,7 +92,7 @@ def test_only_changed_stages_are_converted_again(bundle: Path) -> None:
         name: data for name, data in contents(bundle).items() if name.startswith(kept)
     }
     packages = {path.parent.name for path in bundle.glob("packages/*/*.mlpackage")}
-    assert packages == {Path(stage.package).parent.name for stage in done.manifest.stages.values()}   # the old one is gone
+    assert packages == {Path(stage.package).parent.name for stage in done.manifest.stages.values()}  # the old one is gone
     read_manifest(bundle)
 
 
@@ -187,4 +191,4 @@ def test_a_killed_export_leaves_a_whole_bundle(tmp_path: Path, count: int) -> No
     # Kills fell before and, at times, after the rename; a bundle is the old one or the new one.
     assert sum(bool(each["killed"]) for each in rounds) >= count // 3
     seeds = [each["seed"] for each in rounds]
-    assert all(now in (before, number) for number, (before, now) in enumerate(zip(seeds, seeds[1:], strict=False), start=1))
+    assert all(now in (before, number) for number, (before, now) in enumerate(itertools.pairwise(seeds), start=1))

@@ -92,7 +92,7 @@ def test_the_fingerprint_covers_weights_operations_constants_and_recipe() -> Non
     class Adds(nn.Module):
         def __init__(self, constant: float) -> None:
             super().__init__()
-            self.constant = torch.full((4,), constant)   # neither parameter nor buffer
+            self.constant = torch.full((4,), constant)  # neither parameter nor buffer
 
         def forward(self, x: Tensor) -> Tensor:
             return x + self.constant

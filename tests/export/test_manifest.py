@@ -27,11 +27,18 @@ def bundle(tmp_path: Path) -> Path:
     (package / "weight.bin").write_bytes(bytes(range(200)))
     (package / "Manifest.json").write_text("{}")
     stage = StageEntry(
-        package="packages/00ff/head.mlpackage", fingerprint="00ff", inputs={"x": TensorSpec((1, 4), bounds=(0, 1))},
-        outputs={"y": TensorSpec((1, 2), "int32")}, recipe={"target": "iOS17"},
+        package="packages/00ff/head.mlpackage",
+        fingerprint="00ff",
+        inputs={"x": TensorSpec((1, 4), bounds=(0, 1))},
+        outputs={"y": TensorSpec((1, 2), "int32")},
+        recipe={"target": "iOS17"},
     )
     manifest = Manifest(
-        name="toy", kind="recipes", created="2026-01-01T00:00:00+00:00", versions={"coreflow": "0"}, stages={"head": stage},
+        name="toy",
+        kind="recipes",
+        created="2026-01-01T00:00:00+00:00",
+        versions={"coreflow": "0"},
+        stages={"head": stage},
         files=list_files(tmp_path, [stage.package]),
     )
     write_manifest(tmp_path, manifest)
@@ -122,6 +129,9 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
 
 def test_a_stage_without_recorded_files_is_refused(bundle: Path) -> None:
     manifest = read_manifest(bundle)
-    write_manifest(bundle, Manifest(**{**{name: getattr(manifest, name) for name in manifest.__slots__}, "files": {"x": FileEntry(sha256="0", size_bytes=0)}}))
+    write_manifest(
+        bundle,
+        Manifest(**{**{name: getattr(manifest, name) for name in manifest.__slots__}, "files": {"x": FileEntry(sha256="0", size_bytes=0)}}),
+    )
     with pytest.raises(BundleError, match=r"head\.mlpackage has no recorded file"):
         read_manifest(bundle)

@@ -67,7 +67,18 @@ class TestResize:
         want = F.interpolate(torch.from_numpy(x), size, mode="nearest").numpy()
         found = evaluate("resize_nearest_neighbor", x=x, target_size_height=size[0], target_size_width=size[1])
         np.testing.assert_allclose(found, want)
-        np.testing.assert_allclose(evaluate("resize", x=x, shape=[0, *size], resized_dims=2, interpolation_mode="NEAREST_NEIGHBOR"), want)
+
+    @pytest.mark.parametrize("size", [(12, 14), (9, 10), (4, 3)], ids=str)
+    def test_the_general_nearest_takes_the_closest_pixel(self, evaluate: Evaluate, size: tuple[int, int]) -> None:
+        x = normal(2, 3, 6, 7)
+        want = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
+        arguments = {"shape": [0, *size], "resized_dims": 2, "interpolation_mode": "NEAREST_NEIGHBOR"}
+        np.testing.assert_allclose(evaluate("resize", x=x, sampling_mode="UNALIGN_CORNERS", **arguments), want)
+
+    def test_the_general_nearest_rounds_its_default_samples_too(self, evaluate: Evaluate) -> None:
+        # The samples lie at 0, 2/3 and 4/3; the expectation is that of coremltools' own test of the op.
+        found = evaluate("resize", x=[[-6.0], [9.0]], shape=[3, 1], resized_dims=2, interpolation_mode="NEAREST_NEIGHBOR")
+        assert found.ravel().tolist() == [-6, 9, 9]
 
     def test_nearest_upsampling_repeats_pixels(self, evaluate: Evaluate) -> None:
         x = normal(1, 2, 3, 4)

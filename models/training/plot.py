@@ -1,0 +1,55 @@
+"""The loss curve of a run as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from coreflow.models.training.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from coreflow.models.training.trainer import Progress
+
+SMOOTHED_SHARE = 50  # the smoothed line is a mean over this part of the steps
+TEXT_COLOUR, ENERGY_COLOUR = "tab:blue", "tab:orange"
+
+
+def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean of each value and up to ``window - 1`` before it; as many values as there were."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def plot_curve(progress: Sequence["Progress"], path: Path) -> None:
+    """Text and energy loss over the steps as a PNG, every step faint and the smoothed line strong; written atomically.
+
+    A figure of its own on the Agg canvas: nothing of pyplot's state is read or changed, and no display is needed.
+    """
+    steps = np.array([each.step for each in progress])
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    right = left.twinx()
+    lines = []
+    for axes, label, values, colour in (
+        (left, "text (nats per token)", [each.text_loss for each in progress], TEXT_COLOUR),
+        (right, "energy (relative error + 1 - cosine)", [each.energy_loss for each in progress], ENERGY_COLOUR),
+    ):
+        series = np.array(values, dtype=np.float64)
+        axes.plot(steps, series, color=colour, alpha=0.25, linewidth=0.8)
+        lines += axes.plot(steps, smooth(series, max(1, len(series) // SMOOTHED_SHARE)), color=colour, linewidth=1.8, label=label)
+        axes.set_ylabel(f"{label.split()[0]} loss", color=colour)
+        axes.tick_params(axis="y", colors=colour)
+    left.set_ylim(bottom=0)
+    right.set_yscale("log")
+    left.set_xlabel("step")
+    left.set_title("training loss")
+    left.grid(alpha=0.3)
+    left.legend(handles=lines, loc="upper right", frameon=False)
+    write_atomically(path, lambda temporary: canvas.print_png(temporary))

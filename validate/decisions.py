@@ -1,0 +1,33 @@
+"""Hard decisions inside a module - thresholds, roundings - and the samples in which fp16 may take them either way.
+
+A module that decides has a method ``decision_margins(*inputs) -> (B, kinds, ...)``: the distance of every decision from its
+border, infinite where there is none to take. A decision nearer to its border than fp16's own error may legitimately fall
+either way, and then the outputs differ by far more than any rounding. Such samples are left out of the ratios, and counted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.validate.metrics import rms
+from coreflow.validate.tolerance import DECISION_FACTOR
+
+Array = npt.NDArray[Any]
+
+
+def margin_noise(exact: Sequence[Array], simulated: Sequence[Array]) -> Array:
+    """(kinds,): RMS difference of the margins in fp16 and in float64, over all samples where both are finite."""
+    wide, narrow = np.concatenate(exact), np.concatenate(simulated)
+    finite = np.isfinite(wide) & np.isfinite(narrow)
+    difference = np.where(finite, narrow, 0.0) - np.where(finite, wide, 0.0)
+    return np.array([rms(difference[:, kind][finite[:, kind]]) if finite[:, kind].any() else 0.0 for kind in range(wide.shape[1])])
+
+
+def nearness(margins: Array, noise: Array) -> float:
+    """The least margin of one sample (1, kinds, ...) in multiples of what counts as clear; below 1 the sample is ambiguous."""
+    clear = DECISION_FACTOR * noise.reshape(1, -1, *(1,) * (margins.ndim - 2))
+    # Without noise a decision is exact and falls one way only, on the border or not.
+    multiples = np.divide(margins, clear, out=np.full(margins.shape, np.inf), where=clear > 0)
+    return float(np.min(multiples, initial=np.inf))

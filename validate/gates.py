@@ -1,0 +1,185 @@
+"""The conditions that an output must meet. They return values and never raise; every one is written so that NaN fails."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.models.spec import TensorSpec
+from coreflow.validate.metrics import Array, max_abs, non_finite, ratio, relative_rms, rms, snr_db, wide, worst_slice
+from coreflow.validate.report.model import Gate, Outcome, OutputReport
+from coreflow.validate.tolerance import FP16_MAX, Tolerance, few_elements_factor
+
+# An output that moves less than this share of its own size, over all its elements and samples, compares nothing.
+_CONSTANT = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compared:
+    """One output over all samples; arrays are (samples, ...) and of one shape."""
+
+    name: str
+    spec: TensorSpec
+    exact: npt.NDArray[Any]
+    simulated: npt.NDArray[Any]
+    actual: npt.NDArray[Any]
+    labels: tuple[str, ...]                 # a sample each
+    decided: npt.NDArray[np.bool_]          # (samples,): False where a decision may fall either way
+
+
+def structure_problems(
+    expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], side: str, *, names_known: bool = True
+) -> list[str]:
+    """Names, order, rank, shape and dtype, one for one. Without known names, by place."""
+    if names_known and list(expected) != list(found):
+        return [f"the {side}s are {', '.join(found) or 'none'}; {', '.join(expected)} in this order are right"]
+    if len(expected) != len(found):
+        return [f"the package has {len(found)} {side}s and the reference {len(expected)}"]
+    problems = []
+    for want, (name, have) in zip(expected.values(), found.items(), strict=True):
+        if want.shape != have.shape:
+            problems.append(f"{side} {name!r} has shape {list(have.shape)}; the reference's is {list(want.shape)}")
+        if want.dtype != have.dtype:
+            problems.append(f"{side} {name!r} is {have.dtype}; {want.dtype} is right")
+    return problems
+
+
+def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDArray[Any]]) -> OutputReport:
+    """Every gate on one output. ``rungs`` holds what other executions of the same program gave: only their ratios are taken."""
+    if compared.spec.dtype == "int32":
+        return _judge_integers(compared)
+    exact, simulated, actual = wide(compared.exact), wide(compared.simulated), wide(compared.actual)
+    compares = np.isfinite(exact)
+    errors, noise = _difference(actual, exact, compares), _difference(simulated, exact, compares)
+    noise = np.where(np.isnan(noise), np.inf, noise)   # a budget without limit, which the ceiling refuses
+    missing, overflowed = _finiteness(exact, actual)
+    kept = compared.decided
+    errors, noise, kept_exact, kept_actual = errors[kept], noise[kept], np.where(compares, exact, 0.0)[kept], actual[kept]
+    reference_rms = rms(kept_exact)
+    floor = tolerance.floor * tolerance.unit_roundoff * reference_rms
+    raw_budget = rms(noise)
+    budget = max(raw_budget, floor)
+    factor = few_elements_factor(errors.size)
+    rho_rms = ratio(rms(errors), budget)
+    rho_max = ratio(max_abs(errors), max(max_abs(noise), tolerance.floor * tolerance.unit_roundoff * max_abs(kept_exact)))
+    gates = [_finite_gate(missing, overflowed, non_finite(simulated[compares]))]
+    reacting = _reacting_gate(kept_exact)
+    if reacting is not None:
+        gates.append(reacting)
+    if kept.any():
+        worst = worst_slice(errors, noise, floor)
+        where = _where(worst.axis, worst.index, errors.ndim, [label for label, keep in zip(compared.labels, kept, strict=True) if keep])
+        limit = tolerance.rms_pass * factor
+        gates += [
+            Gate(name="rho_rms", outcome=_within(rho_rms, limit, tolerance.rms_warn * factor), value=rho_rms, limit=limit),
+            Gate(name="rho_max", outcome=_within(rho_max, tolerance.max_ratio * factor), value=rho_max, limit=tolerance.max_ratio * factor),
+            Gate(
+                name="rho_slice", outcome=_within(worst.ratio, tolerance.slice_ratio * worst.factor), value=worst.ratio,
+                limit=tolerance.slice_ratio * worst.factor, text=where,
+            ),
+            _ceiling_gate(raw_budget, reference_rms, tolerance),
+            _contract_gate(max_abs(errors), reference_rms, tolerance),
+        ]
+        rho_slice = worst.ratio
+    else:
+        rho_slice, where = math.nan, ""
+    return OutputReport(
+        name=compared.name, shape=compared.spec.shape, dtype=compared.spec.dtype, elements=errors.size, reference_rms=reference_rms,
+        relative_rms=relative_rms(errors, kept_exact), snr_db=snr_db(errors, kept_exact), budget=budget, rho_rms=rho_rms, rho_max=rho_max,
+        rho_slice=rho_slice, worst_slice=where, max_abs=max_abs(errors), contract=tolerance.contract(reference_rms),
+        mean_drift=float(np.mean(errors)) if errors.size else math.nan,
+        std_drift=float(np.std(np.where(compares[kept], kept_actual, 0.0)) - np.std(kept_exact)) if errors.size else math.nan,
+        non_finite=missing, overflowed=overflowed, flips=0,
+        rungs={rung: ratio(rms(_difference(wide(values), exact, compares)[kept]), budget) for rung, values in rungs.items()},
+        gates=tuple(gates),
+    )
+
+
+def differing(compared: Compared, sample: int, budget: float, factor: float) -> int:
+    """How many elements of a sample differ by more than ``factor`` budgets."""
+    error = np.abs(wide(compared.actual[sample]) - wide(compared.exact[sample]))
+    return int(np.count_nonzero(~(error <= factor * budget)))
+
+
+def _judge_integers(compared: Compared) -> OutputReport:
+    """Whole numbers must be equal."""
+    exact, actual = compared.exact[compared.decided], compared.actual[compared.decided]
+    errors = wide(actual) - wide(exact)
+    flips = int(np.count_nonzero(errors))
+    gates = [Gate(name="exact", outcome="pass" if flips == 0 else "fail", value=flips, limit=0, text=f"{flips} of {errors.size} differ")]
+    reacting = _reacting_gate(wide(exact))
+    if reacting is not None:
+        gates.append(reacting)
+    return OutputReport(
+        name=compared.name, shape=compared.spec.shape, dtype=compared.spec.dtype, elements=errors.size, reference_rms=rms(exact),
+        relative_rms=relative_rms(errors, exact), snr_db=snr_db(errors, exact), budget=0.0, rho_rms=ratio(rms(errors), 0.0),
+        rho_max=ratio(max_abs(errors), 0.0), rho_slice=0.0, worst_slice="", max_abs=max_abs(errors), contract=0.0,
+        mean_drift=float(np.mean(errors)) if errors.size else math.nan, std_drift=0.0, non_finite=0, overflowed=0, flips=flips, rungs={},
+        gates=tuple(gates),
+    )
+
+
+def _difference(values: Array, exact: Array, compares: npt.NDArray[np.bool_]) -> Array:
+    """``values - exact``, 0 where the reference itself is not finite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(compares, values - exact, 0.0)
+
+
+def _finiteness(exact: Array, actual: Array) -> tuple[int, int]:
+    """Values that are not finite and should be, or are infinite the other way; and those beyond fp16, which overflow."""
+    infinite = np.isinf(actual)
+    overflowed = infinite & np.isfinite(exact) & (np.abs(exact) > FP16_MAX) & (np.sign(actual) == np.sign(exact))
+    fine = np.isfinite(actual) & np.isfinite(exact) | (infinite & (actual == exact)) | overflowed
+    return int(np.count_nonzero(~fine)), int(np.count_nonzero(overflowed))
+
+
+def _finite_gate(missing: int, overflowed: int, simulated: int) -> Gate:
+    if missing:
+        also = f"; torch's own fp16 gives {simulated}: the module overflows in fp16" if simulated else ""
+        text = f"{missing} values are NaN or infinite where the reference is not{also}"
+        return Gate(name="finite", outcome="fail", value=missing, limit=0, text=text)
+    if overflowed:
+        text = f"{overflowed} values are beyond {FP16_MAX:.0f}, which fp16 does not hold"
+        return Gate(name="finite", outcome="fp16-unsafe", value=overflowed, limit=0, text=text)
+    return Gate(name="finite", outcome="pass", value=0, limit=0)
+
+
+def _reacting_gate(exact: Array) -> Gate | None:
+    """Refuses a reference that is one number throughout, or the same for every sample."""
+    size = max_abs(exact) if exact.size else 0.0
+    spread = float(np.std(exact)) if exact.size else 0.0
+    if not spread > _CONSTANT * size:
+        text = "the reference gives one value everywhere: nothing was compared"
+        return Gate(name="reacts", outcome="incomplete", value=1, limit=0, text=text)
+    if len(exact) > 1 and not max_abs(exact - exact[:1]) > _CONSTANT * size:
+        text = "the reference gives the same for all inputs: nothing was compared"
+        return Gate(name="reacts", outcome="incomplete", value=1, limit=0, text=text)
+    return None
+
+
+def _ceiling_gate(budget: float, reference_rms: float, tolerance: Tolerance) -> Gate:
+    share = ratio(budget, reference_rms)
+    outcome: Outcome = "pass" if share <= tolerance.ceiling else "fp16-unsafe"
+    text = "" if outcome == "pass" else f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
+    return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
+
+
+def _contract_gate(largest: float, reference_rms: float, tolerance: Tolerance) -> Gate:
+    limit = tolerance.contract(reference_rms)
+    return Gate(name="contract", outcome=_within(largest, limit), value=largest, limit=limit)
+
+
+def _within(value: float, limit: float, warn: float | None = None) -> Outcome:
+    if value <= limit:
+        return "pass"
+    return "warn" if warn is not None and value <= warn else "fail"
+
+
+def _where(axis: int, index: int, rank: int, labels: Sequence[str]) -> str:
+    """``sample 3`` or ``[:, 17]`` in the tensor's own axes."""
+    if axis == 0:
+        return labels[index]
+    return f"[{', '.join(str(index) if place == axis else ':' for place in range(1, rank))}]"

@@ -1,0 +1,213 @@
+"""What a validation found, as frozen values. Standard library only; ``terminal`` and ``json`` render it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["pass", "warn", "fail", "fp16-unsafe", "incomplete"]
+Cause = Literal["translation", "weights", "fp16", "device", "non-finite", "structure"]
+# From the worst to the best: what a whole made of parts is.
+SEVERITY: tuple[Outcome, ...] = ("fail", "fp16-unsafe", "incomplete", "warn", "pass")
+CAUSES: tuple[Cause, ...] = ("structure", "non-finite", "translation", "weights", "fp16", "device")
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The worst of them; nothing at all is incomplete."""
+    return min(outcomes, key=SEVERITY.index, default="incomplete")
+
+
+def exit_code_of(verdict: Outcome, cause: Cause | None, *, strict: bool = False) -> int:
+    """0 pass, 1 tolerance, 3 structure or non-finite, 4 translation, 5 incomplete, 6 FP16-UNSAFE; 2 is the usage's."""
+    if verdict == "fail":
+        return {"structure": 3, "non-finite": 3, "translation": 4}.get(cause or "", 1)
+    return {"pass": 0, "warn": 1 if strict else 0, "incomplete": 5, "fp16-unsafe": 6}[verdict]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One condition and how it came out; ``value <= limit`` passes."""
+
+    name: str              # finite, rho_rms, rho_max, rho_slice, ceiling, contract, exact, reacts
+    outcome: Outcome
+    value: float
+    limit: float
+    text: str = ""         # what was found, in words, where the numbers do not say it
+
+    @property
+    def used(self) -> float:
+        """Share of the limit that is used up."""
+        return self.value / self.limit if self.limit > 0 else 0.0 if self.value == 0 else float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputReport:
+    """One output over all samples. Errors are against float64; the unit is the output's."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    elements: int                   # compared, all samples together
+    reference_rms: float
+    relative_rms: float             # RMS(error) / RMS(reference)
+    snr_db: float
+    budget: float                   # RMS error of torch's own fp16
+    rho_rms: float                  # RMS(error) / budget
+    rho_max: float                  # largest error / the largest of torch's own fp16
+    rho_slice: float                # of the worst row, channel or sample
+    worst_slice: str
+    max_abs: float
+    contract: float                 # the largest error that the contract allows
+    mean_drift: float               # mean(actual) - mean(reference)
+    std_drift: float
+    non_finite: int                 # where the reference is finite
+    overflowed: int                 # of these, beyond what fp16 holds
+    flips: int                      # of integers
+    rungs: Mapping[str, float]      # rung -> rho_rms
+    gates: tuple[Gate, ...]
+    heuristic: bool = False         # a budget from a rule of thumb, not from an execution
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of the gates."""
+        return worst(gate.outcome for gate in self.gates)
+
+    @property
+    def headroom(self) -> float:
+        """What is left of the tightest limit, as a share of it; below 0 when it is exceeded."""
+        return 1 - max((gate.used for gate in self.gates if gate.used == gate.used), default=0.0)
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        """Those that did not pass, the worst first."""
+        return tuple(sorted((gate for gate in self.gates if gate.outcome != "pass"), key=lambda gate: SEVERITY.index(gate.outcome)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmbiguousSample:
+    """A sample in which a hard decision lies within fp16 noise of its border."""
+
+    label: str
+    nearness: float        # distance of the nearest decision from its border, in multiples of what counts as clear
+    differing: int         # elements that differ by more than fp16 noise, as they may
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What was compared."""
+
+    seeds: tuple[int, ...]
+    given: int                                  # golden samples and the caller's
+    ambiguous: tuple[AmbiguousSample, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Seeds and others."""
+        return len(self.seeds) + self.given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The verdict on one package."""
+
+    name: str
+    package: str
+    digest: str
+    weights_digest: str | None
+    backend: str                    # the one really used
+    numerics: str
+    compute_units: str
+    precision: str
+    verdict: Outcome
+    cause: Cause | None
+    text: str                       # the verdict in one line
+    outputs: Mapping[str, OutputReport]
+    samples: Samples
+    versions: Mapping[str, str]
+    seconds: float
+    problems: tuple[str, ...] = ()  # structure, and what could not be judged
+
+    @property
+    def exit_code(self) -> int:
+        """See ``exit_code_of``."""
+        return exit_code_of(self.verdict, self.cause)
+
+    @property
+    def by_headroom(self) -> tuple[OutputReport, ...]:
+        """The outputs, the tightest first."""
+        return tuple(sorted(self.outputs.values(), key=lambda each: (SEVERITY.index(each.outcome), each.headroom)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAgreement:
+    """Greedy decoding by the packages against greedy decoding in float64."""
+
+    sentences: int
+    tokens: int
+    equal: int
+    explained: tuple[str, ...]      # sentences that differ where the reference itself is undecided
+    unexplained: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of equal tokens."""
+        return self.equal / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainRow:
+    """One stage fed with the reference's inputs, beside the chain up to and with it."""
+
+    stage: str
+    output: str                     # of the chain
+    teacher_forced: float           # the worst rho_rms of the stage alone
+    cascaded: float                 # rho_rms of the chain's output, against the budget of the whole chain up to there
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeReport:
+    """The stages wired together, against torch wired the same way."""
+
+    verdict: Outcome
+    cause: Cause | None
+    text: str
+    outputs: Mapping[str, OutputReport]
+    rows: tuple[ChainRow, ...]
+    tokens: TokenAgreement
+    samples: Samples
+    seconds: float
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleReport:
+    """The verdict on a bundle: the worst of its stages and of the cascade."""
+
+    bundle: str
+    name: str
+    kind: str
+    created: str
+    verdict: Outcome
+    cause: Cause | None
+    text: str
+    stages: Mapping[str, Report]
+    cascade: CascadeReport | None
+    versions: Mapping[str, str]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """See ``exit_code_of``."""
+        return exit_code_of(self.verdict, self.cause)
+
+    @property
+    def failing_stages(self) -> tuple[str, ...]:
+        """Stages that fail on their own; the cascade is not a stage."""
+        return tuple(name for name, stage in self.stages.items() if stage.verdict == "fail")
+
+
+def first_cause(causes: Sequence[Cause | None]) -> Cause | None:
+    """The one that explains most: structure before arithmetic."""
+    return min((cause for cause in causes if cause is not None), key=CAUSES.index, default=None)
