@@ -30,7 +30,13 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def exiting(*args: Any, **options: Any) -> None:
-        raise typer.Exit(command(*args, **options))
+        try:
+            code = command(*args, **options)
+        except BrokenPipeError:
+            # The reader went away, as `coreflow run ... | head` does; the interpreter would complain when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        raise typer.Exit(code)
 
     return exiting
 
@@ -63,9 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
-    except BrokenPipeError:
-        # The reader went away, as `coreflow run ... | head` does; the interpreter would complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

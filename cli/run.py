@@ -54,9 +54,7 @@ def run_one(chain: "Chain", text: str, options: "DecodingOptions | None" = None,
     """One text through the chain; what it could not read is warned of."""
     result = chain.run(text, options, corrections=corrections)
     if result.dropped_tokens:
-        warn(
-            f"the encoder reads {chain.config.text_length} tokens; {result.dropped_tokens} tokens of the text were dropped"
-        )
+        warn(f"the encoder reads {chain.config.text_length} tokens; {result.dropped_tokens} tokens of the text were dropped")
     if result.unknown:
         warn(f"not in the encoder's vocabulary, read as unknown: {', '.join(map(repr, result.unknown))}")
     return result

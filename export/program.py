@@ -148,7 +148,7 @@ _IMMEDIATE_NUMPY = {name: np.dtype(entry[2]) for name, entry in BLOB_DTYPES.item
 _ARRAY_DTYPES = {65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8", 65552: "float16"}
 _COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 _OLDEST_SPEC, _NEWEST_SPEC = 6, 10
-_MAX_ELEMENTS = 2**33  # 16 GiB of fp16: beyond every machine that this could run on
+_MAX_ELEMENTS = 2**31  # 4 GiB of fp16 in one tensor: beyond what Core ML takes
 _MAX_RANK = 32
 
 

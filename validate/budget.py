@@ -149,7 +149,7 @@ def _plainly(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(dtype)
     try:
         # Not inference mode, in which composite operations reach the rounding whole.
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.set_default_dtype(default)

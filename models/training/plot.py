@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from coreflow.models.training.checkpoint import write_atomically
+from coreflow.models.storage import write_atomically
 
 if TYPE_CHECKING:
     from coreflow.models.training.trainer import Progress

@@ -20,15 +20,9 @@ from coreflow.models.data.teacher import Teacher, load_teacher
 from coreflow.models.data.tokenizers import TextTokenizer, train_unigram, train_wordpiece
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
-from coreflow.models.errors import ConfigError, InputError
-from coreflow.models.training.checkpoint import (
-    RESUME,
-    TRAINING,
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    write_json,
-)
+from coreflow.models.errors import BundleError, ConfigError, InputError
+from coreflow.models.storage import write_atomically, write_json
+from coreflow.models.training.checkpoint import CURVE, RESUME, TRAINING, Checkpoint, load_checkpoint, save_checkpoint
 from coreflow.models.training.losses import IGNORED, energy_loss, text_loss, token_accuracy
 
 HELD_OUT_SHARE = 0.05        # of a user's corpus

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coreflow.export.program import Constant, Graph, Op, Value
 from coreflow.export.weights import release_pages
-from coreflow.models.errors import BundleError, UnsupportedError
+from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
 
@@ -218,7 +218,9 @@ class Interpreter:
                     observe(step.op, tuple(environment[slot] for slot, _ in writes))
                 for slot in step.frees:
                     environment[slot] = None
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        except CoreflowError:
+            raise
+        except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
             assert step is not None
             raise UnsupportedError(f"{self._package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from coreflow.export.coremltools_quiet import model_proto, quiet_coremltools
 from coreflow.export.program import package_digest, read_program
-from coreflow.export.weights import BLOB_DTYPES, WeightFile, unpack
+from coreflow.export.weights import BLOB_DTYPES, WeightFile, release_pages, unpack
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 
 WEIGHTS = np.arange(64 * 48, dtype=np.float16).reshape(64, 48) / 1024
@@ -329,6 +329,14 @@ class TestWeights:
         before = (tmp_path / "weight.bin").read_bytes()
         WeightFile(tmp_path / "weight.bin", "weights").read(offset, "float32", (16,))[:] = 5
         assert (tmp_path / "weight.bin").read_bytes() == before
+
+    def test_a_weight_reads_the_same_after_its_pages_were_given_back(self, tmp_path: Path) -> None:
+        values = np.arange(4096, dtype=np.float32)
+        offset = written_by_coremltools(tmp_path / "weight.bin", "float32", values)
+        read = WeightFile(tmp_path / "weight.bin", "weights").read(offset, "float32", (64, 64))
+        release_pages(read)
+        np.testing.assert_array_equal(read.ravel(), values)
+        release_pages(np.ones(3))  # nothing behind it: nothing happens
 
     def test_a_length_that_reaches_past_the_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "weight.bin"

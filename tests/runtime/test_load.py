@@ -1,5 +1,6 @@
 """``load_model``: a saved package predicts what its torch module computes, and refuses what it cannot take."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,37 @@ class TestMoreThanOneFunctionOrPrediction:
             return Builder.mul(x=Builder.coreml_update_state(state=total, value=Builder.add(x=held, y=x)), y=np.float16(2))
 
         return save(program, pass_pipeline=ct.PassPipeline.EMPTY)
+
+    def test_every_function_of_a_package_can_be_loaded(self, save: Callable[..., Path], tmp_path: Path) -> None:
+        ct = quiet_coremltools()
+        from coremltools.converters.mil.mil import Builder, types
+
+        weight = np.arange(64 * 64, dtype=np.float16).reshape(64, 64) / 4096
+
+        def scaled(factor: int) -> Any:
+            @Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)
+            def program(x: Any) -> Any:
+                return Builder.mul(x=Builder.linear(x=x, weight=weight), y=np.float16(factor))
+
+            return program
+
+        described = ct.utils.MultiFunctionDescriptor()
+        for name, factor in (("once", 1), ("twice", 2)):
+            described.add_function(str(save(scaled(factor))), src_function_name="main", target_function_name=name)
+        described.default_function_name = "once"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ct.utils.save_multifunction(described, str(tmp_path / "both.mlpackage"))
+            gc.collect()
+        x = np.linspace(0, 1, 64)[None]
+        results = []
+        for name in (None, "once", "twice"):
+            model = load_model(tmp_path / "both.mlpackage", "lifted", function_name=name, numerics="fp64")
+            assert sorted(model.metadata["functions"]) == ["once", "twice"]
+            results.append(next(iter(model.predict({"x": x}).values())))
+        np.testing.assert_allclose(results[0], x.astype(np.float16).astype(float) @ weight.astype(float).T)
+        np.testing.assert_array_equal(results[0], results[1])
+        np.testing.assert_array_equal(2 * results[0], results[2])
 
     def test_a_state_lives_from_one_prediction_to_the_next(self, counting: Path) -> None:
         model = load_model(counting, "lifted")

@@ -1,0 +1,72 @@
+"""What several tests share: the size of the thread pool, and one exported bundle for the whole session."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from coreflow.export.energy import export_run
+from coreflow.models.data import grammar
+from coreflow.models.data.tokenizers import train_unigram, train_wordpiece
+from coreflow.models.energy.config import find_preset
+from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.training.checkpoint import Checkpoint, save_checkpoint
+
+# Two test processes on two cores: more threads would only take each other's time.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+def make_run(folder: Path) -> Path:
+    """A run of the demo preset that was never trained; its weights are wide enough for every path to be taken."""
+    train, held_out = grammar.split(0, 3000, 20)
+    preset = find_preset("demo")
+    wordpiece, unigram = train_wordpiece(train, preset.wordpiece_vocabulary), train_unigram(train, preset.unigram_vocabulary)
+    torch.manual_seed(0)
+    model = EnergyFlow(preset.config("demo", vocabulary=wordpiece.vocab_size, decoder_vocabulary=unigram.vocab_size)).eval()
+    save_checkpoint(folder, Checkpoint(model=model, wordpiece=wordpiece, unigram=unigram, held_out=tuple(held_out)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder with ``run`` and its ``bundle``, made once for all test processes; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if worker_id != "master" else base  # xdist gives each process a folder below the shared one
+    folder = shared / "exported"
+    with FileLock(shared / "exported.lock"):
+        if not (folder / "done.json").exists():
+            make_run(folder / "run")
+            for _ in export_run(folder / "run", folder / "bundle", jobs=1):
+                pass
+            (folder / "done.json").write_text(json.dumps(True))
+    return folder
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(exported / "bundle", tmp_path / "bundle"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks, and say what it is."""
+    lacking = {
+        "coreml": None if sys.platform == "darwin" else "Core ML predicts on macOS only",
+        "mps": None if torch.backends.mps.is_available() else "no MPS device",
+        "cuda": None if torch.cuda.is_available() else "no CUDA device",
+    }
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,167 @@
+"""A report as a rich renderable. Words carry every verdict; colour only repeats them."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
+
+_STYLES: dict[Outcome, str] = {"pass": "green", "warn": "yellow", "fail": "bold red", "fp16-unsafe": "bold red", "incomplete": "bold magenta"}
+_COLUMNS = (
+    "output", "RMS(ref)", "rel. RMS", "SNR dB", "budget", "rho_rms", "rho_max", "rho_slice", "worst slice", "max error", "contract",
+    "non-finite", "headroom", "verdict",
+)
+_SHOWN_AMBIGUOUS = 6
+
+
+def render(report: Report | BundleReport) -> RenderableType:
+    """Header, verdict, tables and footer, for a console of any width."""
+    return Group(*(_bundle(report) if isinstance(report, BundleReport) else _single(report)))
+
+
+def _single(report: Report) -> Iterator[RenderableType]:
+    yield _line(f"{report.name}  {report.package}  sha256 {report.digest[:12]}", "bold")
+    yield _line(f"  {_execution(report)}; reference: torch in float64; {_versions(report.versions)}", "dim")
+    yield _verdict(report)
+    yield from _stage(report)
+    yield _coverage([report], None)
+
+
+def _bundle(report: BundleReport) -> Iterator[RenderableType]:
+    yield _line(f"bundle {report.bundle} ({report.kind}, exported {report.created})", "bold")
+    first = next(iter(report.stages.values()), None)
+    if first is not None:
+        yield _line(f"  {_execution(first)}; reference: torch in float64; {_versions(report.versions)}", "dim")
+    for warning in report.warnings:
+        yield _line(f"  warning: {warning}", "yellow")
+    yield _verdict(report)
+    for stage in report.stages.values():
+        yield Text()
+        yield _line(f"{stage.name}  {stage.package}  sha256 {stage.digest[:12]}", "bold")
+        if stage.verdict != "pass":
+            yield _verdict(stage)
+        yield from _stage(stage)
+    if report.cascade is not None:
+        yield Text()
+        yield _line("cascade: the stages wired together, from text and embeddings to logits", "bold")
+        yield from _cascade(report.cascade)
+    for problem in report.problems:
+        yield _line(f"  not judged: {problem}", "magenta")
+    yield Text()
+    yield _coverage(list(report.stages.values()), report.cascade)
+
+
+def _stage(report: Report) -> Iterator[RenderableType]:
+    if report.outputs:
+        yield outputs_table(report.by_headroom)
+    yield from _samples(report.samples)
+
+
+def _cascade(cascade: CascadeReport) -> Iterator[RenderableType]:
+    if cascade.verdict != "pass":
+        yield _verdict(cascade)
+    yield outputs_table(tuple(cascade.outputs.values()))
+    table = _table("chain: rho_rms of each stage alone, and of everything up to and with it")
+    for column in ("stage", "teacher-forced", "cascaded", "at", "verdict"):
+        table.add_column(column, justify="right" if column in ("teacher-forced", "cascaded") else "left", no_wrap=True)
+    for row in cascade.rows:
+        table.add_row(row.stage, _number(row.teacher_forced), _number(row.cascaded), row.output, _word(row.outcome))
+    yield table
+    tokens = cascade.tokens
+    yield _line(f"  tokens of {tokens.sentences} golden sentences: {tokens.equal} of {tokens.tokens} equal ({tokens.share:.1%})")
+    for said in tokens.unexplained:
+        yield _line(f"  differs, unexplained: {said}", "bold red")
+    for said in tokens.explained:
+        yield _line(f"  differs, the reference is undecided: {said}", "yellow")
+    yield from _samples(cascade.samples)
+
+
+def outputs_table(outputs: Sequence[OutputReport]) -> Table:
+    """A row per output, in the order given."""
+    table = _table()
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("output", "worst slice", "verdict") else "right", no_wrap=column != "worst slice")
+    for each in outputs:
+        gates = ", ".join(gate.name for gate in each.failed_gates)
+        verdict = _word(each.outcome)
+        if gates:
+            verdict.append(f" {gates}")
+        missing = str(each.flips) + " flips" if each.dtype == "int32" else str(each.non_finite + each.overflowed)
+        table.add_row(
+            each.name, _number(each.reference_rms), _number(each.relative_rms), _number(each.snr_db, 1), _number(each.budget),
+            _number(each.rho_rms), _number(each.rho_max), _number(each.rho_slice), each.worst_slice, _number(each.max_abs),
+            _number(each.contract), missing, f"{each.headroom:.0%}" if math.isfinite(each.headroom) else "none", verdict,
+        )
+    return table
+
+
+def _samples(samples: Samples) -> Iterator[RenderableType]:
+    if not samples.ambiguous:
+        return
+    shown = ", ".join(f"{each.label} ({each.differing} elements differ)" for each in samples.ambiguous[:_SHOWN_AMBIGUOUS])
+    more = f" and {len(samples.ambiguous) - _SHOWN_AMBIGUOUS} more" if len(samples.ambiguous) > _SHOWN_AMBIGUOUS else ""
+    yield _line(
+        f"  {len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border; "
+        f"not in the ratios: {shown}{more}",
+        "yellow",
+    )
+
+
+def _verdict(part: Report | BundleReport | CascadeReport) -> Text:
+    line = Text("  " if isinstance(part, CascadeReport) else "")
+    line.append(part.verdict.upper(), style=_STYLES[part.verdict])
+    if part.cause is not None:
+        line.append(f" ({part.cause})", style=_STYLES[part.verdict])
+    return line.append(f"  {part.text}")
+
+
+def _coverage(reports: Sequence[Report], cascade: CascadeReport | None) -> Text:
+    compared = [output for report in reports for output in report.outputs.values()]
+    samples = sum(report.samples.total for report in reports)
+    seeds = sum(len(report.samples.seeds) for report in reports)
+    elements = sum(each.elements for each in compared)
+    unjudged = [report.name for report in reports if not report.outputs]
+    ambiguous = sum(len(report.samples.ambiguous) for report in reports)
+    text = (
+        f"compared: {len(reports) - len(unjudged)} of {len(reports)} packages, {len(compared)} outputs, {elements:,} elements; {samples} samples "
+        f"({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous"
+    )
+    if cascade is not None:
+        text += f"; cascade: {cascade.samples.given} sentences and {2 * len(cascade.samples.seeds)} drawn, {len(cascade.samples.ambiguous)} ambiguous"
+    if unjudged:
+        text += f"; NOT compared: {', '.join(unjudged)}"
+    return _line(text, "dim")
+
+
+def _execution(report: Report) -> str:
+    how = f"numerics {report.numerics}" if report.backend == "lifted" else f"compute units {report.compute_units}"
+    seeds = report.samples.seeds
+    drawn = f", seeds {seeds[0]} to {seeds[-1]}" if seeds else ""
+    return f"backend {report.backend}, {how}{drawn}"
+
+
+def _versions(versions: "dict[str, str] | object") -> str:
+    return ", ".join(f"{name} {number}" for name, number in dict(versions).items())  # type: ignore[call-overload]
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim", title=title, title_justify="left", title_style="dim")
+
+
+def _word(outcome: Outcome) -> Text:
+    return Text(outcome.upper(), style=_STYLES[outcome])
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style)
+
+
+def _number(value: float, decimals: int | None = None) -> str:
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf"
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
+    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.1e}"
