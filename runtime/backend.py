@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import numpy.typing as npt
 
 from coreflow.models.errors import UnsupportedError
@@ -54,11 +53,6 @@ class Model(Protocol):
 
     def make_state(self) -> State:
         """A fresh state, all zeros; ``UnsupportedError`` when the program keeps none."""
-
-
-def plain_numbers(value: Any) -> Array:
-    """Anything array-like (numpy, torch on a CPU, lists, numbers) as an array, without a copy where possible."""
-    return np.asarray(value)
 
 
 def check_compute_units(name: str) -> None:

@@ -45,7 +45,7 @@ class HalfRounding(TorchDispatchMode):
         schema = func._schema
         written = [each for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
         if not written and any(each.alias_info is not None for each in schema.returns):
-            return result   # a view: nothing new, and a rounded copy would not follow later writes
+            return result  # a view: nothing new, and a rounded copy would not follow later writes
         touched: set[int] = set()
         if written:
             by_name = {each.name: value for each, value in zip(schema.arguments, args, strict=False)} | kwargs

@@ -100,8 +100,14 @@ class _Judging:
     """What the stages of one bundle are judged with."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, recipes: Sequence[Recipe] | None, backend: Backend, numerics: str,
-        compute_units: ComputeUnits, tolerance: Tolerance | None,
+        self,
+        folder: Path,
+        manifest: Manifest,
+        recipes: Sequence[Recipe] | None,
+        backend: Backend,
+        numerics: str,
+        compute_units: ComputeUnits,
+        tolerance: Tolerance | None,
     ) -> None:
         self.folder, self.manifest = folder, manifest
         self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
@@ -178,24 +184,40 @@ class _Judging:
 
 
 def _conclude(
-    folder: Path, manifest: Manifest, reports: Mapping[str, Report], cascade: CascadeReport | None, warnings: tuple[str, ...],
-    problems: tuple[str, ...], seconds: float,
+    folder: Path,
+    manifest: Manifest,
+    reports: Mapping[str, Report],
+    cascade: CascadeReport | None,
+    warnings: tuple[str, ...],
+    problems: tuple[str, ...],
+    seconds: float,
 ) -> BundleReport:
     """The worst of the parts, and the parts that are to blame."""
     parts: dict[str, Report | CascadeReport] = {**reports, **({} if cascade is None else {"cascade": cascade})}
-    verdict = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])   # type: ignore[list-item]
+    verdict = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])
     blamed = {name: part for name, part in parts.items() if part.verdict == verdict}
     if set(blamed) > {"cascade"} and verdict == "fail":
-        blamed.pop("cascade", None)   # it fails because a stage does
+        blamed.pop("cascade", None)  # it fails because a stage does
     if verdict == "pass":
         text = f"{len(reports)} stages{' and the cascade' if cascade else ''} are within fp16 tolerance of torch"
     elif blamed:
         text = "; ".join(f"{name}: {part.text}" for name, part in blamed.items())
     else:
         text = "; ".join(problems)
+    present = versions()
+    exported_with = {f"{name} (export)": each for name, each in manifest.versions.items() if present.get(name, each) != each}
     return BundleReport(
-        bundle=str(folder), name=manifest.name, kind=manifest.kind, created=manifest.created, verdict=verdict,
-        cause=first_cause([part.cause for part in blamed.values()]), text=text, stages=dict(reports), cascade=cascade,
-        versions={**versions(), **{f"{name} (export)": each for name, each in manifest.versions.items() if versions().get(name, each) != each}},
-        seconds=seconds, warnings=warnings, problems=problems,
+        bundle=str(folder),
+        name=manifest.name,
+        kind=manifest.kind,
+        created=manifest.created,
+        verdict=verdict,
+        cause=first_cause([part.cause for part in blamed.values()]),
+        text=text,
+        stages=dict(reports),
+        cascade=cascade,
+        versions={**present, **exported_with},
+        seconds=seconds,
+        warnings=warnings,
+        problems=problems,
     )

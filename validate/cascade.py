@@ -19,10 +19,18 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model
 from coreflow.validate.budget import Executions
 from coreflow.validate.decisions import margin_noise, nearness
-from coreflow.validate.gates import Compared, differing, judge
+from coreflow.validate.gates import Compared, judge
 from coreflow.validate.metrics import rms, wide
 from coreflow.validate.report.model import (
-    AmbiguousSample, CascadeReport, Cause, ChainRow, OutputReport, Report, Samples, TokenAgreement, worst,
+    AmbiguousSample,
+    CascadeReport,
+    Cause,
+    ChainRow,
+    OutputReport,
+    Report,
+    Samples,
+    TokenAgreement,
+    worst,
 )
 from coreflow.validate.tolerance import DECISION_FACTOR, SEEDS, Tolerance
 from coreflow.validate.validator import too_ambiguous, verdict_text
@@ -32,8 +40,11 @@ Arrays = Mapping[str, Array]
 
 # What leaves the chain where, and the stages that had a part in it since the place before.
 CHECKPOINTS = {
-    "encoder.surface": ("encoder",), "mapper_in.surface": ("mapper_in",), "lattice.surface": ("lattice_step",),
-    "mapper_out.embedding": ("mapper_out",), "decoder.logits": ("decoder_memory", "decoder_step"),
+    "encoder.surface": ("encoder",),
+    "mapper_in.surface": ("mapper_in",),
+    "lattice.surface": ("lattice_step",),
+    "mapper_out.embedding": ("mapper_out",),
+    "decoder.logits": ("decoder_memory", "decoder_step"),
 }
 
 
@@ -67,7 +78,9 @@ class _Chain:
         entering = self.wiring.encode(sentence.ids, sentence.mask.astype(self._dtype))
         carried = self.wiring.carry(entering)
         logits, chosen = self.decode(carried.surface, tokens)
-        return _Path(seen={"encoder.surface": entering, "lattice.surface": carried.surface, "decoder.logits": logits}, carried=carried), chosen
+        return _Path(
+            seen={"encoder.surface": entering, "lattice.surface": carried.surface, "decoder.logits": logits}, carried=carried
+        ), chosen
 
     def decode(self, surface: Array, tokens: Sequence[int] | None) -> tuple[Array, list[int]]:
         """Logits (T, V) and the likeliest token of each row, up to the end token or the end of ``tokens``."""
@@ -104,13 +117,18 @@ class _Run:
     exact: _Path
     simulated: _Path
     actual: _Path
-    tokens: tuple[int, ...] = ()        # of the reference, the end included
-    decoded: tuple[int, ...] = ()       # of the packages, on their own
+    tokens: tuple[int, ...] = ()  # of the reference, the end included
+    decoded: tuple[int, ...] = ()  # of the packages, on their own
 
 
 def judge_cascade(
-    config: EnergyConfig, recipes: Mapping[str, Recipe], executions: Mapping[str, Executions], models: Mapping[str, Model],
-    sentences: Sequence[Sentence], stages: Mapping[str, Report], tolerance: Tolerance,
+    config: EnergyConfig,
+    recipes: Mapping[str, Recipe],
+    executions: Mapping[str, Executions],
+    models: Mapping[str, Model],
+    sentences: Sequence[Sentence],
+    stages: Mapping[str, Report],
+    tolerance: Tolerance,
 ) -> CascadeReport:
     """The verdict on the chain of ``models``; ``stages`` are the reports on each of them alone."""
     started = time.monotonic()
@@ -122,7 +140,9 @@ def judge_cascade(
     tokens = _token_agreement(sentences, runs, decided)
     seeds = tuple(range(SEEDS))
     samples = Samples(
-        seeds=seeds, given=len(sentences),
+        seeds=seeds,
+        drawn=len(runs) - len(sentences),
+        given=len(sentences),
         ambiguous=tuple(
             AmbiguousSample(label=run.label, nearness=near[place], differing=_differing(run, outputs))
             for place, run in enumerate(runs)
@@ -145,20 +165,33 @@ def judge_cascade(
     text = text or verdict_text(verdict, None, outputs, tolerance, unclear)
     rows = tuple(
         ChainRow(
-            stage=stage, output=name, outcome=outputs[name].outcome, cascaded=outputs[name].rho_rms,
+            stage=stage,
+            output=name,
+            outcome=outputs[name].outcome,
+            cascaded=outputs[name].rho_rms,
             teacher_forced=max((each.rho_rms for each in stages[stage].outputs.values()), default=float("nan")),
         )
         for name, names in CHECKPOINTS.items()
         for stage in names
     )
     return CascadeReport(
-        verdict=verdict, cause=cause, text=text, outputs=outputs, rows=rows, tokens=tokens, samples=samples,
-        seconds=time.monotonic() - started, problems=problems,
+        verdict=verdict,
+        cause=cause,
+        text=text,
+        outputs=outputs,
+        rows=rows,
+        tokens=tokens,
+        samples=samples,
+        seconds=time.monotonic() - started,
+        problems=problems,
     )
 
 
 def _run_all(
-    config: EnergyConfig, recipes: Mapping[str, Recipe], executions: Mapping[str, Executions], models: Mapping[str, Model],
+    config: EnergyConfig,
+    recipes: Mapping[str, Recipe],
+    executions: Mapping[str, Executions],
+    models: Mapping[str, Model],
     sentences: Sequence[Sentence],
 ) -> list[_Run]:
     def torch_predict(side: str) -> Predict:
@@ -176,10 +209,12 @@ def _run_all(
         path, tokens = exact.text(sentence, None)
         simulated_path, _ = simulated.text(sentence, tokens)
         actual_path, decoded = actual.text(sentence, tokens)
-        if decoded != tokens:   # on its own from the first other token on
+        if decoded != tokens:  # on its own from the first other token on
             decoded = actual.decode(actual_path.carried.surface, None)[1]
         label = f"sentence {number}"
-        runs.append(_Run(label=label, exact=path, simulated=simulated_path, actual=actual_path, tokens=tuple(tokens), decoded=tuple(decoded)))
+        runs.append(
+            _Run(label=label, exact=path, simulated=simulated_path, actual=actual_path, tokens=tuple(tokens), decoded=tuple(decoded))
+        )
     for seed in range(SEEDS):
         embedding = recipes["mapper_in"].inputs_for(seed)["embedding"]
         surface = recipes["mapper_out"].inputs_for(seed)["surface"]
@@ -203,8 +238,8 @@ def _nearness(runs: Sequence[_Run], lattice: Executions) -> list[float]:
         for place, (wide_table, narrow_table) in enumerate(tables):
             alike = alike and _same_decisions(wide_table, narrow_table)
             if alike and place < len(tables) - 1:
-                last = np.zeros((1, 1, 1, 1))
-                pairs.append((lattice.exact_margins({"last": last, **wide_table}), lattice.simulated_margins({"last": last, **narrow_table})))
+                exact, simulated = ({"last": np.zeros((1, 1, 1, 1)), **table} for table in (wide_table, narrow_table))
+                pairs.append((lattice.exact_margins(exact), lattice.simulated_margins(simulated)))
         margins.append(pairs)
         parted.append(not alike or len(run.exact.carried.tables) != len(run.simulated.carried.tables))
     steps = max(len(pairs) for pairs in margins)
@@ -247,7 +282,8 @@ def _compare(runs: Sequence[_Run], decided: Sequence[bool]) -> list[Compared]:
 
 def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], decided: Sequence[bool]) -> TokenAgreement:
     total = equal = 0
-    explained, unexplained = [], []
+    explained: list[str] = []
+    unexplained: list[str] = []
     for sentence, run, clear in zip(sentences, runs, decided, strict=False):
         total += max(len(run.tokens), len(run.decoded))
         same = [want == got for want, got in zip(run.tokens, run.decoded, strict=False)]
@@ -258,11 +294,10 @@ def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], decide
         exact, simulated = (wide(path.seen["decoder.logits"][first]) for path in (run.exact, run.simulated))
         second, top = np.sort(exact)[-2:]
         noise = DECISION_FACTOR * rms(simulated - exact)
-        said = f"{sentence.text!r}, token {first}: {run.decoded[first]} for {run.tokens[first]}, ahead by {top - second:.2g}; noise {noise:.2g}"
+        ahead = f"which is ahead by {top - second:.2g}; noise {noise:.2g}"
+        said = f"{sentence.text!r}, token {first}: {run.decoded[first]} for {run.tokens[first]}, {ahead}"
         (explained if not clear or top - second <= noise else unexplained).append(said)
-    return TokenAgreement(
-        sentences=len(sentences), tokens=total, equal=equal, explained=tuple(explained), unexplained=tuple(unexplained)
-    )
+    return TokenAgreement(sentences=len(sentences), tokens=total, equal=equal, explained=tuple(explained), unexplained=tuple(unexplained))
 
 
 def _differing(run: _Run, outputs: Mapping[str, OutputReport]) -> int:

@@ -26,8 +26,8 @@ class Compared:
     exact: npt.NDArray[Any]
     simulated: npt.NDArray[Any]
     actual: npt.NDArray[Any]
-    labels: tuple[str, ...]                 # a sample each
-    decided: npt.NDArray[np.bool_]          # (samples,): False where a decision may fall either way
+    labels: tuple[str, ...]  # a sample each
+    decided: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way
 
 
 def structure_problems(
@@ -54,7 +54,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
     exact, simulated, actual = wide(compared.exact), wide(compared.simulated), wide(compared.actual)
     compares = np.isfinite(exact)
     errors, noise = _difference(actual, exact, compares), _difference(simulated, exact, compares)
-    noise = np.where(np.isnan(noise), np.inf, noise)   # a budget without limit, which the ceiling refuses
+    noise = np.where(np.isnan(noise), np.inf, noise)  # a budget without limit, which the ceiling refuses
     missing, overflowed = _finiteness(exact, actual)
     kept = compared.decided
     errors, noise, kept_exact, kept_actual = errors[kept], noise[kept], np.where(compares, exact, 0.0)[kept], actual[kept]
@@ -77,8 +77,11 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
             Gate(name="rho_rms", outcome=_within(rho_rms, limit, tolerance.rms_warn * factor), value=rho_rms, limit=limit),
             Gate(name="rho_max", outcome=_within(rho_max, tolerance.max_ratio * factor), value=rho_max, limit=tolerance.max_ratio * factor),
             Gate(
-                name="rho_slice", outcome=_within(worst.ratio, tolerance.slice_ratio * worst.factor), value=worst.ratio,
-                limit=tolerance.slice_ratio * worst.factor, text=where,
+                name="rho_slice",
+                outcome=_within(worst.ratio, tolerance.slice_ratio * worst.factor),
+                value=worst.ratio,
+                limit=tolerance.slice_ratio * worst.factor,
+                text=where,
             ),
             _ceiling_gate(raw_budget, reference_rms, tolerance),
             _contract_gate(max_abs(errors), reference_rms, tolerance),
@@ -87,12 +90,25 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
     else:
         rho_slice, where = math.nan, ""
     return OutputReport(
-        name=compared.name, shape=compared.spec.shape, dtype=compared.spec.dtype, elements=errors.size, reference_rms=reference_rms,
-        relative_rms=relative_rms(errors, kept_exact), snr_db=snr_db(errors, kept_exact), budget=budget, rho_rms=rho_rms, rho_max=rho_max,
-        rho_slice=rho_slice, worst_slice=where, max_abs=max_abs(errors), contract=tolerance.contract(reference_rms),
+        name=compared.name,
+        shape=compared.spec.shape,
+        dtype=compared.spec.dtype,
+        elements=errors.size,
+        reference_rms=reference_rms,
+        relative_rms=relative_rms(errors, kept_exact),
+        snr_db=snr_db(errors, kept_exact),
+        budget=budget,
+        rho_rms=rho_rms,
+        rho_max=rho_max,
+        rho_slice=rho_slice,
+        worst_slice=where,
+        max_abs=max_abs(errors),
+        contract=tolerance.contract(reference_rms),
         mean_drift=float(np.mean(errors)) if errors.size else math.nan,
         std_drift=float(np.std(np.where(compares[kept], kept_actual, 0.0)) - np.std(kept_exact)) if errors.size else math.nan,
-        non_finite=missing, overflowed=overflowed, flips=0,
+        non_finite=missing,
+        overflowed=overflowed,
+        flips=0,
         rungs={rung: ratio(rms(_difference(wide(values), exact, compares)[kept]), budget) for rung, values in rungs.items()},
         gates=tuple(gates),
     )
@@ -114,10 +130,26 @@ def _judge_integers(compared: Compared) -> OutputReport:
     if reacting is not None:
         gates.append(reacting)
     return OutputReport(
-        name=compared.name, shape=compared.spec.shape, dtype=compared.spec.dtype, elements=errors.size, reference_rms=rms(exact),
-        relative_rms=relative_rms(errors, exact), snr_db=snr_db(errors, exact), budget=0.0, rho_rms=ratio(rms(errors), 0.0),
-        rho_max=ratio(max_abs(errors), 0.0), rho_slice=0.0, worst_slice="", max_abs=max_abs(errors), contract=0.0,
-        mean_drift=float(np.mean(errors)) if errors.size else math.nan, std_drift=0.0, non_finite=0, overflowed=0, flips=flips, rungs={},
+        name=compared.name,
+        shape=compared.spec.shape,
+        dtype=compared.spec.dtype,
+        elements=errors.size,
+        reference_rms=rms(exact),
+        relative_rms=relative_rms(errors, exact),
+        snr_db=snr_db(errors, exact),
+        budget=0.0,
+        rho_rms=ratio(rms(errors), 0.0),
+        rho_max=ratio(max_abs(errors), 0.0),
+        rho_slice=0.0,
+        worst_slice="",
+        max_abs=max_abs(errors),
+        contract=0.0,
+        mean_drift=float(np.mean(errors)) if errors.size else math.nan,
+        std_drift=0.0,
+        non_finite=0,
+        overflowed=0,
+        flips=flips,
+        rungs={},
         gates=tuple(gates),
     )
 

@@ -56,9 +56,9 @@ def ratio(above: float, below: float) -> float:
 class WorstSlice:
     """The part of a tensor (samples, ...) whose error is largest against its own budget."""
 
-    ratio: float      # RMS(error) / budget of this slice
-    factor: float     # what its few elements are allowed for
-    axis: int         # 0 counts the samples, 1 is the first axis of the tensor
+    ratio: float  # RMS(error) / budget of this slice
+    factor: float  # what its few elements are allowed for
+    axis: int  # 0 counts the samples, 1 is the first axis of the tensor
     index: int
 
     @property

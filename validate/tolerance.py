@@ -17,7 +17,7 @@ DECISION_FACTOR = 6 * math.sqrt(2)
 FP32_NOISE = 5e-5
 SEEDS = 8
 MAX_SEEDS = 64
-MIN_DECIDED = 4                # samples whose decisions are all clear, without which nothing is judged
+MIN_DECIDED = 4  # samples whose decisions are all clear, without which nothing is judged
 MAX_AMBIGUOUS_SHARE = 0.5
 # Share of healthy packages that a few-element factor lets pass.
 _CONFIDENCE = 0.999
@@ -27,13 +27,13 @@ _CONFIDENCE = 0.999
 class Tolerance:
     """Limits for one output. Ratios are errors divided by the budget: the error of an independent fp16 execution of the same module."""
 
-    rms_pass: float        # ratio of the RMS errors
-    rms_warn: float        # above ``rms_pass`` and up to here: a warning
-    max_ratio: float       # ratio of the largest errors
-    slice_ratio: float     # ratio of the RMS errors within any row, channel or sample
-    floor: float           # smallest budget, in unit roundoffs of RMS(reference)
-    ceiling: float         # largest budget, as a share of RMS(reference), with which a package can pass
-    atol: float            # the contract: largest error <= atol + rtol * RMS(reference)
+    rms_pass: float  # ratio of the RMS errors
+    rms_warn: float  # above ``rms_pass`` and up to here: a warning
+    max_ratio: float  # ratio of the largest errors
+    slice_ratio: float  # ratio of the RMS errors within any row, channel or sample
+    floor: float  # smallest budget, in unit roundoffs of RMS(reference)
+    ceiling: float  # largest budget, as a share of RMS(reference), with which a package can pass
+    atol: float  # the contract: largest error <= atol + rtol * RMS(reference)
     rtol: float
     unit_roundoff: float
     why: str
@@ -44,20 +44,41 @@ class Tolerance:
 
 
 LIFTED = Tolerance(
-    rms_pass=1.5, rms_warn=1.5, max_ratio=3.0, slice_ratio=3.0, floor=0.5, ceiling=1e-2, atol=3e-3, rtol=3e-3,
+    rms_pass=1.5,
+    rms_warn=1.5,
+    max_ratio=3.0,
+    slice_ratio=3.0,
+    floor=0.5,
+    ceiling=1e-2,
+    atol=3e-3,
+    rtol=3e-3,
     unit_roundoff=UNIT_ROUNDOFF["fp16"],
     why="Executed with fp16 storage and wide accumulation, a healthy transformer of 1 to 24 layers stays below 1.1 in RMS, 2.3 in its "
     "largest error and 2.0 in its worst row (random weights, d = 256, torch on a CPU); the least of the faults worth finding, bf16 "
     "weights, begins at 2.6.",
 )
 DEVICE = Tolerance(
-    rms_pass=2.0, rms_warn=4.0, max_ratio=6.0, slice_ratio=6.0, floor=0.5, ceiling=1e-2, atol=3e-3, rtol=3e-3,
+    rms_pass=2.0,
+    rms_warn=4.0,
+    max_ratio=6.0,
+    slice_ratio=6.0,
+    floor=0.5,
+    ceiling=1e-2,
+    atol=3e-3,
+    rtol=3e-3,
     unit_roundoff=UNIT_ROUNDOFF["fp16"],
     why="A device may accumulate in fp16 and evaluate activations by tables: twice the budget passes, up to four times is a warning. "
     "The other ratios are those of the lifted program, doubled.",
 )
 FP32 = Tolerance(
-    rms_pass=4.0, rms_warn=8.0, max_ratio=12.0, slice_ratio=12.0, floor=2.0, ceiling=1e-4, atol=1e-4, rtol=1e-4,
+    rms_pass=4.0,
+    rms_warn=8.0,
+    max_ratio=12.0,
+    slice_ratio=12.0,
+    floor=2.0,
+    ceiling=1e-4,
+    atol=1e-4,
+    rtol=1e-4,
     unit_roundoff=UNIT_ROUNDOFF["fp32"],
     why="For packages in fp32. The budget is the error of torch's own fp32, whose order of summation is one of many.",
 )
@@ -99,4 +120,3 @@ def _student_two_sided(angle: float, freedom: int) -> float:
         term *= cosine * cosine * (k - 1) / k
         total += term
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
-

@@ -23,7 +23,16 @@ from coreflow.validate.gates import Compared, differing, judge, structure_proble
 from coreflow.validate.metrics import relative_rms, wide
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
 from coreflow.validate.tolerance import (
-    DECISION_FACTOR, DEVICE, FP32, FP32_NOISE, LIFTED, MAX_AMBIGUOUS_SHARE, MAX_SEEDS, MIN_DECIDED, SEEDS, Tolerance,
+    DECISION_FACTOR,
+    DEVICE,
+    FP32,
+    FP32_NOISE,
+    LIFTED,
+    MAX_AMBIGUOUS_SHARE,
+    MAX_SEEDS,
+    MIN_DECIDED,
+    SEEDS,
+    Tolerance,
 )
 
 Array = np.ndarray[Any, Any]
@@ -36,16 +45,21 @@ class Target:
     """A package, opened in every arithmetic that the ladder needs; the last rung is the one that is judged."""
 
     path: Path
-    rungs: Mapping[str, Model]      # R3: fp64, R4: fp16 storage, R5: a device
+    rungs: Mapping[str, Model]  # R3: fp64, R4: fp16 storage, R5: a device
     precision: Precision
     tolerance: Tolerance
     numerics: str
     compute_units: ComputeUnits
 
     @property
+    def judged(self) -> str:
+        """The last rung."""
+        return list(self.rungs)[-1]
+
+    @property
     def model(self) -> Model:
         """What is judged."""
-        return next(reversed(self.rungs.values()))
+        return self.rungs[self.judged]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +69,7 @@ class Sample:
     label: str
     inputs: Arrays
     seed: int | None = None
-    expected: Arrays | None = None   # what torch gave in fp32 when the sample was recorded
+    expected: Arrays | None = None  # what torch gave in fp32 when the sample was recorded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +114,12 @@ def validate(
 
 
 def open_target(
-    package: Path, backend: Backend = "auto", *, numerics: str = "fp16", compute_units: ComputeUnits = "all", tolerance: Tolerance | None = None
+    package: Path,
+    backend: Backend = "auto",
+    *,
+    numerics: str = "fp16",
+    compute_units: ComputeUnits = "all",
+    tolerance: Tolerance | None = None,
 ) -> Target:
     """Open ``package`` as it will be judged, and lifted for the rungs below that."""
     judged = load_model(package, backend, numerics=numerics, compute_units=compute_units)
@@ -118,7 +137,11 @@ def open_target(
     if tolerance is None:
         tolerance = FP32 if precision == "fp32" else LIFTED if lifted is not None else DEVICE
     return Target(
-        path=package, rungs=rungs, precision=precision, tolerance=tolerance, numerics=numerics if lifted is not None else "device",
+        path=package,
+        rungs=rungs,
+        precision=precision,
+        tolerance=tolerance,
+        numerics=numerics if lifted is not None else "device",
         compute_units=compute_units,
     )
 
@@ -149,12 +172,15 @@ def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, give
     outputs = {
         each.name: judge(each, target.tolerance, {rung: _stack(observed, rung, each.name) for rung in target.rungs}) for each in compared
     }
+    seeds = tuple(seen.sample.seed for seen in observed if seen.sample.seed is not None)
     samples = Samples(
-        seeds=tuple(seen.sample.seed for seen in observed if seen.sample.seed is not None),
-        given=sum(seen.sample.seed is None for seen in observed),
+        seeds=seeds,
+        drawn=len(seeds),
+        given=len(observed) - len(seeds),
         ambiguous=tuple(
             AmbiguousSample(
-                label=seen.sample.label, nearness=near[place],
+                label=seen.sample.label,
+                nearness=near[place],
                 differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in compared),
             )
             for place, seen in enumerate(observed)
@@ -167,7 +193,11 @@ def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, give
         verdict = "incomplete"
     cause = _cause(compared, outputs, target, observed) if verdict == "fail" else None
     return describe(
-        verdict, cause, verdict_text(verdict, cause, outputs, target.tolerance, unclear), outputs=outputs, samples=samples,
+        verdict,
+        cause,
+        verdict_text(verdict, cause, outputs, target.tolerance, unclear),
+        outputs=outputs,
+        samples=samples,
         problems=(unclear,) if unclear else (),
     )
 
@@ -192,7 +222,8 @@ def verdict_text(
     worst_output = min(of_verdict, key=lambda each: each.headroom)
     gate = max((each for each in worst_output.failed_gates if each.outcome == verdict), key=lambda each: each.used)
     where = f" at {gate.text}" if gate.name == "rho_slice" else ""
-    found = gate.text if gate.text and gate.name != "rho_slice" else f"{gate.name} {gate.value:.3g}{where}, above its limit of {gate.limit:.3g}"
+    numbers = f"{gate.name} {gate.value:.3g}{where}, above its limit of {gate.limit:.3g}"
+    found = gate.text if gate.text and gate.name != "rho_slice" else numbers
     more = f" (and {len(of_verdict) - 1} more of {len(outputs)} outputs)" if len(of_verdict) > 1 else ""
     said = {
         "weights": "; wide arithmetic does not help: the weights or the translation are wrong",
@@ -207,9 +238,21 @@ def describer(target: Target, name: str) -> Callable[..., Report]:
     started = time.monotonic()
     weights = sorted(target.path.rglob("weight.bin"))
     empty = Report(
-        name=name, package=target.path.name, digest=package_digest(target.path), weights_digest=file_digest(weights[0]) if weights else None,
-        backend=target.model.backend, numerics=target.numerics, compute_units=target.compute_units, precision=target.precision,
-        verdict="incomplete", cause=None, text="", outputs={}, samples=Samples(seeds=(), given=0), versions=versions(), seconds=0.0,
+        name=name,
+        package=target.path.name,
+        digest=package_digest(target.path),
+        weights_digest=file_digest(weights[0]) if weights else None,
+        backend=target.model.backend,
+        numerics=target.numerics,
+        compute_units=target.compute_units,
+        precision=target.precision,
+        verdict="incomplete",
+        cause=None,
+        text="",
+        outputs={},
+        samples=Samples(seeds=(), drawn=0, given=0),
+        versions=versions(),
+        seconds=0.0,
     )
 
     def describe(verdict: Outcome, cause: Cause | None, text: str, **found: Any) -> Report:
@@ -239,12 +282,16 @@ def _seeds(draw: Draw | None, seeds: range) -> Iterator[Sample]:
 
 def _observe(sample: Sample, target: Target, executions: Executions) -> _Observed:
     """Run everything on one sample."""
-    rungs = {rung: model.predict(sample.inputs) for rung, model in target.rungs.items()}   # refuses inputs that do not fit
+    rungs = {rung: model.predict(sample.inputs) for rung, model in target.rungs.items()}  # refuses inputs that do not fit
     rounded = {name: np.asarray(sample.inputs[name]).astype(spec.dtype) for name, spec in target.model.inputs.items()}
     margins = (executions.exact_margins(rounded), executions.simulated_margins(rounded)) if executions.decides else (None, None)
     return _Observed(
-        sample=sample, rungs=rungs, exact=executions.exact(rounded), simulated=executions.simulated(rounded),
-        exact_margins=margins[0], simulated_margins=margins[1],
+        sample=sample,
+        rungs=rungs,
+        exact=executions.exact(rounded),
+        simulated=executions.simulated(rounded),
+        exact_margins=margins[0],
+        simulated_margins=margins[1],
     )
 
 
@@ -277,7 +324,7 @@ def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[_Observ
     if problems:
         return problems
     for seen in observed:
-        for (name, array), exact in zip(seen.rungs[next(reversed(target.rungs))].items(), seen.exact, strict=True):
+        for (name, array), exact in zip(seen.rungs[target.judged].items(), seen.exact, strict=True):
             if array.shape != (exact.shape or (1,)):
                 problems.append(f"output {name!r} of {seen.sample.label} has shape {list(array.shape)}; {list(exact.shape)} is right")
     return problems
@@ -293,15 +340,19 @@ def _stack(observed: Sequence[_Observed], rung: str, name: str) -> Array:
 
 def _compare(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], decided: Array, target: Target) -> list[Compared]:
     labels = tuple(seen.sample.label for seen in observed)
-    judged = next(reversed(target.rungs))
 
     def of(side: str, place: int) -> Array:
         return np.stack([np.atleast_1d(getattr(seen, side)[place]) for seen in observed])
 
     return [
         Compared(
-            name=name, spec=spec, exact=of("exact", place), simulated=of("simulated", place), actual=_stack(observed, judged, name),
-            labels=labels, decided=decided,
+            name=name,
+            spec=spec,
+            exact=of("exact", place),
+            simulated=of("simulated", place),
+            actual=_stack(observed, target.judged, name),
+            labels=labels,
+            decided=decided,
         )
         for place, (name, spec) in enumerate(specs.items())
     ]
@@ -315,7 +366,10 @@ def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[_Obse
             for seen, clear in zip(observed, decided, strict=True)
             if clear and seen.sample.expected is not None
         ]
-        if pairs and not relative_rms(np.stack([given - exact for given, exact in pairs]), np.stack([exact for _, exact in pairs])) <= FP32_NOISE:
+        if not pairs:
+            continue
+        errors, exact = np.stack([given - exact for given, exact in pairs]), np.stack([exact for _, exact in pairs])
+        if not relative_rms(errors, exact) <= FP32_NOISE:
             return f"the golden samples are of another torch model: its {name} differs by more than fp32 rounding"
     return ""
 
@@ -330,4 +384,4 @@ def _cause(compared: Sequence[Compared], outputs: Mapping[str, OutputReport], ta
         tolerance = LIFTED if target.precision == "fp16" else FP32
         if any(judge(replace(each, actual=_stack(observed, rung, each.name)), tolerance, {}).outcome == "fail" for each in failing):
             return causes[rung]
-    return causes[next(reversed(target.rungs))]
+    return causes[target.judged]

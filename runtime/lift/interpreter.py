@@ -140,8 +140,8 @@ class Interpreter:
                 reads.append((name, self._slot(parts[0])))
             else:
                 converts.append((name, form, self._slot(parts[0])))
-        if "float_dtype" in lowering.context:
-            fixed["float_dtype"] = self.numerics.dtype
+        surroundings = {"float_dtype": self.numerics.dtype, "device": self.device}
+        fixed.update((name, surroundings[name]) for name in lowering.context & surroundings.keys())
         writes = tuple((self._slot(value), self.numerics.rounding(op, value, lowering.exact)) for value in op.outputs)
         blocks = tuple(self._compile(block, keep=set()) for block in op.blocks)
         return _Step(op, lowering.function, fixed, tuple(reads), tuple(converts), blocks, writes, tuple(frees))

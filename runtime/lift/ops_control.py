@@ -30,20 +30,26 @@ def while_loop(loop_vars: Sequence[Tensor], *, blocks: tuple[Block, ...]) -> tup
 
 @lowering("make_list", exact=True)
 def make_list(
-    elem_shape: object, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32", *, float_dtype: torch.dtype = torch.float32
+    elem_shape: object,
+    init_length: int = 1,
+    dynamic_length: bool = True,
+    dtype: str = "fp32",
+    *,
+    float_dtype: torch.dtype,
+    device: torch.device,
 ) -> list[Tensor | None]:
     """A list of zeros; elements of a shape that only running tells are empty. Source: MIL iOS15 control_flow.make_list."""
     extents = [part for part in _parts(elem_shape) if isinstance(part, int) and part >= 0]
     if len(extents) < len(_parts(elem_shape)):
         return [None] * init_length
     kinds = {"int32": torch.int32, "bool": torch.bool}
-    return [torch.zeros(extents, dtype=kinds.get(dtype, float_dtype)) for _ in range(init_length)]
+    return [torch.zeros(extents, dtype=kinds.get(dtype, float_dtype), device=device) for _ in range(init_length)]
 
 
 @lowering("list_length")
-def list_length(ls: list[Tensor | None]) -> Tensor:
+def list_length(ls: list[Tensor | None], *, device: torch.device) -> Tensor:
     """How many elements."""
-    return torch.tensor(len(ls), dtype=torch.int32)
+    return torch.tensor(len(ls), dtype=torch.int32, device=device)
 
 
 @lowering("list_read", exact=True)
@@ -96,30 +102,30 @@ def _written(ls: list[Tensor | None], index: int) -> Tensor:
 
 
 def _generator(seed: int) -> torch.Generator | None:
-    """A generator of its own for a seed; -1 draws from torch's."""
+    """A generator of its own for a seed; -1 draws from torch's. On the CPU whatever the device: a seed means the same everywhere."""
     return None if seed == -1 else torch.Generator().manual_seed(seed)
 
 
 @lowering("random_normal")
 def random_normal(
-    shape: Sequence[int], mean: float = 0.0, stddev: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype = torch.float32
+    shape: Sequence[int], mean: float = 0.0, stddev: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Independent draws from a normal distribution. Source: MIL iOS15 random."""
-    return torch.randn(tuple(shape), generator=_generator(seed), dtype=float_dtype) * stddev + mean
+    return torch.randn(tuple(shape), generator=_generator(seed), dtype=float_dtype).to(device) * stddev + mean
 
 
 @lowering("random_uniform")
 def random_uniform(
-    shape: Sequence[int], low: float = 0.0, high: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype = torch.float32
+    shape: Sequence[int], low: float = 0.0, high: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Independent draws from [low, high)."""
-    return torch.rand(tuple(shape), generator=_generator(seed), dtype=float_dtype) * (high - low) + low
+    return torch.rand(tuple(shape), generator=_generator(seed), dtype=float_dtype).to(device) * (high - low) + low
 
 
 @lowering("random_bernoulli")
-def random_bernoulli(shape: Sequence[int], prob: float = 0.5, seed: int = -1, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+def random_bernoulli(shape: Sequence[int], prob: float = 0.5, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device) -> Tensor:
     """1 with probability ``prob``, else 0."""
-    return (torch.rand(tuple(shape), generator=_generator(seed)) < prob).to(float_dtype)
+    return (torch.rand(tuple(shape), generator=_generator(seed)) < prob).to(device=device, dtype=float_dtype)
 
 
 @lowering("random_categorical")

@@ -116,7 +116,7 @@ _WRAPS = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16":
 
 
 @lowering("cast")
-def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype) -> Tensor:
     """``x`` as MIL's ``dtype``: floats go to integers towards zero, everything but 0 is true, narrow integers wrap around."""
     if dtype in ("fp16", "fp32", "fp64"):
         return x.to(float_dtype)

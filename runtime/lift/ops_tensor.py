@@ -16,9 +16,9 @@ def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
 
 
 @lowering("fill", exact=True)
-def fill(shape: Sequence[int], value: Tensor | None = None, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+def fill(shape: Sequence[int], value: Tensor | None = None, *, float_dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of this shape with one value everywhere."""
-    filling = torch.zeros((), dtype=float_dtype) if value is None else value
+    filling = torch.zeros((), dtype=float_dtype, device=device) if value is None else value
     return filling.reshape(()).expand(tuple(shape)).contiguous()
 
 
@@ -112,9 +112,9 @@ def shape(x: Tensor, output_dtype: str = "int32") -> Tensor:
 
 
 @lowering("fill_like", exact=True)
-def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: torch.dtype = torch.float32) -> Tensor:
+def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: torch.dtype) -> Tensor:
     """One value everywhere, in the shape of ``ref_tensor``. Source: MIL iOS16."""
-    return fill(ref_tensor.shape, value, float_dtype=float_dtype)
+    return fill(ref_tensor.shape, value, float_dtype=float_dtype, device=ref_tensor.device)
 
 
 @lowering("range_1d")

@@ -7,8 +7,8 @@ A lowering's parameters carry MIL's names and MIL's defaults; their annotations 
 ``int``, ``float``, ``bool``, ``str``, ``Sequence[...]`` of them   plain Python values, read off a tensor where one was computed
 anything else         what the graph holds, as it is (states, lists)
 
-Two parameters are not MIL's: ``float_dtype`` receives the torch dtype in which floats are computed, ``blocks`` the callables of a
-control-flow op.
+Three parameters are not MIL's: ``float_dtype`` receives the torch dtype in which floats are computed, ``device`` where, and ``blocks``
+the callables of a control-flow op.
 """
 
 import inspect
@@ -29,7 +29,7 @@ Function = Callable[..., Any]
 
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8", "CoreML9")
 _RELEASES = {"iOS15": 0, "iOS16": 1, "iOS17": 2, "iOS18": 3, "iOS26": 4}
-_CONTEXT = ("float_dtype", "blocks")
+_CONTEXT = ("float_dtype", "device", "blocks")
 
 
 @dataclass(frozen=True, slots=True)

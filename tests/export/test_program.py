@@ -180,6 +180,10 @@ def huge_weight(model: Any) -> None:
         dimension.constant.size = 40_000_000
 
 
+def smaller_weight(model: Any) -> None:
+    weight_value(model).type.tensorType.dimensions[1].constant.size = 47
+
+
 def huge_value(model: Any) -> None:
     operation(model, "concat").outputs[0].type.tensorType.dimensions[0].constant.size = 10**15
 
@@ -236,7 +240,8 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("weight offset within a weight", set_blob(offset=192), "no weight begins"),
     ("weight path leaves the package", set_blob(fileName="@model_path/../../../../secret.bin"), "leaves the package"),
     ("weight path absolute", set_blob(fileName="/etc/hostname"), "leaves the package"),
-    ("weight of another size", in_spec(huge_weight), "impossible shape"),
+    ("weight of an absurd size", in_spec(huge_weight), "impossible shape"),
+    ("weight of another size", in_spec(smaller_weight), r"has 6144 bytes; float16 \[64, 47\] needs 6016"),
     ("weight of another dtype", in_spec(other_dtype), "declares float32"),
     ("constant too short", in_spec(short_immediate), "0 elements"),
     ("dangling reference", in_spec(dangle), "refers to 'nobody'"),

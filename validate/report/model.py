@@ -27,11 +27,11 @@ def exit_code_of(verdict: Outcome, cause: Cause | None, *, strict: bool = False)
 class Gate:
     """One condition and how it came out; ``value <= limit`` passes."""
 
-    name: str              # finite, rho_rms, rho_max, rho_slice, ceiling, contract, exact, reacts
+    name: str  # finite, rho_rms, rho_max, rho_slice, ceiling, contract, exact, reacts
     outcome: Outcome
     value: float
     limit: float
-    text: str = ""         # what was found, in words, where the numbers do not say it
+    text: str = ""  # what was found, in words, where the numbers do not say it
 
     @property
     def used(self) -> float:
@@ -46,25 +46,25 @@ class OutputReport:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    elements: int                   # compared, all samples together
+    elements: int  # compared, all samples together
     reference_rms: float
-    relative_rms: float             # RMS(error) / RMS(reference)
+    relative_rms: float  # RMS(error) / RMS(reference)
     snr_db: float
-    budget: float                   # RMS error of torch's own fp16
-    rho_rms: float                  # RMS(error) / budget
-    rho_max: float                  # largest error / the largest of torch's own fp16
-    rho_slice: float                # of the worst row, channel or sample
+    budget: float  # RMS error of torch's own fp16
+    rho_rms: float  # RMS(error) / budget
+    rho_max: float  # largest error / the largest of torch's own fp16
+    rho_slice: float  # of the worst row, channel or sample
     worst_slice: str
     max_abs: float
-    contract: float                 # the largest error that the contract allows
-    mean_drift: float               # mean(actual) - mean(reference)
+    contract: float  # the largest error that the contract allows
+    mean_drift: float  # mean(actual) - mean(reference)
     std_drift: float
-    non_finite: int                 # where the reference is finite
-    overflowed: int                 # of these, beyond what fp16 holds
-    flips: int                      # of integers
-    rungs: Mapping[str, float]      # rung -> rho_rms
+    non_finite: int  # where the reference is finite
+    overflowed: int  # of these, beyond what fp16 holds
+    flips: int  # of integers
+    rungs: Mapping[str, float]  # rung -> rho_rms
     gates: tuple[Gate, ...]
-    heuristic: bool = False         # a budget from a rule of thumb, not from an execution
+    heuristic: bool = False  # a budget from a rule of thumb, not from an execution
 
     @property
     def outcome(self) -> Outcome:
@@ -87,8 +87,8 @@ class AmbiguousSample:
     """A sample in which a hard decision lies within fp16 noise of its border."""
 
     label: str
-    nearness: float        # distance of the nearest decision from its border, in multiples of what counts as clear
-    differing: int         # elements that differ by more than fp16 noise, as they may
+    nearness: float  # distance of the nearest decision from its border, in multiples of what counts as clear
+    differing: int  # elements that differ by more than fp16 noise, as they may
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +96,14 @@ class Samples:
     """What was compared."""
 
     seeds: tuple[int, ...]
-    given: int                                  # golden samples and the caller's
+    drawn: int  # samples made from the seeds
+    given: int  # golden samples and the caller's
     ambiguous: tuple[AmbiguousSample, ...] = ()
 
     @property
     def total(self) -> int:
-        """Seeds and others."""
-        return len(self.seeds) + self.given
+        """All samples."""
+        return self.drawn + self.given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +114,13 @@ class Report:
     package: str
     digest: str
     weights_digest: str | None
-    backend: str                    # the one really used
+    backend: str  # the one really used
     numerics: str
     compute_units: str
     precision: str
     verdict: Outcome
     cause: Cause | None
-    text: str                       # the verdict in one line
+    text: str  # the verdict in one line
     outputs: Mapping[str, OutputReport]
     samples: Samples
     versions: Mapping[str, str]
@@ -130,6 +131,10 @@ class Report:
     def exit_code(self) -> int:
         """See ``exit_code_of``."""
         return exit_code_of(self.verdict, self.cause)
+
+    def exit_code_for(self, *, strict: bool) -> int:
+        """``strict`` makes a warning a failure."""
+        return exit_code_of(self.verdict, self.cause, strict=strict)
 
     @property
     def by_headroom(self) -> tuple[OutputReport, ...]:
@@ -144,7 +149,7 @@ class TokenAgreement:
     sentences: int
     tokens: int
     equal: int
-    explained: tuple[str, ...]      # sentences that differ where the reference itself is undecided
+    explained: tuple[str, ...]  # sentences that differ where the reference itself is undecided
     unexplained: tuple[str, ...]
 
     @property
@@ -158,9 +163,9 @@ class ChainRow:
     """One stage fed with the reference's inputs, beside the chain up to and with it."""
 
     stage: str
-    output: str                     # of the chain
-    teacher_forced: float           # the worst rho_rms of the stage alone
-    cascaded: float                 # rho_rms of the chain's output, against the budget of the whole chain up to there
+    output: str  # of the chain
+    teacher_forced: float  # the worst rho_rms of the stage alone
+    cascaded: float  # rho_rms of the chain's output, against the budget of the whole chain up to there
     outcome: Outcome
 
 
@@ -201,6 +206,10 @@ class BundleReport:
     def exit_code(self) -> int:
         """See ``exit_code_of``."""
         return exit_code_of(self.verdict, self.cause)
+
+    def exit_code_for(self, *, strict: bool) -> int:
+        """``strict`` makes a warning a failure."""
+        return exit_code_of(self.verdict, self.cause, strict=strict)
 
     @property
     def failing_stages(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A report as a rich renderable. Words carry every verdict; colour only repeats them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,10 +9,28 @@ from rich.text import Text
 
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
 
-_STYLES: dict[Outcome, str] = {"pass": "green", "warn": "yellow", "fail": "bold red", "fp16-unsafe": "bold red", "incomplete": "bold magenta"}
+_STYLES: dict[Outcome, str] = {
+    "pass": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "fp16-unsafe": "bold red",
+    "incomplete": "bold magenta",
+}
 _COLUMNS = (
-    "output", "RMS(ref)", "rel. RMS", "SNR dB", "budget", "rho_rms", "rho_max", "rho_slice", "worst slice", "max error", "contract",
-    "non-finite", "headroom", "verdict",
+    "output",
+    "RMS(ref)",
+    "rel. RMS",
+    "SNR dB",
+    "budget",
+    "rho_rms",
+    "rho_max",
+    "rho_slice",
+    "worst slice",
+    "max error",
+    "contract",
+    "non-finite",
+    "headroom",
+    "verdict",
 )
 _SHOWN_AMBIGUOUS = 6
 
@@ -83,7 +101,8 @@ def outputs_table(outputs: Sequence[OutputReport]) -> Table:
     """A row per output, in the order given."""
     table = _table()
     for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("output", "worst slice", "verdict") else "right", no_wrap=column != "worst slice")
+        is_text = column in ("output", "worst slice", "verdict")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "worst slice")
     for each in outputs:
         gates = ", ".join(gate.name for gate in each.failed_gates)
         verdict = _word(each.outcome)
@@ -91,9 +110,20 @@ def outputs_table(outputs: Sequence[OutputReport]) -> Table:
             verdict.append(f" {gates}")
         missing = str(each.flips) + " flips" if each.dtype == "int32" else str(each.non_finite + each.overflowed)
         table.add_row(
-            each.name, _number(each.reference_rms), _number(each.relative_rms), _number(each.snr_db, 1), _number(each.budget),
-            _number(each.rho_rms), _number(each.rho_max), _number(each.rho_slice), each.worst_slice, _number(each.max_abs),
-            _number(each.contract), missing, f"{each.headroom:.0%}" if math.isfinite(each.headroom) else "none", verdict,
+            each.name,
+            _number(each.reference_rms),
+            _number(each.relative_rms),
+            _number(each.snr_db, 1),
+            _number(each.budget),
+            _number(each.rho_rms),
+            _number(each.rho_max),
+            _number(each.rho_slice),
+            each.worst_slice,
+            _number(each.max_abs),
+            _number(each.contract),
+            missing,
+            f"{each.headroom:.0%}" if math.isfinite(each.headroom) else "none",
+            verdict,
         )
     return table
 
@@ -121,16 +151,17 @@ def _verdict(part: Report | BundleReport | CascadeReport) -> Text:
 def _coverage(reports: Sequence[Report], cascade: CascadeReport | None) -> Text:
     compared = [output for report in reports for output in report.outputs.values()]
     samples = sum(report.samples.total for report in reports)
-    seeds = sum(len(report.samples.seeds) for report in reports)
+    seeds = sum(report.samples.drawn for report in reports)
     elements = sum(each.elements for each in compared)
     unjudged = [report.name for report in reports if not report.outputs]
     ambiguous = sum(len(report.samples.ambiguous) for report in reports)
     text = (
-        f"compared: {len(reports) - len(unjudged)} of {len(reports)} packages, {len(compared)} outputs, {elements:,} elements; {samples} samples "
-        f"({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous"
+        f"compared: {len(reports) - len(unjudged)} of {len(reports)} packages, {len(compared)} outputs, {elements:,} elements; "
+        f"{samples} samples ({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous"
     )
     if cascade is not None:
-        text += f"; cascade: {cascade.samples.given} sentences and {2 * len(cascade.samples.seeds)} drawn, {len(cascade.samples.ambiguous)} ambiguous"
+        of = cascade.samples
+        text += f"; cascade: {of.given} sentences and {of.drawn} drawn, {len(of.ambiguous)} of them ambiguous"
     if unjudged:
         text += f"; NOT compared: {', '.join(unjudged)}"
     return _line(text, "dim")
@@ -143,8 +174,8 @@ def _execution(report: Report) -> str:
     return f"backend {report.backend}, {how}{drawn}"
 
 
-def _versions(versions: "dict[str, str] | object") -> str:
-    return ", ".join(f"{name} {number}" for name, number in dict(versions).items())  # type: ignore[call-overload]
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _table(title: str | None = None) -> Table:

@@ -189,6 +189,27 @@ def test_slicing_follows_mil_for_every_begin_end_and_stride(evaluate: Callable[.
         np.testing.assert_array_equal(found, mil("slice_by_index", arguments))
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_pooling_gives_the_shape_that_mil_infers(evaluate: Callable[..., Any], data: Any) -> None:
+    quiet_coremltools()
+    from coremltools.converters.mil.mil import Builder, Function
+
+    kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    side = data.draw(st.integers(0, kernel - 1))
+    arguments = {
+        "x": np.zeros((1, 1, data.draw(st.integers(3, 9))), np.float32),
+        "kernel_sizes": [kernel],
+        "strides": [stride],
+        "pad_type": "custom",
+        "pad": [side, side],
+        "ceil_mode": data.draw(st.booleans()),
+    }
+    with Function({}):
+        want = Builder.max_pool(**arguments).shape
+    assert evaluate("max_pool", **arguments).shape == want
+
+
 class TestSignatures:
     """A lowering's parameters are MIL's: checked against the registry that the converter itself uses."""
 
