@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+WIDTH = 160  # where the output is no terminal: a pipe or a file has no width of its own, and a table is not to be cut to 80
+
+
 def out() -> Console:
     """Results. Made on each call, so that a redirected ``sys.stdout`` is followed."""
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def err() -> Console:

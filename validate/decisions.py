@@ -2,7 +2,8 @@
 
 A module that decides has a method ``decision_margins(*inputs) -> (B, kinds, ...)``: the distance of every decision from its
 border, infinite where there is none to take. A decision nearer to its border than fp16's own error may legitimately fall
-either way, and then the outputs differ by far more than any rounding. Such samples are left out of the ratios, and counted.
+either way, and then the outputs differ by far more than any rounding. Such samples are counted, and those that really
+fell the other way are left out of the ratios.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coreflow.validate.metrics import rms
+from coreflow.validate.metrics import max_abs, rms, wide
 from coreflow.validate.tolerance import DECISION_FACTOR
 
 Array = npt.NDArray[Any]
@@ -31,3 +32,16 @@ def nearness(margins: Array, noise: Array) -> float:
     # Without noise a decision is exact and falls one way only, on the border or not.
     multiples = np.divide(margins, clear, out=np.full(margins.shape, np.inf), where=clear > 0)
     return float(np.min(multiples, initial=np.inf))
+
+
+def agreeing(exact: Sequence[Array], simulated: Sequence[Array], actual: Sequence[Array]) -> npt.NDArray[np.bool_]:
+    """For each sample of one output, whether neither execution is off by far more than fp16 usually is: no decision fell otherwise.
+
+    Usual is the median over the samples of the simulation's largest error: it is not moved by the few in which a decision flips.
+    """
+    with np.errstate(invalid="ignore"):
+        by_simulation, by_package = (
+            np.array([max_abs(wide(values) - wide(truth)) for values, truth in zip(side, exact, strict=True)]) for side in (simulated, actual)
+        )
+    allowed = DECISION_FACTOR * float(np.median(by_simulation))
+    return (by_simulation <= allowed) & (by_package <= allowed)

@@ -27,7 +27,7 @@ class Compared:
     simulated: npt.NDArray[Any]
     actual: npt.NDArray[Any]
     labels: tuple[str, ...]  # a sample each
-    decided: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way
+    judged: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way, and did
 
 
 def structure_problems(
@@ -56,7 +56,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
     errors, noise = _difference(actual, exact, compares), _difference(simulated, exact, compares)
     noise = np.where(np.isnan(noise), np.inf, noise)  # a budget without limit, which the ceiling refuses
     missing, overflowed = _finiteness(exact, actual)
-    kept = compared.decided
+    kept = compared.judged
     errors, noise, kept_exact, kept_actual = errors[kept], noise[kept], np.where(compares, exact, 0.0)[kept], actual[kept]
     reference_rms = rms(kept_exact)
     floor = tolerance.floor * tolerance.unit_roundoff * reference_rms
@@ -84,7 +84,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
                 text=where,
             ),
             _ceiling_gate(raw_budget, reference_rms, tolerance),
-            _contract_gate(max_abs(errors), reference_rms, tolerance),
+            _contract_gate(rms(errors), reference_rms, tolerance),
         ]
         rho_slice = worst.ratio
     else:
@@ -122,7 +122,7 @@ def differing(compared: Compared, sample: int, budget: float, factor: float) -> 
 
 def _judge_integers(compared: Compared) -> OutputReport:
     """Whole numbers must be equal."""
-    exact, actual = compared.exact[compared.decided], compared.actual[compared.decided]
+    exact, actual = compared.exact[compared.judged], compared.actual[compared.judged]
     errors = wide(actual) - wide(exact)
     flips = int(np.count_nonzero(errors))
     gates = [Gate(name="exact", outcome="pass" if flips == 0 else "fail", value=flips, limit=0, text=f"{flips} of {errors.size} differ")]
@@ -199,9 +199,9 @@ def _ceiling_gate(budget: float, reference_rms: float, tolerance: Tolerance) -> 
     return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
 
 
-def _contract_gate(largest: float, reference_rms: float, tolerance: Tolerance) -> Gate:
+def _contract_gate(error_rms: float, reference_rms: float, tolerance: Tolerance) -> Gate:
     limit = tolerance.contract(reference_rms)
-    return Gate(name="contract", outcome=_within(largest, limit), value=largest, limit=limit)
+    return Gate(name="contract", outcome=_within(error_rms, limit), value=error_rms, limit=limit)
 
 
 def _within(value: float, limit: float, warn: float | None = None) -> Outcome:

@@ -32,11 +32,11 @@ class GRULayer(nn.Module):
 class Proposal(NamedTuple):
     """What the carrier wants for each flow; the lattice decides what comes of it."""
 
-    energy: Tensor          # (B, 1, 1, N)
-    target: Tensor          # (B, 3, 1, N), in cells, not yet rounded
-    spawn_logit: Tensor     # (B, 1, 1, N)
-    child_shares: Tensor    # (B, K, 1, N), of the parent's energy; with the parent's own they sum to 1
-    hidden: tuple[Tensor, ...]   # a (B, hidden, 1, N) per layer
+    energy: Tensor  # (B, 1, 1, N)
+    target: Tensor  # (B, 3, 1, N), in cells, not yet rounded
+    spawn_logit: Tensor  # (B, 1, 1, N)
+    child_shares: Tensor  # (B, K, 1, N), of the parent's energy; with the parent's own they sum to 1
+    hidden: tuple[Tensor, ...]  # a (B, hidden, 1, N) per layer
 
 
 class EnergyCarrier(nn.Module):

@@ -16,32 +16,32 @@ class EnergyConfig:
     """
 
     preset: str
-    width: int                       # W, cells along x
-    height: int                      # H, cells along y
-    depth: int                       # D, cells along z; flows travel towards z = D - 1
-    max_flows: int                   # N, slots of the flow table
+    width: int  # W, cells along x
+    height: int  # H, cells along y
+    depth: int  # D, cells along z; flows travel towards z = D - 1
+    max_flows: int  # N, slots of the flow table
     carrier_hidden: int
     carrier_layers: int
-    vocabulary: int                  # of the encoder's WordPiece tokenizer
-    text_length: int                 # L, tokens that the encoder reads
-    decode_length: int               # T, tokens that the decoder writes at most
+    vocabulary: int  # of the encoder's WordPiece tokenizer
+    text_length: int  # L, tokens that the encoder reads
+    decode_length: int  # T, tokens that the decoder writes at most
     decoder: T5Config
     encoder_width: int = 256
     encoder_heads: int = 8
     encoder_feed_forward: int = 512
     encoder_layers: int = 2
     encoder_positions: int = 512
-    embedding_size: int = 768        # E, of the teacher
+    embedding_size: int = 768  # E, of the teacher
     mapper_hidden: int = 256
     adapter_hidden: int = 512
-    memory_tokens: int = 16          # M, vectors that the decoder attends to
+    memory_tokens: int = 16  # M, vectors that the decoder attends to
     neuron_hidden: int = 64
     neuron_output: int = 128
     energy_threshold: float = 0.1
     spawn_threshold: float = 0.8
     max_spawn_per_step: int = 10
-    injection_plane: int | None = None   # None: D // 2
-    max_steps: int | None = None         # None: D, more than any flow needs, since a flow that does not advance dies
+    injection_plane: int | None = None  # None: D // 2
+    max_steps: int | None = None  # None: D, more than any flow needs, since a flow that does not advance dies
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -109,50 +109,113 @@ class Preset:
 
 
 # A head of its own: tied to the embedding its input is scaled by 1 / sqrt(d_model), and AdamW, which moves every entry by the same step,
-# then needs several times as many steps to make the logits large.
+# then needs more than twice as many steps to make the logits large.
 _MINI_T5: dict[str, Any] = {
-    "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 2, "layer_norm_epsilon": 1e-4, "tie_word_embeddings": False,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_heads": 4,
+    "num_layers": 2,
+    "layer_norm_epsilon": 1e-4,
+    "tie_word_embeddings": False,
 }
 # 32 128 entries whatever the corpus: the head keeps T5-small's dimensions, ids above the tokenizer's are never trained.
 _T5_SMALL: dict[str, Any] = {
-    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_heads": 8, "num_layers": 6, "layer_norm_epsilon": 1e-6,
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_heads": 8,
+    "num_layers": 6,
+    "layer_norm_epsilon": 1e-6,
 }
 
 PRESETS: Mapping[str, Preset] = {
     "demo": Preset(
         summary="8 x 8 x 6 lattice, mini T5; trains in minutes on two CPU cores",
         lattice={
-            "width": 8, "height": 8, "depth": 6, "max_flows": 128, "carrier_hidden": 64, "carrier_layers": 1,
-            "encoder_width": 64, "encoder_heads": 4, "encoder_feed_forward": 128, "encoder_positions": 32,
-            "text_length": 32, "decode_length": 32, "memory_tokens": 8, "adapter_hidden": 128, "mapper_hidden": 128,
+            "width": 8,
+            "height": 8,
+            "depth": 6,
+            "max_flows": 128,
+            "carrier_hidden": 64,
+            "carrier_layers": 1,
+            "encoder_width": 64,
+            "encoder_heads": 4,
+            "encoder_feed_forward": 128,
+            "encoder_positions": 32,
+            "text_length": 32,
+            "decode_length": 32,
+            "memory_tokens": 8,
+            "adapter_hidden": 128,
+            "mapper_hidden": 128,
             "dropout": 0.0,
         },
         # Minutes of training on sentences without end: there is nothing to over-fit.
-        decoder={**_MINI_T5, "dropout": 0.0}, batch_size=32, learning_rate=2e-3, steps=2400, wordpiece_vocabulary=512, unigram_vocabulary=512,
+        decoder={**_MINI_T5, "dropout": 0.0},
+        batch_size=32,
+        learning_rate=2e-3,
+        steps=2400,
+        wordpiece_vocabulary=512,
+        unigram_vocabulary=512,
     ),
     "debug": Preset(
         summary="20 x 20 x 10 lattice, mini T5; the default sizes of every part",
         lattice={
-            "width": 20, "height": 20, "depth": 10, "max_flows": 1000, "carrier_hidden": 256, "carrier_layers": 2,
-            "energy_threshold": 0.01, "text_length": 128, "decode_length": 128,
+            "width": 20,
+            "height": 20,
+            "depth": 10,
+            "max_flows": 1000,
+            "carrier_hidden": 256,
+            "carrier_layers": 2,
+            "energy_threshold": 0.01,
+            "text_length": 128,
+            "decode_length": 128,
         },
-        decoder=_MINI_T5, batch_size=8, learning_rate=1e-4, steps=2000, wordpiece_vocabulary=8000, unigram_vocabulary=8000,
+        decoder=_MINI_T5,
+        batch_size=8,
+        learning_rate=1e-4,
+        steps=2000,
+        wordpiece_vocabulary=8000,
+        unigram_vocabulary=8000,
     ),
     "experiment": Preset(
         summary="50 x 50 x 20 lattice, T5-small decoder",
         lattice={
-            "width": 50, "height": 50, "depth": 20, "max_flows": 500, "carrier_hidden": 512, "carrier_layers": 2,
-            "text_length": 128, "decode_length": 128,
+            "width": 50,
+            "height": 50,
+            "depth": 20,
+            "max_flows": 500,
+            "carrier_hidden": 512,
+            "carrier_layers": 2,
+            "text_length": 128,
+            "decode_length": 128,
         },
-        decoder=_T5_SMALL, batch_size=16, learning_rate=1e-4, steps=20000, wordpiece_vocabulary=30522, unigram_vocabulary=32100,
+        decoder=_T5_SMALL,
+        batch_size=16,
+        learning_rate=1e-4,
+        steps=20000,
+        wordpiece_vocabulary=30522,
+        unigram_vocabulary=32100,
     ),
     "optimized": Preset(
         summary="100 x 100 x 50 lattice, T5-small decoder, about 10 M parameters in the carrier",
         lattice={
-            "width": 100, "height": 100, "depth": 50, "max_flows": 1000, "carrier_hidden": 1024, "carrier_layers": 3,
-            "text_length": 128, "decode_length": 128,
+            "width": 100,
+            "height": 100,
+            "depth": 50,
+            "max_flows": 1000,
+            "carrier_hidden": 1024,
+            "carrier_layers": 3,
+            "text_length": 128,
+            "decode_length": 128,
         },
-        decoder=_T5_SMALL, batch_size=32, learning_rate=1e-4, steps=50000, wordpiece_vocabulary=30522, unigram_vocabulary=32100,
+        decoder=_T5_SMALL,
+        batch_size=32,
+        learning_rate=1e-4,
+        steps=50000,
+        wordpiece_vocabulary=30522,
+        unigram_vocabulary=32100,
     ),
 }
 
@@ -163,4 +226,3 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     except KeyError:
         raise ConfigError(f"preset {name!r} does not exist; choose one of {', '.join(PRESETS)}") from None
-

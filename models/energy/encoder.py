@@ -52,15 +52,19 @@ class TextToCubeEncoder(nn.Module):
             EncoderLayer(width, config.encoder_heads, config.encoder_feed_forward, config.dropout) for _ in range(config.encoder_layers)
         )
         self.head = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=EPSILON), nn.Dropout(config.dropout),
-            nn.Linear(width, config.surface_size), nn.Tanh(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width, eps=EPSILON),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, config.surface_size),
+            nn.Tanh(),
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, L) integer ids and (B, L) mask of ones and zeros -> (B, S) in [-1, 1]."""
         embedded = self.scale * (self.tokens(ids) + self.positions.weight[: ids.shape[1]])
-        x = embedded.transpose(1, 2).unsqueeze(2)                  # (B, C, 1, L)
-        mask = mask[:, None, None, :]                               # (B, 1, 1, L)
+        x = embedded.transpose(1, 2).unsqueeze(2)  # (B, C, 1, L)
+        mask = mask[:, None, None, :]  # (B, 1, 1, L)
         bias = (1 - mask) * MASKED
         for layer in self.layers:
             x = layer(x, bias)

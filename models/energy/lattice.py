@@ -27,13 +27,13 @@ AGE_WEIGHT = 0.1
 class FlowTable(NamedTuple):
     """The flows under way, and what has reached the face. Every field of a free slot is zero."""
 
-    position: Tensor             # (B, 3, 1, N) x, y, z in whole cells
-    energy: Tensor               # (B, 1, 1, N)
-    age: Tensor                  # (B, 1, 1, N) in steps
-    alive: Tensor                # (B, 1, 1, N) 1 or 0
-    face_energy: Tensor          # (B, 1, H, W) sum of weight * energy of the flows that arrived
-    face_weight: Tensor          # (B, 1, H, W) sum of their weights
-    hidden: tuple[Tensor, ...]   # a (B, C, 1, N) per layer of the carrier
+    position: Tensor  # (B, 3, 1, N) x, y, z in whole cells
+    energy: Tensor  # (B, 1, 1, N)
+    age: Tensor  # (B, 1, 1, N) in steps
+    alive: Tensor  # (B, 1, 1, N) 1 or 0
+    face_energy: Tensor  # (B, 1, H, W) sum of weight * energy of the flows that arrived
+    face_weight: Tensor  # (B, 1, H, W) sum of their weights
+    hidden: tuple[Tensor, ...]  # a (B, C, 1, N) per layer of the carrier
 
 
 class Events(NamedTuple):
@@ -73,8 +73,12 @@ def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = Non
 
     face = surface.new_zeros(batch, 1, config.height, config.width)
     return FlowTable(
-        position=fill(place), energy=fill(energy[:, None]), age=surface.new_zeros(batch, 1, 1, slots),
-        alive=fill(torch.ones_like(energy)[:, None]), face_energy=face, face_weight=face,
+        position=fill(place),
+        energy=fill(energy[:, None]),
+        age=surface.new_zeros(batch, 1, 1, slots),
+        alive=fill(torch.ones_like(energy)[:, None]),
+        face_energy=face,
+        face_weight=face,
         hidden=tuple(surface.new_zeros(batch, config.carrier_hidden, 1, slots) for _ in range(config.carrier_layers)),
     )
 
@@ -92,7 +96,9 @@ class FlowProcessor(nn.Module):
         self.register_buffer("earlier_slots", torch.ones(slots, slots).triu(1), persistent=False)
         self.register_buffer("earlier_children", torch.ones(children, children).tril(-1).view(children, children, 1, 1), persistent=False)
         self.register_buffer("spawn_ranks", torch.arange(float(children)).view(1, 1, children, 1), persistent=False)
-        self.register_buffer("last_cell", torch.tensor([config.width, config.height, config.depth]).view(1, 3, 1, 1) - 1.0, persistent=False)
+        self.register_buffer(
+            "last_cell", torch.tensor([config.width, config.height, config.depth]).view(1, 3, 1, 1) - 1.0, persistent=False
+        )
         self.earlier_slots: Tensor
         self.earlier_children: Tensor
         self.spawn_ranks: Tensor
@@ -121,8 +127,13 @@ class FlowProcessor(nn.Module):
         face_energy, face_weight = self._collect(table, proposal.energy, cell, projected + rescued, survives)
         position, energy, alive, hidden, spawned = self._spawn(proposal, cell, remaining)
         after = FlowTable(
-            position=position, energy=energy, age=(table.age * remaining + 1) * alive, alive=alive,
-            face_energy=table.face_energy + face_energy, face_weight=table.face_weight + face_weight, hidden=hidden,
+            position=position,
+            energy=energy,
+            age=(table.age * remaining + 1) * alive,
+            alive=alive,
+            face_energy=table.face_energy + face_energy,
+            face_weight=table.face_weight + face_weight,
+            hidden=hidden,
         )
 
         def count(flows: Tensor) -> Tensor:
@@ -173,7 +184,7 @@ class FlowProcessor(nn.Module):
             # of 1 (``surface`` divides by this weight), and the energy of its flow can grow back over the threshold.
             weighted = straight_through(weighted, MIN_WEIGHT * (table.alive - survives).detach() * energy)
         # No gradient to the place: a linear share in the neighbouring cells makes flows collide early on, and training then needs
-        # twice as many steps. Where to go is learned through the neuron, which sees the place in the step after.
+        # half as many steps again. Where to go is learned through the neuron, which sees the place in the step after.
         row, column = (
             cell_weights(cell[:, axis : axis + 1].detach(), cells) for axis, cells in ((1, self.config.height), (0, self.config.width))
         )
@@ -189,19 +200,25 @@ class FlowProcessor(nn.Module):
         magnitude, shares = proposal.energy.abs(), proposal.child_shares
         above = (magnitude > self.config.spawn_threshold).to(magnitude.dtype)
         willing = straight_through((proposal.spawn_logit > 0).to(magnitude.dtype), proposal.spawn_logit.sigmoid())
-        wanted = (remaining * above * willing).detach() * self._at_least(shares * magnitude, self.config.energy_threshold)   # (B, K, 1, N)
+        wanted = (remaining * above * willing).detach() * self._at_least(shares * magnitude, self.config.energy_threshold)  # (B, K, 1, N)
         if self.training and not wanted.any():
-            # What follows would select nothing, at a third of the cost of a step.
-            return cell * remaining, proposal.energy * remaining, remaining, tuple(state * remaining for state in proposal.hidden), 0 * remaining
+            # What follows would select nothing, at the cost of products of the size of (B, K, R, N).
+            return (
+                cell * remaining,
+                proposal.energy * remaining,
+                remaining,
+                tuple(state * remaining for state in proposal.hidden),
+                0 * remaining,
+            )
         earlier = self.earlier_slots[: remaining.shape[3], : remaining.shape[3]]
         rank = torch.matmul(wanted.sum(1, keepdim=True), earlier) + nn.functional.conv2d(wanted, self.earlier_children)
         free = 1 - remaining
         free_rank = torch.matmul(free, earlier)
-        room = torch.clamp(free.sum((1, 2, 3), keepdim=True) - self.spawn_ranks, 0, 1)            # (B, 1, R, 1)
+        room = torch.clamp(free.sum((1, 2, 3), keepdim=True) - self.spawn_ranks, 0, 1)  # (B, 1, R, 1)
         # taken[b, k, r, n]: the r-th spawn is child k of slot n.
-        taken = torch.relu(1 - (rank - self.spawn_ranks).abs()) * wanted * room                   # (B, K, R, N)
-        parent = taken.sum(1, keepdim=True)                                                       # (B, 1, R, N)
-        slot = torch.relu(1 - (free_rank - self.spawn_ranks).abs()) * free * parent.sum(3, keepdim=True)   # (B, 1, R, N)
+        taken = torch.relu(1 - (rank - self.spawn_ranks).abs()) * wanted * room  # (B, K, R, N)
+        parent = taken.sum(1, keepdim=True)  # (B, 1, R, N)
+        slot = torch.relu(1 - (free_rank - self.spawn_ranks).abs()) * free * parent.sum(3, keepdim=True)  # (B, 1, R, N)
         to_spawn = parent.transpose(2, 3)
 
         def settle(values: Tensor) -> Tensor:
@@ -210,8 +227,8 @@ class FlowProcessor(nn.Module):
             copies = torch.matmul(torch.matmul(channels, to_spawn), slot)
             return values * remaining + copies.view(values.shape)
 
-        given = (taken.sum(2, keepdim=True) * shares).sum(1, keepdim=True) * willing              # (B, 1, 1, N)
-        child_energy = (taken * (shares * proposal.energy)).sum((1, 3), keepdim=True)             # (B, 1, R, 1)
+        given = (taken.sum(2, keepdim=True) * shares).sum(1, keepdim=True) * willing  # (B, 1, 1, N)
+        child_energy = (taken * (shares * proposal.energy)).sum((1, 3), keepdim=True)  # (B, 1, R, 1)
         newborn = slot.sum(2, keepdim=True)
         energy = proposal.energy * (1 - given) * remaining + (child_energy * slot).sum(2, keepdim=True)
         return settle(cell), energy, remaining + newborn, tuple(settle(state) for state in proposal.hidden), newborn
@@ -222,8 +239,8 @@ class FlowStatistics:
     """One run of the lattice, as numbers."""
 
     steps: int
-    active: tuple[int, ...]          # flows alive before each step
-    mean_energy: tuple[float, ...]   # their mean magnitude
+    active: tuple[int, ...]  # flows alive before each step
+    mean_energy: tuple[float, ...]  # their mean magnitude
     started: int
     arrived: int
     died: int

@@ -33,7 +33,7 @@ class SurfaceToEmbedding(_Mapper):
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__(config.surface_size, config.mapper_hidden, config.embedding_size)
         # Teachers give vectors of length about 1: the untrained output has that length too, not sqrt(E) times it.
-        nn.init.normal_(self.layers[-1].weight, std=(config.mapper_hidden * config.embedding_size) ** -0.5)
+        nn.init.normal_(self.layers[-1].get_parameter("weight"), std=(config.mapper_hidden * config.embedding_size) ** -0.5)
         self.field = nn.Parameter(torch.zeros(config.height, config.width))
 
     def forward(self, surface: Tensor) -> Tensor:

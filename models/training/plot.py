@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from coreflow.models.storage import write_atomically
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from coreflow.models.training.trainer import Progress
 
 SMOOTHED_SHARE = 50  # the smoothed line is a mean over this part of the steps
-TEXT_COLOUR, ENERGY_COLOUR = "tab:blue", "tab:orange"
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -34,22 +34,20 @@ def plot_curve(progress: Sequence["Progress"], path: Path) -> None:
     steps = np.array([each.step for each in progress])
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    left = figure.add_subplot()
-    right = left.twinx()
-    lines = []
-    for axes, label, values, colour in (
-        (left, "text (nats per token)", [each.text_loss for each in progress], TEXT_COLOUR),
-        (right, "energy (relative error + 1 - cosine)", [each.energy_loss for each in progress], ENERGY_COLOUR),
+    axes = figure.add_subplot()
+    for label, values, colour in (
+        ("text (nats per token)", [each.text_loss for each in progress], "tab:blue"),
+        ("energy (relative error + 1 - cosine)", [each.energy_loss for each in progress], "tab:orange"),
     ):
         series = np.array(values, dtype=np.float64)
         axes.plot(steps, series, color=colour, alpha=0.25, linewidth=0.8)
-        lines += axes.plot(steps, smooth(series, max(1, len(series) // SMOOTHED_SHARE)), color=colour, linewidth=1.8, label=label)
-        axes.set_ylabel(f"{label.split()[0]} loss", color=colour)
-        axes.tick_params(axis="y", colors=colour)
-    left.set_ylim(bottom=0)
-    right.set_yscale("log")
-    left.set_xlabel("step")
-    left.set_title("training loss")
-    left.grid(alpha=0.3)
-    left.legend(handles=lines, loc="upper right", frameon=False)
-    write_atomically(path, lambda temporary: canvas.print_png(temporary))
+        axes.plot(steps, smooth(series, max(1, len(series) // SMOOTHED_SHARE)), color=colour, linewidth=1.8, label=label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title("Training loss")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right", frameon=False)
+    write_atomically(path, canvas.print_png)

@@ -25,10 +25,10 @@ from coreflow.models.storage import write_atomically, write_json
 from coreflow.models.training.checkpoint import CURVE, RESUME, TRAINING, Checkpoint, load_checkpoint, save_checkpoint
 from coreflow.models.training.losses import IGNORED, energy_loss, text_loss, token_accuracy
 
-HELD_OUT_SHARE = 0.05        # of a user's corpus
-HELD_OUT_SENTENCES = 500     # of the grammar
+HELD_OUT_SHARE = 0.05  # of a user's corpus
+HELD_OUT_SENTENCES = 500  # of the grammar
 TOKENIZER_SENTENCES = 20_000
-EMBEDDING_SHARE = 8          # one embedding for so many texts in a batch: the easier task of the two
+EMBEDDING_SHARE = 8  # one embedding for so many texts in a batch: the easier task of the two
 WARM_UP_STEPS = 100
 # A row of an embedding has a gradient in every second batch or so. The usual 0.999 remembers the large gradients of the first
 # steps for a thousand more, and holds such rows back.
@@ -42,19 +42,19 @@ class TrainingOptions:
     """What decides the result of a run, beside the corpus."""
 
     preset: str = "demo"
-    corpus: Path | None = None             # None: the built-in grammar
-    teacher: Path | None = None            # None: hashed n-grams
-    t5: Path | None = None                 # a Hugging Face T5 directory whose decoder to start from
+    corpus: Path | None = None  # None: the built-in grammar
+    teacher: Path | None = None  # None: hashed n-grams
+    t5: Path | None = None  # a Hugging Face T5 directory whose decoder to start from
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
-    steps: int | None = None               # None: the preset's
+    steps: int | None = None  # None: the preset's
     batch_size: int | None = None
     learning_rate: float | None = None
-    accumulate: int = 1                    # batches per step of the optimizer
-    mixed_precision: bool = True           # bf16 or fp16 autocast where the device gains from it; never on a CPU
-    sentences: int = 60_000                # drawn from the grammar
+    accumulate: int = 1  # batches per step of the optimizer
+    mixed_precision: bool = True  # bf16 or fp16 autocast where the device gains from it; never on a CPU
+    sentences: int = 60_000  # drawn from the grammar
     text_weight: float = 1.0
     energy_weight: float = 0.2
-    save_every: int = 500                  # steps between checkpoints
+    save_every: int = 500  # steps between checkpoints
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,10 +76,10 @@ class Progress:
 
     step: int
     steps: int
-    text_loss: float         # nats per token
+    text_loss: float  # nats per token
     energy_loss: float
     step_ms: float
-    memory_mb: float         # peak on the device; 0 on a CPU
+    memory_mb: float  # peak on the device; 0 on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +90,9 @@ class Trained:
     parameters: int
     seconds: float
     device: str
-    token_accuracy: float        # on held-out sentences, greedy, through encoder, lattice and decoder
+    token_accuracy: float  # on held-out sentences, greedy, through encoder, lattice and decoder
     sentence_accuracy: float
-    embedding_cosine: float      # held-out embeddings against themselves after the lattice
+    embedding_cosine: float  # held-out embeddings against themselves after the lattice
     curve: tuple[Progress, ...] = field(repr=False)
 
 
@@ -109,7 +109,9 @@ def choose_device(name: str) -> torch.device:
 class PairTensors:
     """Pairs as padded arrays: encoder ids and mask of the source, decoder tokens of the target."""
 
-    def __init__(self, pairs: Sequence[Pair], wordpiece: TextTokenizer, unigram: TextTokenizer, text_length: int, decode_length: int) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], wordpiece: TextTokenizer, unigram: TextTokenizer, text_length: int, decode_length: int
+    ) -> None:
         self.sources = [pair.source for pair in pairs]
         encoded = [wordpiece.encode(pair.source, text_length) for pair in pairs]
         self.ids = torch.from_numpy(np.stack([each.ids for each in encoded]))
@@ -198,8 +200,12 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         progress = Progress(
-            step=step + 1, steps=steps, text_loss=text_total / options.accumulate, energy_loss=energy_total / options.accumulate,
-            step_ms=(time.monotonic() - began) * 1e3, memory_mb=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0,
+            step=step + 1,
+            steps=steps,
+            text_loss=text_total / options.accumulate,
+            energy_loss=energy_total / options.accumulate,
+            step_ms=(time.monotonic() - began) * 1e3,
+            memory_mb=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0,
         )
         curve.append(progress)
         if (step + 1) % options.save_every == 0 and step + 1 < steps:
@@ -212,8 +218,14 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
     cosine = _embedding_cosine(model, teacher, held.sources, device)
     model.cpu()
     trained = Trained(
-        directory=directory, parameters=sum(each.numel() for each in model.parameters()), seconds=seconds, device=device.type,
-        token_accuracy=right, sentence_accuracy=whole, embedding_cosine=cosine, curve=tuple(curve),
+        directory=directory,
+        parameters=sum(each.numel() for each in model.parameters()),
+        seconds=seconds,
+        device=device.type,
+        token_accuracy=right,
+        sentence_accuracy=whole,
+        embedding_cosine=cosine,
+        curve=tuple(curve),
     )
     save_checkpoint(directory, checkpoint)
     write_json(directory / TRAINING, _record(options, trained))
@@ -226,7 +238,7 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
 
 
 def _rate_factor(step: int, steps: int) -> float:
-    """Share of the learning rate in this step: a linear rise, then a straight line to nothing. A function of the step, so nothing to save."""
+    """Share of the learning rate in this step: a linear rise, then a straight line to nothing. Nothing of it needs saving."""
     return min(1.0, (step + 1) / min(WARM_UP_STEPS, steps)) * (1 - step / steps)
 
 
@@ -268,7 +280,10 @@ def _embedding_cosine(model: EnergyFlow, teacher: Teacher, texts: Sequence[str],
 
 
 def _record(options: TrainingOptions, trained: Trained) -> dict[str, Any]:
-    result = {name: getattr(trained, name) for name in ("parameters", "seconds", "device", "token_accuracy", "sentence_accuracy", "embedding_cosine")}
+    result = {
+        name: getattr(trained, name)
+        for name in ("parameters", "seconds", "device", "token_accuracy", "sentence_accuracy", "embedding_cosine")
+    }
     return {
         "options": options.to_json(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -278,10 +293,14 @@ def _record(options: TrainingOptions, trained: Trained) -> dict[str, Any]:
 
 
 def _save_state(
-    directory: Path, options: TrainingOptions, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    directory: Path,
+    options: TrainingOptions,
+    checkpoint: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     curve: Sequence[Progress],
 ) -> None:
-    """A usable checkpoint, then one file with all that ``_restore`` needs: a run killed between two writes has the whole of an older one."""
+    """A usable checkpoint, then all that ``_restore`` needs in one file: a run killed between the two has the whole of an older one."""
     model = checkpoint.model
     save_checkpoint(directory, checkpoint)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -303,7 +322,7 @@ def _restore(
     try:
         with safe_open(path, framework="pt") as file:
             record = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         _refuse_other_options(options, record["options"], directory)
         model.load_state_dict({name: tensors.pop(f"model.{name}") for name in model.state_dict()})
         for name, parameter in model.named_parameters():
@@ -322,4 +341,4 @@ def _refuse_other_options(asked: TrainingOptions, saved: dict[str, Any], directo
         if name not in FREE_OPTIONS and value != saved.get(name)
     ]
     if differences:
-        raise ConfigError(f"{directory} was begun with other options: {'; '.join(differences)}. Give the same, or train into another directory")
+        raise ConfigError(f"{directory} was begun with other options: {'; '.join(differences)}. Give the same, or another directory")

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from coreflow.models.training.checkpoint import write_json
+from coreflow.models.storage import write_json
 from coreflow.validate.report.model import BundleReport, Report
 
 SCHEMA_VERSION = 1

@@ -56,7 +56,7 @@ class OutputReport:
     rho_slice: float  # of the worst row, channel or sample
     worst_slice: str
     max_abs: float
-    contract: float  # the largest error that the contract allows
+    contract: float  # the RMS error that the contract allows
     mean_drift: float  # mean(actual) - mean(reference)
     std_drift: float
     non_finite: int  # where the reference is finite
@@ -87,6 +87,7 @@ class AmbiguousSample:
     """A sample in which a hard decision lies within fp16 noise of its border."""
 
     label: str
+    left_out: bool  # a decision fell otherwise in the package or in torch's own fp16: not in the ratios
     nearness: float  # distance of the nearest decision from its border, in multiples of what counts as clear
     differing: int  # elements that differ by more than fp16 noise, as they may
 
@@ -104,6 +105,11 @@ class Samples:
     def total(self) -> int:
         """All samples."""
         return self.drawn + self.given
+
+    @property
+    def left_out(self) -> int:
+        """Ambiguous ones that are not in the ratios."""
+        return sum(each.left_out for each in self.ambiguous)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +170,7 @@ class ChainRow:
 
     stage: str
     output: str  # of the chain
+    alone: Outcome
     teacher_forced: float  # the worst rho_rms of the stage alone
     cascaded: float  # rho_rms of the chain's output, against the budget of the whole chain up to there
     outcome: Outcome

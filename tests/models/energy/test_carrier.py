@@ -22,7 +22,8 @@ def test_layer_equals_a_torch_cell_with_the_same_weights(seed: int) -> None:
         layer.gates.weight.copy_(torch.cat([cell.weight_ih[:gates], cell.weight_hh[:gates]], 1)[:, :, None, None])
         layer.gates.bias.copy_(cell.bias_ih[:gates] + cell.bias_hh[:gates])
         for ours, weight, bias in (
-            (layer.candidate_input, cell.weight_ih, cell.bias_ih), (layer.candidate_hidden, cell.weight_hh, cell.bias_hh),
+            (layer.candidate_input, cell.weight_ih, cell.bias_ih),
+            (layer.candidate_hidden, cell.weight_hh, cell.bias_hh),
         ):
             ours.weight.copy_(weight[gates:, :, None, None])
             ours.bias.copy_(bias[gates:])

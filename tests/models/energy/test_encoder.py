@@ -32,8 +32,11 @@ def copy_to_torch(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
         oracle.self_attn.in_proj_weight.copy_(torch.cat([part.weight.flatten(1) for part in parts]))
         oracle.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
         for theirs, ours in (
-            (oracle.self_attn.out_proj, attention.out), (oracle.linear1, feed_forward.expand), (oracle.linear2, feed_forward.contract),
-            (oracle.norm1, layer.attention_norm), (oracle.norm2, layer.feed_forward_norm),
+            (oracle.self_attn.out_proj, attention.out),
+            (oracle.linear1, feed_forward.expand),
+            (oracle.linear2, feed_forward.contract),
+            (oracle.norm1, layer.attention_norm),
+            (oracle.norm2, layer.feed_forward_norm),
         ):
             theirs.weight.copy_(ours.weight.view(theirs.weight.shape))
             theirs.bias.copy_(ours.bias)

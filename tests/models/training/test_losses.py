@@ -31,7 +31,7 @@ def test_text_loss_of_even_logits_is_the_logarithm_of_the_vocabulary() -> None:
     ("output", "want"),
     [
         ([3.0, 4.0], 0.0),
-        ([6.0, 8.0], 1.0),            # twice as long: an error as large as the target, in its direction
+        ([6.0, 8.0], 1.0),  # twice as long: an error as large as the target, in its direction
         ([-3.0, -4.0], 4.0 + 2.0),
         ([-4.0, 3.0], 2.0 + 1.0),
     ],

@@ -19,14 +19,40 @@ from coreflow.models.training.trainer import Progress, Trained, TrainingOptions,
 TINY = Preset(
     summary="for tests",
     lattice={
-        "width": 3, "height": 2, "depth": 4, "max_flows": 8, "carrier_hidden": 4, "carrier_layers": 1, "encoder_width": 8, "encoder_heads": 2,
-        "encoder_feed_forward": 8, "encoder_positions": 16, "text_length": 16, "decode_length": 16, "memory_tokens": 2, "adapter_hidden": 8,
-        "mapper_hidden": 8, "neuron_hidden": 8, "neuron_output": 4, "max_spawn_per_step": 2, "dropout": 0.1,
+        "width": 3,
+        "height": 2,
+        "depth": 4,
+        "max_flows": 8,
+        "carrier_hidden": 4,
+        "carrier_layers": 1,
+        "encoder_width": 8,
+        "encoder_heads": 2,
+        "encoder_feed_forward": 8,
+        "encoder_positions": 16,
+        "text_length": 16,
+        "decode_length": 16,
+        "memory_tokens": 2,
+        "adapter_hidden": 8,
+        "mapper_hidden": 8,
+        "neuron_hidden": 8,
+        "neuron_output": 4,
+        "max_spawn_per_step": 2,
+        "dropout": 0.1,
     },
     decoder={
-        "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 1, "layer_norm_epsilon": 1e-4, "tie_word_embeddings": False,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 8,
+        "num_heads": 2,
+        "num_layers": 1,
+        "layer_norm_epsilon": 1e-4,
+        "tie_word_embeddings": False,
     },
-    batch_size=8, learning_rate=5e-3, steps=12, wordpiece_vocabulary=120, unigram_vocabulary=120,
+    batch_size=8,
+    learning_rate=5e-3,
+    steps=12,
+    wordpiece_vocabulary=120,
+    unigram_vocabulary=120,
 )
 
 
@@ -65,7 +91,7 @@ def stop_after(options: TrainingOptions, directory: Path, step: int) -> None:
 
 
 def test_both_losses_fall(options: TrainingOptions, tmp_path: Path) -> None:
-    trained = run(replace(options, steps=100), tmp_path / "run")
+    trained = run(replace(options, steps=100, learning_rate=0.02), tmp_path / "run")
     first, last = trained.curve[:20], trained.curve[-20:]
     for name in ("text_loss", "energy_loss"):
         assert sum(getattr(each, name) for each in last) < 0.8 * sum(getattr(each, name) for each in first), name
@@ -75,7 +101,13 @@ def test_a_run_yields_every_step_and_leaves_a_whole_directory(options: TrainingO
     *steps, trained = train(options, tmp_path / "run")
     assert [event.step for event in steps if isinstance(event, Progress)] == list(range(1, TINY.steps + 1))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.WORDPIECE, checkpoint.UNIGRAM, checkpoint.HELD_OUT, checkpoint.TRAINING, checkpoint.CURVE,
+        checkpoint.CONFIG,
+        checkpoint.WEIGHTS,
+        checkpoint.WORDPIECE,
+        checkpoint.UNIGRAM,
+        checkpoint.HELD_OUT,
+        checkpoint.TRAINING,
+        checkpoint.CURVE,
     }
     record = json.loads((tmp_path / "run" / checkpoint.TRAINING).read_text(encoding="utf-8"))
     assert record["options"] == options.to_json()
