@@ -18,7 +18,7 @@ from coreflow.models.energy.wiring import Carried, Predict, Wiring
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model
 from coreflow.validate.budget import Executions
-from coreflow.validate.decisions import margin_noise, nearness
+from coreflow.validate.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates import Compared, judge
 from coreflow.validate.metrics import rms, wide
 from coreflow.validate.report.model import (
@@ -134,23 +134,23 @@ def judge_cascade(
     started = time.monotonic()
     runs = _run_all(config, recipes, executions, models, sentences)
     near = _nearness(runs, executions["lattice_step"])
-    decided = [each >= 1 for each in near]
-    compared = _compare(runs, decided)
+    judged = [clear >= 1 or agrees for clear, agrees in zip(near, _agreeing(runs), strict=True)]
+    compared = _compare(runs, judged)
     outputs = {each.name: judge(each, tolerance, {}) for each in compared}
-    tokens = _token_agreement(sentences, runs, decided)
+    tokens = _token_agreement(sentences, runs, judged)
     seeds = tuple(range(SEEDS))
     samples = Samples(
         seeds=seeds,
         drawn=len(runs) - len(sentences),
         given=len(sentences),
         ambiguous=tuple(
-            AmbiguousSample(label=run.label, nearness=near[place], differing=_differing(run, outputs))
+            AmbiguousSample(label=run.label, left_out=not judged[place], nearness=near[place], differing=_differing(run, outputs))
             for place, run in enumerate(runs)
-            if not decided[place]
+            if near[place] < 1
         ),
     )
     verdict = worst(each.outcome for each in outputs.values())
-    unclear = too_ambiguous(sum(decided), len(decided))
+    unclear = too_ambiguous(sum(judged), len(judged))
     problems = (unclear,) if unclear else ()
     text = ""
     if tokens.unexplained:
@@ -167,6 +167,7 @@ def judge_cascade(
         ChainRow(
             stage=stage,
             output=name,
+            alone=stages[stage].verdict,
             outcome=outputs[name].outcome,
             cascaded=outputs[name].rho_rms,
             teacher_forced=max((each.rho_rms for each in stages[stage].outputs.values()), default=float("nan")),
@@ -253,18 +254,28 @@ def _nearness(runs: Sequence[_Run], lattice: Executions) -> list[float]:
     ]
 
 
+def _agreeing(runs: Sequence[_Run]) -> Array:
+    """(runs,): whether no decision fell otherwise, by what left the chain."""
+    agree = np.ones(len(runs), bool)
+    for name in CHECKPOINTS:
+        passing = [place for place, run in enumerate(runs) if name in run.exact.seen]
+        sides = ([getattr(runs[place], side).seen[name] for place in passing] for side in ("exact", "simulated", "actual"))
+        agree[passing] &= agreeing(*sides)
+    return agree
+
+
 def _same_decisions(exact: Arrays, simulated: Arrays) -> bool:
     """Whether the same flows are alive in the same cells: whole numbers in either arithmetic."""
     return all(np.array_equal(np.rint(exact[field]), np.rint(simulated[field])) for field in ("alive", "position"))
 
 
-def _compare(runs: Sequence[_Run], decided: Sequence[bool]) -> list[Compared]:
+def _compare(runs: Sequence[_Run], judged: Sequence[bool]) -> list[Compared]:
     """A ``Compared`` per checkpoint; every row of logits counts as a sample."""
     found = []
     for name in CHECKPOINTS:
         sides: dict[str, list[Array]] = {"exact": [], "simulated": [], "actual": []}
         labels, clear = [], []
-        for run, is_decided in zip(runs, decided, strict=True):
+        for run, is_judged in zip(runs, judged, strict=True):
             if name not in run.exact.seen:
                 continue
             for side, parts in sides.items():
@@ -272,19 +283,19 @@ def _compare(runs: Sequence[_Run], decided: Sequence[bool]) -> list[Compared]:
             rows = len(run.exact.seen[name])
             labels += [run.label] if rows == 1 else [f"{run.label}, token {row}" for row in range(rows)]
             # Nothing has been decided before the lattice.
-            clear += [is_decided or name in ("encoder.surface", "mapper_in.surface")] * rows
-        stacked = {side: np.concatenate(parts) for side, parts in sides.items()}
+            clear += [is_judged or name in ("encoder.surface", "mapper_in.surface")] * rows
+        stacked = {side: np.concatenate(parts)[:, None] for side, parts in sides.items()}
         found.append(
-            Compared(name=name, spec=TensorSpec((1, *stacked["exact"].shape[1:])), labels=tuple(labels), decided=np.array(clear), **stacked)
+            Compared(name=name, spec=TensorSpec(stacked["exact"].shape[1:]), labels=tuple(labels), judged=np.array(clear), **stacked)
         )
     return found
 
 
-def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], decided: Sequence[bool]) -> TokenAgreement:
+def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], judged: Sequence[bool]) -> TokenAgreement:
     total = equal = 0
     explained: list[str] = []
     unexplained: list[str] = []
-    for sentence, run, clear in zip(sentences, runs, decided, strict=False):
+    for sentence, run, is_judged in zip(sentences, runs, judged, strict=False):
         total += max(len(run.tokens), len(run.decoded))
         same = [want == got for want, got in zip(run.tokens, run.decoded, strict=False)]
         equal += sum(same)
@@ -296,7 +307,7 @@ def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], decide
         noise = DECISION_FACTOR * rms(simulated - exact)
         ahead = f"which is ahead by {top - second:.2g}; noise {noise:.2g}"
         said = f"{sentence.text!r}, token {first}: {run.decoded[first]} for {run.tokens[first]}, {ahead}"
-        (explained if not clear or top - second <= noise else unexplained).append(said)
+        (explained if not is_judged or top - second <= noise else unexplained).append(said)
     return TokenAgreement(sentences=len(sentences), tokens=total, equal=equal, explained=tuple(explained), unexplained=tuple(unexplained))
 
 

@@ -41,7 +41,8 @@ def agreeing(exact: Sequence[Array], simulated: Sequence[Array], actual: Sequenc
     """
     with np.errstate(invalid="ignore"):
         by_simulation, by_package = (
-            np.array([max_abs(wide(values) - wide(truth)) for values, truth in zip(side, exact, strict=True)]) for side in (simulated, actual)
+            np.array([max_abs(wide(values) - wide(truth)) for values, truth in zip(side, exact, strict=True)])
+            for side in (simulated, actual)
         )
     allowed = DECISION_FACTOR * float(np.median(by_simulation))
     return (by_simulation <= allowed) & (by_package <= allowed)

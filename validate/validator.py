@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from coreflow.export.manifest import file_digest
@@ -18,7 +19,7 @@ from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.budget import Executions, Precision
-from coreflow.validate.decisions import margin_noise, nearness
+from coreflow.validate.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates import Compared, differing, judge, structure_problems
 from coreflow.validate.metrics import relative_rms, wide
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
@@ -161,14 +162,13 @@ def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, give
     problems = _output_problems(specs, observed, target)
     if problems:
         return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
-    near = _nearness(observed)
+    near, judged = _decisions(observed, target)
     for first in range(SEEDS, MAX_SEEDS, SEEDS):
-        if draw is None or sum(each >= 1 for each, seen in zip(near, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
+        if draw is None or sum(fine for fine, seen in zip(judged, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
             break
         observed += [_observe(each, target, executions) for each in _seeds(draw, range(first, first + SEEDS))]
-        near = _nearness(observed)
-    decided = np.array([each >= 1 for each in near])
-    compared = _compare(specs, observed, decided, target)
+        near, judged = _decisions(observed, target)
+    compared = _compare(specs, observed, judged, target)
     outputs = {
         each.name: judge(each, target.tolerance, {rung: _stack(observed, rung, each.name) for rung in target.rungs}) for each in compared
     }
@@ -180,15 +180,16 @@ def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, give
         ambiguous=tuple(
             AmbiguousSample(
                 label=seen.sample.label,
+                left_out=not judged[place],
                 nearness=near[place],
                 differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in compared),
             )
             for place, seen in enumerate(observed)
-            if not decided[place]
+            if near[place] < 1
         ),
     )
     verdict = worst(each.outcome for each in outputs.values())
-    unclear = too_ambiguous(int(decided.sum()), len(decided)) or _another_reference(specs, observed, decided)
+    unclear = too_ambiguous(int(judged.sum()), len(judged)) or _another_reference(specs, observed, judged)
     if unclear and verdict != "fail":
         verdict = "incomplete"
     cause = _cause(compared, outputs, target, observed) if verdict == "fail" else None
@@ -202,11 +203,12 @@ def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, give
     )
 
 
-def too_ambiguous(decided: int, total: int) -> str:
-    """Why so few clear samples cannot carry a verdict; empty when they can."""
-    if decided >= SEEDS or (decided >= MIN_DECIDED and total - decided <= MAX_AMBIGUOUS_SHARE * total) or decided == total:
+def too_ambiguous(judged: int, total: int) -> str:
+    """Why so few samples cannot carry a verdict; empty when they can."""
+    left_out = total - judged
+    if left_out == 0 or judged >= SEEDS or (judged >= MIN_DECIDED and left_out <= MAX_AMBIGUOUS_SHARE * total):
         return ""
-    return f"{total - decided} of {total} samples are ambiguous: their decisions lie within fp16 noise of a border, and too few are left"
+    return f"in {left_out} of {total} samples a decision within fp16 noise of its border fell the other way; too few are left to judge by"
 
 
 def verdict_text(
@@ -295,13 +297,22 @@ def _observe(sample: Sample, target: Target, executions: Executions) -> _Observe
     )
 
 
-def _nearness(observed: Sequence[_Observed]) -> list[float]:
+def _decisions(observed: Sequence[_Observed], target: Target) -> tuple[list[float], npt.NDArray[np.bool_]]:
+    """How near each sample is to a border, and which are judged: the clear ones, and those in which no decision fell otherwise."""
     exact = [seen.exact_margins for seen in observed if seen.exact_margins is not None]
     simulated = [seen.simulated_margins for seen in observed if seen.simulated_margins is not None]
     if not exact:
-        return [np.inf] * len(observed)
+        return [np.inf] * len(observed), np.ones(len(observed), bool)
     noise = margin_noise(exact, simulated)
-    return [nearness(each, noise) for each in exact]
+    near = [nearness(each, noise) for each in exact]
+    agree = np.ones(len(observed), bool)
+    for place, name in enumerate(target.model.outputs):
+        agree &= agreeing(
+            [np.atleast_1d(seen.exact[place]) for seen in observed],
+            [np.atleast_1d(seen.simulated[place]) for seen in observed],
+            [seen.rungs[target.judged][name] for seen in observed],
+        )
+    return near, agree | (np.array(near) >= 1)
 
 
 def _interface_problems(model: Model, recipe: Recipe | None) -> list[str]:
@@ -338,7 +349,7 @@ def _stack(observed: Sequence[_Observed], rung: str, name: str) -> Array:
     return np.stack([seen.rungs[rung][name] for seen in observed])
 
 
-def _compare(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], decided: Array, target: Target) -> list[Compared]:
+def _compare(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], judged: Array, target: Target) -> list[Compared]:
     labels = tuple(seen.sample.label for seen in observed)
 
     def of(side: str, place: int) -> Array:
@@ -352,18 +363,18 @@ def _compare(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], dec
             simulated=of("simulated", place),
             actual=_stack(observed, target.judged, name),
             labels=labels,
-            decided=decided,
+            judged=judged,
         )
         for place, (name, spec) in enumerate(specs.items())
     ]
 
 
-def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], decided: Array) -> str:
+def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], judged: Array) -> str:
     """Why the recorded outputs are not those of this reference; empty when they are, or when none were recorded."""
     for place, name in enumerate(specs):
         pairs = [
             (wide(seen.sample.expected[name]), wide(seen.exact[place]))
-            for seen, clear in zip(observed, decided, strict=True)
+            for seen, clear in zip(observed, judged, strict=True)
             if clear and seen.sample.expected is not None
         ]
         if not pairs:

@@ -15,7 +15,7 @@ _COMPUTED = {
     "OutputReport": ("outcome", "headroom"),
     "Report": ("exit_code",),
     "BundleReport": ("exit_code", "failing_stages"),
-    "Samples": ("total",),
+    "Samples": ("total", "left_out"),
     "TokenAgreement": ("share",),
 }
 

@@ -83,10 +83,17 @@ def _cascade(cascade: CascadeReport) -> Iterator[RenderableType]:
         yield _verdict(cascade)
     yield outputs_table(tuple(cascade.outputs.values()))
     table = _table("chain: rho_rms of each stage alone, and of everything up to and with it")
-    for column in ("stage", "teacher-forced", "cascaded", "at", "verdict"):
+    for column in ("stage", "teacher-forced", "alone", "cascaded", "up to here", "at"):
         table.add_column(column, justify="right" if column in ("teacher-forced", "cascaded") else "left", no_wrap=True)
     for row in cascade.rows:
-        table.add_row(row.stage, _number(row.teacher_forced), _number(row.cascaded), row.output, _word(row.outcome))
+        table.add_row(
+            row.stage,
+            _number(row.teacher_forced),
+            _word(row.alone),
+            _number(row.cascaded),
+            _word(row.outcome),
+            row.output,
+        )
     yield table
     tokens = cascade.tokens
     yield _line(f"  tokens of {tokens.sentences} golden sentences: {tokens.equal} of {tokens.tokens} equal ({tokens.share:.1%})")
@@ -131,13 +138,11 @@ def outputs_table(outputs: Sequence[OutputReport]) -> Table:
 def _samples(samples: Samples) -> Iterator[RenderableType]:
     if not samples.ambiguous:
         return
-    shown = ", ".join(f"{each.label} ({each.differing} elements differ)" for each in samples.ambiguous[:_SHOWN_AMBIGUOUS])
-    more = f" and {len(samples.ambiguous) - _SHOWN_AMBIGUOUS} more" if len(samples.ambiguous) > _SHOWN_AMBIGUOUS else ""
-    yield _line(
-        f"  {len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border; "
-        f"not in the ratios: {shown}{more}",
-        "yellow",
-    )
+    yield _line(f"  {len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border")
+    if left_out := [each for each in samples.ambiguous if each.left_out]:
+        shown = ", ".join(f"{each.label} ({each.differing} elements differ)" for each in left_out[:_SHOWN_AMBIGUOUS])
+        more = f" and {len(left_out) - _SHOWN_AMBIGUOUS} more" if len(left_out) > _SHOWN_AMBIGUOUS else ""
+        yield _line(f"  {len(left_out)} of them not in the ratios, since a decision fell the other way: {shown}{more}", "yellow")
 
 
 def _verdict(part: Report | BundleReport | CascadeReport) -> Text:
@@ -155,13 +160,14 @@ def _coverage(reports: Sequence[Report], cascade: CascadeReport | None) -> Text:
     elements = sum(each.elements for each in compared)
     unjudged = [report.name for report in reports if not report.outputs]
     ambiguous = sum(len(report.samples.ambiguous) for report in reports)
+    left_out = sum(report.samples.left_out for report in reports)
     text = (
         f"compared: {len(reports) - len(unjudged)} of {len(reports)} packages, {len(compared)} outputs, {elements:,} elements; "
-        f"{samples} samples ({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous"
+        f"{samples} samples ({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous, {left_out} left out"
     )
     if cascade is not None:
         of = cascade.samples
-        text += f"; cascade: {of.given} sentences and {of.drawn} drawn, {len(of.ambiguous)} of them ambiguous"
+        text += f"; cascade: {of.given} sentences and {of.drawn} drawn, {len(of.ambiguous)} of them ambiguous, {of.left_out} left out"
     if unjudged:
         text += f"; NOT compared: {', '.join(unjudged)}"
     return _line(text, "dim")
