@@ -144,8 +144,9 @@ def _convert(module: nn.Module, convert: Any) -> None:
 @contextlib.contextmanager
 def _plainly(dtype: torch.dtype) -> Iterator[None]:
     """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
-    default, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # oneDNN runs a whole LSTM as one operation
     torch.set_default_dtype(dtype)
     try:
         # Not inference mode, in which composite operations reach the rounding whole.
@@ -154,3 +155,4 @@ def _plainly(dtype: torch.dtype) -> Iterator[None]:
     finally:
         torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = onednn

@@ -1,269 +1,35 @@
 """Walks a graph, calls the lowerings, rounds what the numerics say, and lets dead values go."""
 
-import importlib
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from coreflow.export.program import Constant, Graph, Op, Value
-from coreflow.export.weights import release_pages
-from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
-from coreflow.runtime.lift.numerics import Numerics, Rounding
-from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
+from coreflow.export.program import Graph
+from coreflow.runtime.lift.numerics import Numerics
+from coreflow.runtime.lift.plan import Observer, Plan, Planner, load_lowerings, walk
 
-_LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
-
-Observer = Callable[[Op, tuple[Any, ...]], None]
-
-_FAMILIES = (
-    "activation",
-    "constexpr",
-    "control",
-    "conv",
-    "elementwise",
-    "gather",
-    "linear",
-    "norm",
-    "pool",
-    "recurrent",
-    "reduce",
-    "resize",
-    "shape",
-    "state",
-    "tensor",
-)
-
-
-def load_lowerings() -> None:
-    """Imports every ``ops_*`` module; that is all of registration."""
-    for family in _FAMILIES:
-        importlib.import_module(f"coreflow.runtime.lift.ops_{family}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One op, ready to call: what never changes is in ``fixed``, the rest is read from slots of the environment."""
-
-    op: Op
-    function: Callable[..., Any]
-    fixed: dict[str, Any]
-    reads: tuple[tuple[str, int], ...]
-    converts: tuple[tuple[str, Form, int | tuple[int, ...]], ...]
-    blocks: tuple["_Plan", ...]
-    writes: tuple[tuple[int, Rounding | None], ...]
-    frees: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The steps of a graph; nested blocks share the environment of the function around them."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    steps: tuple[_Step, ...]
+__all__ = ["Interpreter", "Observer", "load_lowerings"]
 
 
 class Interpreter:
-    """Executes one function of a program.
-
-    Everything that can be decided before a prediction is decided here: which lowering, which arguments, which roundings, when a value
-    dies. Constants become tensors once, and ``constexpr_*`` ops are evaluated once.
-    """
+    """Executes one function of a program; everything that can be decided before a prediction is decided when it is made."""
 
     def __init__(self, graph: Graph, numerics: Numerics, device: str | torch.device = "cpu", package: str = "program") -> None:
-        load_lowerings()
-        require_all(graph, package)
         self.graph = graph
         self.numerics = numerics
         self.device = torch.device(device)
         self._package = package
-        self._slots: dict[int, int] = {}  # id of a Value -> its place in the environment
-        self._environment: list[Any] = []
-        self._tensors: dict[int, Tensor] = {}  # id of a constant Value -> the tensor made of it
-        with torch.inference_mode():
-            self._plan = self._compile(graph, keep={id(value) for value in graph.outputs})
+        planner = Planner(graph, numerics, self.device, package)
+        self._plan: Plan = planner.plan
+        self._environment = planner.environment
 
     def run(self, inputs: Mapping[str, Any], observe: Observer | None = None) -> dict[str, Any]:
         """The outputs by name. ``inputs`` holds a tensor (floats in the numerics' dtype) or a state for every input of the graph.
 
         ``observe`` sees every op right after it ran, with its rounded results, in execution order.
         """
-        environment = self._environment.copy()
         values = [inputs[value.name] for value in self.graph.inputs]
         with torch.inference_mode():
-            results = self._run(self._plan, environment, observe, *values)
+            results = walk(self._plan, self._environment.copy(), values, self._package, observe)
         return {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
-
-    # -- before anything runs ----------------------------------------------------------------------------------------------
-
-    def _compile(self, graph: Graph, keep: set[int]) -> _Plan:
-        """The plan of ``graph``; values in ``keep`` outlive it."""
-        inputs = tuple(self._slot(value) for value in graph.inputs)
-        keep = keep | {id(value) for value in graph.outputs}
-        last_use: dict[int, int] = {}
-        made: dict[int, Value] = {id(value): value for value in graph.inputs}
-        for index, op in enumerate(graph.ops):
-            made.update((id(value), value) for value in op.outputs)
-            for value in (*_read_values(op), *op.outputs):
-                last_use[id(value)] = index
-        steps = []
-        for index, op in enumerate(graph.ops):
-            dying = [id(v) for v in (*_read_values(op), *op.outputs) if last_use[id(v)] == index and id(v) in made and id(v) not in keep]
-            step = self._step(graph, op, sorted({self._slot(made[i]) for i in dying}))
-            if op.type.startswith("constexpr_"):
-                self._fold(step)
-            else:
-                steps.append(step)
-        return _Plan(inputs, tuple(self._slot(value) for value in graph.outputs), tuple(steps))
-
-    def _step(self, graph: Graph, op: Op, frees: Iterable[int]) -> _Step:
-        lowering = find(op.type, graph.opset)
-        assert lowering is not None, op.type  # require_all
-        self._check_arguments(op, lowering)
-        fixed: dict[str, Any] = {}
-        reads: list[tuple[str, int]] = []
-        converts: list[tuple[str, Form, int | tuple[int, ...]]] = []
-        for name, argument in op.inputs.items():
-            form = lowering.forms[name]
-            parts = argument if isinstance(argument, tuple) else (argument,)
-            if form == "tensors" or len(parts) > 1:
-                converts.append((name, "tensors" if form == "tensors" else form, tuple(self._slot(part) for part in parts)))
-            elif self._is_known(parts[0]):
-                fixed[name] = self._known(parts[0], form, f"{op.type} {op.name!r}, argument {name!r}")
-            elif form in ("tensor", "raw"):
-                reads.append((name, self._slot(parts[0])))
-            else:
-                converts.append((name, form, self._slot(parts[0])))
-        surroundings = {"float_dtype": self.numerics.dtype, "device": self.device}
-        fixed.update((name, surroundings[name]) for name in lowering.context & surroundings.keys())
-        writes = tuple((self._slot(value), self.numerics.rounding(op, value, lowering.exact)) for value in op.outputs)
-        blocks = tuple(self._compile(block, keep=set()) for block in op.blocks)
-        return _Step(op, lowering.function, fixed, tuple(reads), tuple(converts), blocks, writes, tuple(frees))
-
-    def _check_arguments(self, op: Op, lowering: Lowering) -> None:
-        unknown = sorted(op.inputs.keys() - lowering.forms.keys())
-        missing = sorted(lowering.required - op.inputs.keys())
-        if unknown or missing:
-            problem = "; ".join(f"{what} {', '.join(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names)
-            expected = ", ".join(lowering.forms)
-            raise UnsupportedError(f"{self._package}: {op.type} {op.name!r} has arguments {problem}; it takes {expected}")
-
-    def _fold(self, step: _Step) -> None:
-        """Runs a constant expression now; its result is a constant from here on."""
-        self._execute((step,), self._environment, None)
-        for value, (slot, _) in zip(step.op.outputs, step.writes, strict=True):
-            self._tensors[id(value)] = self._environment[slot]
-
-    def _slot(self, value: Value) -> int:
-        """The place of ``value`` in the environment; a constant is put there at once."""
-        slot = self._slots.get(id(value))
-        if slot is None:
-            slot = self._slots[id(value)] = len(self._environment)
-            self._environment.append(None)
-            if value.data is not None:
-                self._environment[slot] = self._known(value, "tensor" if isinstance(value.data, np.ndarray) else "raw", value.name)
-        return slot
-
-    def _is_known(self, value: Value) -> bool:
-        return value.data is not None or id(value) in self._tensors
-
-    def _known(self, value: Value, form: Form, user: str) -> Any:
-        """A constant in the form that a lowering asks for."""
-        if value.data is None:
-            return _convert(form, self._tensors[id(value)])
-        if form == "raw":
-            return value.data
-        if form == "tensor":
-            if id(value) not in self._tensors:
-                if not isinstance(value.data, np.ndarray):
-                    raise BundleError(f"{self._package}: {user} needs a tensor and is {value.data!r}")
-                self._tensors[id(value)] = _tensor(value.data, self.numerics.dtype).to(self.device)
-                if value.data.nbytes > _LARGE:
-                    release_pages(value.data)
-            return self._tensors[id(value)]
-        return _plain(form, value.data)
-
-    # -- while it runs -----------------------------------------------------------------------------------------------------
-
-    def _run(self, plan: _Plan, environment: list[Any], observe: Observer | None, *values: Any) -> tuple[Any, ...]:
-        for slot, value in zip(plan.inputs, values, strict=True):
-            environment[slot] = value
-        self._execute(plan.steps, environment, observe)
-        return tuple(environment[slot] for slot in plan.outputs)
-
-    def _execute(self, steps: Sequence[_Step], environment: list[Any], observe: Observer | None) -> None:
-        step = None
-        try:
-            for step in steps:
-                arguments = step.fixed.copy()
-                for name, slot in step.reads:
-                    arguments[name] = environment[slot]
-                for name, form, source in step.converts:
-                    found = environment[source] if isinstance(source, int) else tuple(environment[slot] for slot in source)
-                    arguments[name] = _convert(form, found)
-                if step.blocks:
-                    arguments["blocks"] = tuple(partial(self._run, block, environment, observe) for block in step.blocks)
-                result = step.function(**arguments)
-                writes = step.writes
-                results = result if isinstance(result, tuple) else (result,)
-                for (slot, rounding), value in zip(writes, results, strict=True):
-                    environment[slot] = value if rounding is None else rounding(value)
-                if observe is not None:
-                    observe(step.op, tuple(environment[slot] for slot, _ in writes))
-                for slot in step.frees:
-                    environment[slot] = None
-        except CoreflowError:
-            raise
-        except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
-            assert step is not None
-            raise UnsupportedError(f"{self._package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
-
-
-def _read_values(op: Op) -> list[Value]:
-    """What ``op`` reads, its blocks included; values that a block makes for itself do no harm."""
-    values = list(op.input_values())
-    for block in op.blocks:
-        values.extend(block.outputs)
-        for inner in block.ops:
-            values.extend(_read_values(inner))
-    return values
-
-
-def _convert(form: Form, found: Any) -> Any:
-    """A computed argument in the form that a lowering asks for."""
-    if form in ("tensor", "raw"):
-        return found
-    if form == "tensors":
-        return found if isinstance(found, tuple) else (found,)
-    if isinstance(found, tuple):
-        return tuple(part.item() if isinstance(part, Tensor) else part for part in found)
-    plain = found.tolist()
-    if form == "scalar":
-        return plain[0] if isinstance(plain, list) else plain
-    return tuple(plain) if isinstance(plain, list) else (plain,)
-
-
-def _plain(form: Form, data: Constant) -> Any:
-    """Constant data as a Python scalar or a tuple of them."""
-    plain = data.tolist() if isinstance(data, np.ndarray) else data
-    if form == "scalar":
-        return plain[0] if isinstance(plain, list | tuple) and len(plain) == 1 else plain
-    return tuple(plain) if isinstance(plain, list | tuple) else (plain,)
-
-
-def _tensor(data: np.ndarray[Any, Any], float_dtype: torch.dtype) -> Tensor:
-    """``data`` as a tensor: floats in ``float_dtype``, integers of every width as int32, booleans as bool."""
-    if data.dtype.kind in "iu" and data.dtype != np.int32:
-        data = data.astype(np.int32)
-    elif data.dtype == np.float64 and float_dtype != torch.float64:
-        data = data.astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to a constant
-        tensor = torch.from_numpy(np.ascontiguousarray(data).reshape(data.shape))
-    return tensor.to(float_dtype) if tensor.is_floating_point() else tensor

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +32,9 @@ _COLUMNS = (
     "headroom",
     "verdict",
 )
+# What is left where a line has no room for all of them.
+_ESSENTIAL = ("output", "SNR dB", "rho_rms", "rho_max", "rho_slice", "headroom", "verdict")
+_WIDE = 150
 _SHOWN_AMBIGUOUS = 6
 
 
@@ -74,14 +77,14 @@ def _bundle(report: BundleReport) -> Iterator[RenderableType]:
 
 def _stage(report: Report) -> Iterator[RenderableType]:
     if report.outputs:
-        yield outputs_table(report.by_headroom)
+        yield OutputsTable(report.by_headroom)
     yield from _samples(report.samples)
 
 
 def _cascade(cascade: CascadeReport) -> Iterator[RenderableType]:
     if cascade.verdict != "pass":
         yield _verdict(cascade)
-    yield outputs_table(tuple(cascade.outputs.values()))
+    yield OutputsTable(tuple(cascade.outputs.values()))
     table = _table("chain: rho_rms of each stage alone, and of everything up to and with it")
     for column in ("stage", "teacher-forced", "alone", "cascaded", "up to here", "at"):
         table.add_column(column, justify="right" if column in ("teacher-forced", "cascaded") else "left", no_wrap=True)
@@ -104,35 +107,45 @@ def _cascade(cascade: CascadeReport) -> Iterator[RenderableType]:
     yield from _samples(cascade.samples)
 
 
-def outputs_table(outputs: Sequence[OutputReport]) -> Table:
-    """A row per output, in the order given."""
-    table = _table()
-    for column in _COLUMNS:
-        is_text = column in ("output", "worst slice", "verdict")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "worst slice")
-    for each in outputs:
-        gates = ", ".join(gate.name for gate in each.failed_gates)
-        verdict = _word(each.outcome)
-        if gates:
-            verdict.append(f" {gates}")
-        missing = str(each.flips) + " flips" if each.dtype == "int32" else str(each.non_finite + each.overflowed)
-        table.add_row(
-            each.name,
-            _number(each.reference_rms),
-            _number(each.relative_rms),
-            _number(each.snr_db, 1),
-            _number(each.budget),
-            _number(each.rho_rms),
-            _number(each.rho_max),
-            _number(each.rho_slice),
-            each.worst_slice,
-            _number(each.max_abs),
-            _number(each.contract),
-            missing,
-            f"{each.headroom:.0%}" if math.isfinite(each.headroom) else "none",
-            verdict,
-        )
-    return table
+class OutputsTable:
+    """A row per output, in the order given; narrow consoles get the essential columns."""
+
+    def __init__(self, outputs: Sequence[OutputReport]) -> None:
+        self.outputs = outputs
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table that fits."""
+        columns = _COLUMNS if options.max_width >= _WIDE else _ESSENTIAL
+        table = _table()
+        for column in columns:
+            is_text = column in ("output", "worst slice", "verdict")
+            table.add_column(column, justify="left" if is_text else "right", no_wrap=column not in ("worst slice", "verdict"))
+        for each in self.outputs:
+            cells = _cells(each)
+            table.add_row(*(cells[column] for column in columns))
+        yield table
+
+
+def _cells(output: OutputReport) -> dict[str, RenderableType]:
+    verdict = _word(output.outcome)
+    if output.failed_gates:
+        verdict.append(f" {', '.join(gate.name for gate in output.failed_gates)}")
+    return {
+        "output": output.name,
+        "RMS(ref)": _number(output.reference_rms),
+        "rel. RMS": _number(output.relative_rms),
+        "SNR dB": _number(output.snr_db, 1),
+        "budget": _number(output.budget),
+        "rho_rms": _number(output.rho_rms),
+        "rho_max": _number(output.rho_max),
+        "rho_slice": _number(output.rho_slice),
+        "worst slice": output.worst_slice,
+        "max error": _number(output.max_abs),
+        "contract": _number(output.contract),
+        "non-finite": f"{output.flips} flips" if output.dtype == "int32" else str(output.non_finite + output.overflowed),
+        "headroom": f"{output.headroom:.0%}" if math.isfinite(output.headroom) else "none",
+        "verdict": verdict,
+    }
 
 
 def _samples(samples: Samples) -> Iterator[RenderableType]:
