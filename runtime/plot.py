@@ -55,6 +55,7 @@ def plot_chain(result: "ChainResult", config: EnergyConfig, path: Path) -> None:
         ylim=(0, config.width - 1),
         zlim=(0, config.height - 1),
     )
+    space.set_xticks(range(config.plane, config.depth))
     space.view_init(elev=18, azim=-62)
     flows = result.statistics
     space.set_title(f"{flows.started} flows, {flows.spawned} spawned, {flows.died} died, {flows.arrived} arrived in {flows.steps} steps")

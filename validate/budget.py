@@ -144,9 +144,9 @@ def _convert(module: nn.Module, convert: Any) -> None:
 @contextlib.contextmanager
 def _plainly(dtype: torch.dtype) -> Iterator[None]:
     """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
-    default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), bool(torch.backends.mkldnn.enabled)
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False  # oneDNN runs a whole LSTM as one operation
+    _set_onednn(False)  # it runs a whole LSTM as one operation
     torch.set_default_dtype(dtype)
     try:
         # Not inference mode, in which composite operations reach the rounding whole.
@@ -155,4 +155,9 @@ def _plainly(dtype: torch.dtype) -> Iterator[None]:
     finally:
         torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.enabled = onednn
+        _set_onednn(onednn)
+
+
+def _set_onednn(enabled: bool) -> None:
+    # Not torch.backends.mkldnn.flags, which also touches an option of Intel GPUs and warns where there is none.
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.model import EnergyFlow
-from coreflow.models.errors import BundleError
+from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load_config, load_weights
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.budget import Executions
@@ -116,7 +116,9 @@ class _Judging:
         self._targets: dict[str, Target] = {}
         self.problems: list[str] = []
         found = recipes
-        if found is None and manifest.kind == KIND:
+        if manifest.kind == KIND:
+            if found is not None:
+                raise ConfigError(f"{folder} brings its own reference; recipes are for bundles that were exported from recipes")
             self._config, found = self._energy_recipes()
         self.recipes = {recipe.name: recipe for recipe in found or ()}
         if missing := [name for name in manifest.stages if name not in self.recipes]:

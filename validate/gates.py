@@ -52,10 +52,12 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
     if compared.spec.dtype == "int32":
         return _judge_integers(compared)
     exact, simulated, actual = wide(compared.exact), wide(compared.simulated), wide(compared.actual)
-    compares = np.isfinite(exact)
+    overflowed = _overflowed(exact, actual)
+    fine = np.isfinite(actual) & np.isfinite(exact) | (np.isinf(actual) & (actual == exact)) | overflowed
+    missing = int(np.count_nonzero(~fine))
+    compares = np.isfinite(exact) & ~overflowed
     errors, noise = _difference(actual, exact, compares), _difference(simulated, exact, compares)
     noise = np.where(np.isnan(noise), np.inf, noise)  # a budget without limit, which the ceiling refuses
-    missing, overflowed = _finiteness(exact, actual)
     kept = compared.judged
     errors, noise, kept_exact, kept_actual = errors[kept], noise[kept], np.where(compares, exact, 0.0)[kept], actual[kept]
     reference_rms = rms(kept_exact)
@@ -65,7 +67,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
     factor = few_elements_factor(errors.size)
     rho_rms = ratio(rms(errors), budget)
     rho_max = ratio(max_abs(errors), max(max_abs(noise), tolerance.floor * tolerance.unit_roundoff * max_abs(kept_exact)))
-    gates = [_finite_gate(missing, overflowed, non_finite(simulated[compares]))]
+    gates = [_finite_gate(missing, int(np.count_nonzero(overflowed)), non_finite(simulated[compares]))]
     reacting = _reacting_gate(kept_exact)
     if reacting is not None:
         gates.append(reacting)
@@ -107,7 +109,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
         mean_drift=float(np.mean(errors)) if errors.size else math.nan,
         std_drift=float(np.std(np.where(compares[kept], kept_actual, 0.0)) - np.std(kept_exact)) if errors.size else math.nan,
         non_finite=missing,
-        overflowed=overflowed,
+        overflowed=int(np.count_nonzero(overflowed)),
         flips=0,
         rungs={rung: ratio(rms(_difference(wide(values), exact, compares)[kept]), budget) for rung, values in rungs.items()},
         gates=tuple(gates),
@@ -160,12 +162,9 @@ def _difference(values: Array, exact: Array, compares: npt.NDArray[np.bool_]) ->
         return np.where(compares, values - exact, 0.0)
 
 
-def _finiteness(exact: Array, actual: Array) -> tuple[int, int]:
-    """Values that are not finite and should be, or are infinite the other way; and those beyond fp16, which overflow."""
-    infinite = np.isinf(actual)
-    overflowed = infinite & np.isfinite(exact) & (np.abs(exact) > FP16_MAX) & (np.sign(actual) == np.sign(exact))
-    fine = np.isfinite(actual) & np.isfinite(exact) | (infinite & (actual == exact)) | overflowed
-    return int(np.count_nonzero(~fine)), int(np.count_nonzero(overflowed))
+def _overflowed(exact: Array, actual: Array) -> npt.NDArray[np.bool_]:
+    """Where the package is infinite because fp16 does not hold the reference's value."""
+    return np.isinf(actual) & np.isfinite(exact) & (np.abs(exact) > FP16_MAX) & (np.sign(actual) == np.sign(exact))
 
 
 def _finite_gate(missing: int, overflowed: int, simulated: int) -> Gate:

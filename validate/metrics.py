@@ -77,9 +77,10 @@ def worst_slice(error: Array, noise: Array, floor: float) -> WorstSlice:
         if extent < 2 and axis > 0:
             continue
         others = tuple(each for each in range(error.ndim) if each != axis)
-        above = np.sqrt(np.mean(np.square(error), axis=others))
-        below = np.maximum(np.sqrt(np.mean(np.square(noise), axis=others)), floor)
-        ratios = np.divide(above, below, out=np.where(above == 0, 0.0, np.inf), where=below > 0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            above = np.sqrt(np.mean(np.square(error), axis=others))
+            below = np.maximum(np.sqrt(np.mean(np.square(noise), axis=others)), floor)
+            ratios = np.divide(above, below, out=np.where(above == 0, 0.0, np.inf), where=below > 0)
         index = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
         found.append(WorstSlice(float(ratios[index]), few_elements_factor(error.size // extent), axis, index))
     return max(found, key=lambda each: math.inf if math.isnan(each.excess) else each.excess)

@@ -392,7 +392,7 @@ def _cause(compared: Sequence[Compared], outputs: Mapping[str, OutputReport], ta
     causes: dict[str, Cause] = {"R3": "weights", "R4": "fp16", "R5": "device"}
     failing = [each for each in compared if outputs[each.name].outcome == "fail"]
     for rung in list(target.rungs)[:-1]:
-        tolerance = LIFTED if target.precision == "fp16" else FP32
+        tolerance = target.tolerance if target.judged == "R4" else FP32 if target.precision == "fp32" else LIFTED
         if any(judge(replace(each, actual=_stack(observed, rung, each.name)), tolerance, {}).outcome == "fail" for each in failing):
             return causes[rung]
     return causes[target.judged]

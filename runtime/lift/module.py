@@ -1,0 +1,120 @@
+"""A saved program as an ``nn.Module``: the interpreter's plan with parameters where the package has weights.
+
+>>> program = read_program("encoder.mlpackage")
+>>> module = LiftedModule(*program.function())
+>>> surface, = module(ids, mask)
+
+Nothing is rounded: floats are computed in the module's dtype. ``to(device)`` works as for every module; ``state_dict`` carries the
+package's names; ``torch.export`` and ``torch.onnx`` take it as it is.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.program import Graph, Interface
+from coreflow.runtime.lift.numerics import NUMERICS, Numerics
+from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lift.plan import Plan, Planner, Step, walk
+
+STATE_SUFFIX = "_out"
+
+
+class LiftedModule(nn.Module):
+    """One function of a program.
+
+    ``forward`` takes the inputs in the package's order (``input_names``) and then every state; it returns a tuple of the outputs
+    (``output_names``) and then every state as the program leaves it, named after it with ``_out`` behind. Constants keep their names,
+    with ``_`` for what Python does not allow: floats with an axis are parameters, other constants buffers. What an op reads as a
+    number, an axis or a shape is no tensor and stays where it is.
+    """
+
+    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics = NUMERICS["fp32"], package: str = "program") -> None:
+        super().__init__()
+        self.graph = graph
+        inputs, outputs, states = (tuple(f.name for f in each) for each in (interface.inputs, interface.outputs, interface.states))
+        self.states = states
+        self.input_names = (*inputs, *states)
+        self.output_names = (*outputs, *unique_names((f"{name}{STATE_SUFFIX}" for name in states), taken=(*inputs, *states, *outputs)))
+        self._results = outputs
+        self._package = package
+        planner = Planner(graph, numerics, torch.device("cpu"), package)
+        self._environment = planner.environment
+        self._surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
+        self._tensors = self._register(planner)
+        self._plan = self._with_slots(planner.plan)
+        # A tensor in the environment is a constant that some op reads by its slot, or an output.
+        self._held = {slot: self._tensors[id(v)][0] for slot, v in enumerate(self._environment) if isinstance(v, Tensor)}
+        for slot in self._held:
+            self._environment[slot] = None
+        self._anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
+        """See the class; floats of any width are taken."""
+        if len(inputs) != len(self.input_names):
+            raise TypeError(f"{self._package} takes {', '.join(self.input_names)}; {len(inputs)} tensors were given")
+        dtype = self._anchor.dtype
+        given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
+        buffers = {name: StateBuffer(given[name]) for name in self.states}
+        environment = self._environment.copy()
+        environment[self._surroundings["device"]], environment[self._surroundings["float_dtype"]] = self._anchor.device, dtype
+        for slot, name in self._held.items():
+            environment[slot] = getattr(self, name)
+        values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
+        results = walk(self._plan, environment, values, self._package)
+        named = {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
+        return (*(named[name] for name in self._results), *(buffers[name].tensor for name in self.states))
+
+    def _new_slot(self) -> int:
+        self._environment.append(None)
+        return len(self._environment) - 1
+
+    def _register(self, planner: Planner) -> dict[int, tuple[str, int]]:
+        """Every constant tensor that a step reads as a parameter or buffer: id of the tensor -> its name and slot."""
+        wanted = {id(value) for step in _all_steps(planner.plan) for value in step.fixed.values() if isinstance(value, Tensor)}
+        wanted |= {id(value) for value in self._environment if isinstance(value, Tensor)}
+        found = {id(tensor): (tensor, name) for tensor, name in planner.constants.values() if id(tensor) in wanted}
+        names = unique_names((name for _, name in found.values()), taken=dir(self))
+        registered = {}
+        for name, (key, (tensor, _)) in zip(names, found.items(), strict=True):
+            weight = tensor.is_floating_point() and tensor.dim() > 0
+            setattr(self, name, nn.Parameter(tensor) if weight else nn.Buffer(tensor))
+            registered[key] = name, self._new_slot()
+            self._environment[registered[key][1]] = tensor
+        return registered
+
+    def _with_slots(self, plan: Plan) -> Plan:
+        """The plan with every fixed tensor, device and dtype read from a slot instead."""
+        return replace(plan, steps=tuple(self._step_with_slots(step) for step in plan.steps))
+
+    def _step_with_slots(self, step: Step) -> Step:
+        moved = [(name, self._tensors[id(value)][1]) for name, value in step.fixed.items() if isinstance(value, Tensor)]
+        moved += [(name, self._surroundings[name]) for name in step.fixed.keys() & self._surroundings.keys()]
+        fixed = {name: value for name, value in step.fixed.items() if name not in dict(moved)}
+        return replace(step, fixed=fixed, reads=(*step.reads, *moved), blocks=tuple(self._with_slots(block) for block in step.blocks))
+
+
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Every name as a Python identifier, none twice and none in ``taken``; a clash is numbered."""
+    used, unique = set(taken), []
+    for name in names:
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
+        if plain[0].isdigit():
+            plain = f"_{plain}"
+        chosen, number = plain, 1
+        while chosen in used:
+            chosen, number = f"{plain}_{number}", number + 1
+        used.add(chosen)
+        unique.append(chosen)
+    return unique
+
+
+def _all_steps(plan: Plan) -> Iterable[Step]:
+    for step in plan.steps:
+        yield step
+        for block in step.blocks:
+            yield from _all_steps(block)
