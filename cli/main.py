@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coreflow.cli import demo, export, run, train, validate
+from coreflow.cli import demo, export, inspection, lift, run, train, validate
 from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
 
@@ -22,7 +22,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="PyTorch models to Core ML and the Apple Neural Engine, proven right on any machine.",
 )
-COMMANDS: tuple[Callable[..., int], ...] = (demo.demo, train.train, export.export, run.run, validate.validate)
+COMMANDS: tuple[Callable[..., int], ...] = (
+    demo.demo,
+    train.train,
+    export.export,
+    run.run,
+    validate.validate,
+    lift.lift,
+    inspection.inspect,
+)
 
 
 def _exiting(command: Callable[..., int]) -> Callable[..., None]:

@@ -64,11 +64,21 @@ def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
 
 def release_pages(array: Array) -> None:
     """Gives back the memory of the mapped file behind ``array``, if there is one; reading on maps it again."""
+    mapped = _mapping(array)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def is_mapped(array: Array) -> bool:
+    """Whether ``array`` is a view of a weight file."""
+    return _mapping(array) is not None
+
+
+def _mapping(array: Array) -> mmap.mmap | None:
     base: object = array
     while isinstance(base, np.ndarray | memoryview):
         base = base.base if isinstance(base, np.ndarray) else base.obj
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
 
 
 class WeightFile:

@@ -28,6 +28,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, sync its files, and rename it into place; ``path`` must not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as holder:
+        folder = Path(holder) / path.name
+        folder.mkdir()
+        write(folder)
+        for file in (each for each in folder.rglob("*") if each.is_file()):
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        sync_folder(folder)
+        folder.rename(path)
+        sync_folder(path.parent)
+
+
 def write_json(path: Path, plain: Mapping[str, Any]) -> None:
     """``plain`` as indented JSON, atomically; NaN and infinity are refused, since JSON has none."""
     text = json.dumps(plain, indent=1, allow_nan=False) + "\n"

@@ -10,7 +10,7 @@ from coreflow.models.spec import TensorSpec
 
 Array = npt.NDArray[Any]
 Backend = Literal["auto", "coreml", "lifted"]
-Engine = Literal["auto", "interpreter"]
+Engine = Literal["auto", "interpreter", "module", "onnxruntime"]
 ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
 COMPUTE_UNITS: tuple[str, ...] = get_args(ComputeUnits)
 

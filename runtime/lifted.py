@@ -1,26 +1,48 @@
-"""The backend that executes a saved program anywhere, with torch."""
+"""The backend that executes a saved program anywhere, by one of three engines that share their lowerings.
 
+================  =======================  ==============  =====================================================
+engine            numerics                 device          for
+``interpreter``   all                      all             every program; lets an observer see every op
+``module``        all                      all             what ``coreflow lift`` gives, run as it is
+``onnxruntime``   fp16, fp32               cpu             speed; programs of fixed shapes without control flow
+================  =======================  ==============  =====================================================
+
+fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime for fp32 on the CPU if the program can be had in that form,
+and the interpreter for everything else.
+"""
+
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from coreflow.export.program import Feature, Program
+from coreflow.export.program import Feature, Graph, Interface, Program
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import Array, State
+from coreflow.runtime.backend import Array, Engine, State
 from coreflow.runtime.interface import as_picture, checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
 from coreflow.runtime.lift.interpreter import Interpreter, Observer
-from coreflow.runtime.lift.numerics import numerics_named
+from coreflow.runtime.lift.module import LiftedModule
+from coreflow.runtime.lift.numerics import Numerics, numerics_named
 from coreflow.runtime.lift.ops_state import StateBuffer
 
-ENGINES = ("interpreter",)
+logger = logging.getLogger(__name__)
+
+ENGINES: tuple[str, ...] = get_args(Engine)[1:]
+
+
+class Runs(Protocol):
+    """What executes the function: tensors (floats in the numerics' dtype) and states by name in, outputs by name out."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs; states are replaced in their buffers."""
 
 
 class LiftedModel:
-    """One function of a package, executed by the lowerings."""
+    """One function of a package, executed by the lowerings; ``engine`` tells by which engine."""
 
     backend = "lifted"
 
@@ -28,43 +50,70 @@ class LiftedModel:
         self, program: Program, numerics: str = "fp16", device: str = "cpu", engine: str = "auto", function_name: str | None = None
     ) -> None:
         if engine not in ("auto", *ENGINES):
-            raise UnsupportedError(f"engine {engine!r}; there are {', '.join(ENGINES)}, and auto takes the fastest")
-        graph, self._interface = program.function(function_name)
+            raise UnsupportedError(f"engine {engine!r}; there are {', '.join(ENGINES)}, and auto takes the fastest that is sure to work")
+        self.numerics = numerics_named(numerics)
+        self.device = _device(device, numerics)
         self.program = program
-        self.engine = ENGINES[0]
-        self.inputs: dict[str, TensorSpec] = input_specs(program, graph, self._interface)
-        self.outputs: dict[str, TensorSpec] = output_specs(program, graph, self._interface)
+        self._graph, self._interface = program.function(function_name)
+        self.inputs: dict[str, TensorSpec] = input_specs(program, self._graph, self._interface)
+        self.outputs: dict[str, TensorSpec] = output_specs(program, self._graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
-        self.interpreter = Interpreter(graph, numerics_named(numerics), _device(device, numerics), program.path.name)
+        self._interpreter: Interpreter | None = None
+        self.engine, self._runs = self._opened(engine, function_name)
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """The interpreter of the same function and numerics, whatever the engine."""
+        if self._interpreter is None:
+            self._interpreter = Interpreter(self._graph, self.numerics, self.device, self.program.path.name)
+        return self._interpreter
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None, observe: Observer | None = None) -> dict[str, Any]:
         """The outputs by name, as ``coremltools.models.MLModel.predict`` returns them.
 
-        Floats come back as float32 (float64 under fp64 numerics), integers as int32. ``observe`` sees every op and its results.
+        Floats come back as float32 (float64 under fp64 numerics), integers as int32. ``observe`` sees every op and its results; the
+        interpreter makes that prediction, since no other engine has ops to show.
         """
         given = checked_inputs(inputs, self.inputs, self._interface)
-        numerics, device = self.interpreter.numerics, self.interpreter.device
         tensors: dict[str, torch.Tensor | StateBuffer] = {}
         for feature in self._interface.inputs:
             array = given.get(feature.name)
             if array is None:
                 array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
-            tensor = torch.from_numpy(array).to(device)
-            tensors[feature.name] = tensor.to(numerics.dtype) if tensor.is_floating_point() else tensor
+            tensor = torch.from_numpy(array).to(self.device)
+            tensors[feature.name] = tensor.to(self.numerics.dtype) if tensor.is_floating_point() else tensor
         held = self._state_of(state)
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
         tensors.update(written)
-        results = self.interpreter.run(tensors, observe)
+        results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
         return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
+
+    def _opened(self, engine: str, function_name: str | None) -> tuple[str, Runs]:
+        """The engine that was asked for; for ``auto``, the fastest that is sure to give what the interpreter gives."""
+        if engine == "module":
+            return engine, ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
+        if engine == "onnxruntime" or (engine == "auto" and self.numerics.name == "fp32" and self.device.type == "cpu"):
+            # Here, not above: the interpreter, which is all that most runs need, loads neither torch.onnx nor onnxruntime.
+            from coreflow.runtime.lift.onnx import OnnxEngine
+
+            if self.device.type != "cpu":
+                raise UnsupportedError(f"engine onnxruntime on {self.device}; it runs on the CPU, take engine='module'")
+            try:
+                return "onnxruntime", OnnxEngine(self.program, self.numerics.name, function_name)
+            except (UnsupportedError, OSError) as error:
+                if engine != "auto":
+                    raise
+                logger.info("%s: the interpreter, not onnxruntime: %s", self.program.path.name, error)
+        return "interpreter", self.interpreter
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""
         if not self.states:
             raise UnsupportedError(f"{self.program.path.name}: the program keeps no state")
-        return LiftedState(self.states, self.interpreter.numerics.dtype, self.interpreter.device)
+        return LiftedState(self.states, self.numerics.dtype, self.device)
 
     def _state_of(self, state: State | None) -> dict[str, torch.Tensor]:
         """The tensors of a state that fits this program; empty for a program that keeps none."""
@@ -85,8 +134,26 @@ class LiftedModel:
             return result
         if feature.kind == "image":
             return as_picture(result.cpu().numpy(), feature)
-        wide = np.float64 if self.interpreter.numerics.dtype == torch.float64 else np.float32
+        wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
         return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide)
+
+
+class ModuleEngine:
+    """Runs one function as ``LiftedModule``; called like the interpreter."""
+
+    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics, device: torch.device, package: str) -> None:
+        self.module = LiftedModule(graph, interface, numerics, package).eval().requires_grad_(False).to(device)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name. States are replaced in their buffers."""
+        buffers = [inputs[name] for name in self.module.states]
+        values = (each.tensor if isinstance(each, StateBuffer) else each for each in (inputs[name] for name in self.module.input_names))
+        with torch.inference_mode():
+            results = self.module(*values)
+        outputs = len(results) - len(buffers)
+        for buffer, tensor in zip(buffers, results[outputs:], strict=True):
+            buffer.tensor = tensor
+        return dict(zip(self.module.output_names[:outputs], results, strict=False))
 
 
 class LiftedState:

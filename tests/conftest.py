@@ -27,6 +27,14 @@ def _same_seed() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is cached between runs starts empty, and the user's own cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def make_run(folder: Path) -> Path:
     """A run of the demo preset that was never trained; its weights are wide enough for every path to be taken."""
     train, held_out = grammar.split(0, 3000, 20)

@@ -134,7 +134,8 @@ def judge_cascade(
     started = time.monotonic()
     runs = _run_all(config, recipes, executions, models, sentences)
     near = _nearness(runs, executions["lattice_step"])
-    judged = [clear >= 1 or agrees for clear, agrees in zip(near, _agreeing(runs), strict=True)]
+    clear = np.array(near) >= 1
+    judged = [bool(each) for each in clear | _agreeing(runs, clear)]
     compared = _compare(runs, judged)
     outputs = {each.name: judge(each, tolerance, {}) for each in compared}
     tokens = _token_agreement(sentences, runs, judged)
@@ -254,13 +255,15 @@ def _nearness(runs: Sequence[_Run], lattice: Executions) -> list[float]:
     ]
 
 
-def _agreeing(runs: Sequence[_Run]) -> Array:
+def _agreeing(runs: Sequence[_Run], clear: Array) -> Array:
     """(runs,): whether no decision fell otherwise, by what left the chain."""
     agree = np.ones(len(runs), bool)
     for name in CHECKPOINTS:
         passing = [place for place, run in enumerate(runs) if name in run.exact.seen]
-        sides = ([getattr(runs[place], side).seen[name] for place in passing] for side in ("exact", "simulated", "actual"))
-        agree[passing] &= agreeing(*sides)
+        exact, simulated, actual = (
+            [getattr(runs[place], side).seen[name] for place in passing] for side in ("exact", "simulated", "actual")
+        )
+        agree[passing] &= agreeing(exact, simulated, actual, clear[passing])
     return agree
 
 

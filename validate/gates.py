@@ -86,7 +86,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
                 text=where,
             ),
             _ceiling_gate(raw_budget, reference_rms, tolerance),
-            _contract_gate(rms(errors), reference_rms, tolerance),
+            _contract_gate(rms(errors), raw_budget, reference_rms, tolerance),
         ]
         rho_slice = worst.ratio
     else:
@@ -107,7 +107,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
         max_abs=max_abs(errors),
         contract=tolerance.contract(reference_rms),
         mean_drift=float(np.mean(errors)) if errors.size else math.nan,
-        std_drift=float(np.std(np.where(compares[kept], kept_actual, 0.0)) - np.std(kept_exact)) if errors.size else math.nan,
+        std_drift=_std_drift(np.where(compares[kept], kept_actual, 0.0), kept_exact),
         non_finite=missing,
         overflowed=int(np.count_nonzero(overflowed)),
         flips=0,
@@ -162,6 +162,11 @@ def _difference(values: Array, exact: Array, compares: npt.NDArray[np.bool_]) ->
         return np.where(compares, values - exact, 0.0)
 
 
+def _std_drift(actual: Array, exact: Array) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.std(actual) - np.std(exact)) if actual.size else math.nan
+
+
 def _overflowed(exact: Array, actual: Array) -> npt.NDArray[np.bool_]:
     """Where the package is infinite because fp16 does not hold the reference's value."""
     return np.isinf(actual) & np.isfinite(exact) & (np.abs(exact) > FP16_MAX) & (np.sign(actual) == np.sign(exact))
@@ -198,8 +203,11 @@ def _ceiling_gate(budget: float, reference_rms: float, tolerance: Tolerance) -> 
     return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
 
 
-def _contract_gate(error_rms: float, reference_rms: float, tolerance: Tolerance) -> Gate:
+def _contract_gate(error_rms: float, budget: float, reference_rms: float, tolerance: Tolerance) -> Gate:
     limit = tolerance.contract(reference_rms)
+    if not error_rms <= limit and budget > limit:
+        text = f"an RMS error of {error_rms:.2g} breaks the contract of {limit:.2g}, and torch's own fp16 breaks it too"
+        return Gate(name="contract", outcome="fp16-unsafe", value=error_rms, limit=limit, text=text)
     return Gate(name="contract", outcome=_within(error_rms, limit), value=error_rms, limit=limit)
 
 

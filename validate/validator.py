@@ -305,14 +305,15 @@ def _decisions(observed: Sequence[_Observed], target: Target) -> tuple[list[floa
         return [np.inf] * len(observed), np.ones(len(observed), bool)
     noise = margin_noise(exact, simulated)
     near = [nearness(each, noise) for each in exact]
-    agree = np.ones(len(observed), bool)
+    clear, agree = np.array(near) >= 1, np.ones(len(observed), bool)
     for place, name in enumerate(target.model.outputs):
         agree &= agreeing(
             [np.atleast_1d(seen.exact[place]) for seen in observed],
             [np.atleast_1d(seen.simulated[place]) for seen in observed],
             [seen.rungs[target.judged][name] for seen in observed],
+            clear,
         )
-    return near, agree | (np.array(near) >= 1)
+    return near, agree | clear
 
 
 def _interface_problems(model: Model, recipe: Recipe | None) -> list[str]:

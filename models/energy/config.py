@@ -26,6 +26,7 @@ class EnergyConfig:
     text_length: int  # L, tokens that the encoder reads
     decode_length: int  # T, tokens that the decoder writes at most
     decoder: T5Config
+    decoder_tokens: int  # entries of the decoder's Unigram tokenizer; its head may have more, which are never chosen
     encoder_width: int = 256
     encoder_heads: int = 8
     encoder_feed_forward: int = 512
@@ -55,6 +56,8 @@ class EnergyConfig:
             raise ConfigError(f"encoder_width={self.encoder_width} is not a multiple of encoder_heads={self.encoder_heads}")
         if self.text_length > self.encoder_positions:
             raise ConfigError(f"text_length={self.text_length} exceeds encoder_positions={self.encoder_positions}")
+        if self.decoder_tokens > self.decoder.vocab_size:
+            raise ConfigError(f"decoder_tokens={self.decoder_tokens} exceeds the decoder's vocabulary of {self.decoder.vocab_size}")
         if not 0 <= self.energy_threshold < self.spawn_threshold:
             raise ConfigError(f"energy_threshold={self.energy_threshold} must lie in [0, spawn_threshold={self.spawn_threshold})")
 
@@ -105,7 +108,14 @@ class Preset:
     def config(self, name: str, *, vocabulary: int, decoder_vocabulary: int, embedding_size: int = 768) -> EnergyConfig:
         """Settings for tokenizers with these numbers of entries."""
         decoder = T5Config(**{**self.decoder, "vocab_size": max(decoder_vocabulary, self.decoder.get("vocab_size", 0))})
-        return EnergyConfig(preset=name, vocabulary=vocabulary, decoder=decoder, embedding_size=embedding_size, **self.lattice)
+        return EnergyConfig(
+            preset=name,
+            vocabulary=vocabulary,
+            decoder=decoder,
+            decoder_tokens=decoder_vocabulary,
+            embedding_size=embedding_size,
+            **self.lattice,
+        )
 
 
 # A head of its own: tied to the embedding its input is scaled by 1 / sqrt(d_model), and AdamW, which moves every entry by the same step,

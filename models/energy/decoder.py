@@ -14,7 +14,9 @@ class CubeToTextDecoder(nn.Module):
         super().__init__()
         self.shape = (config.memory_tokens, config.decoder.d_model)
         self.adapter = nn.Sequential(
-            nn.Linear(config.surface_size, config.adapter_hidden), nn.GELU(), nn.LayerNorm(config.adapter_hidden, eps=EPSILON),
+            nn.Linear(config.surface_size, config.adapter_hidden),
+            nn.GELU(),
+            nn.LayerNorm(config.adapter_hidden, eps=EPSILON),
             nn.Linear(config.adapter_hidden, self.shape[0] * self.shape[1]),
         )
         self.t5 = T5Decoder(config.decoder) if t5 is None else t5

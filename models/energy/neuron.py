@@ -49,6 +49,6 @@ class SimpleNeuron(nn.Module):
         parts = [energy]
         for axis, cells in enumerate(self.extents):
             table: Tensor = getattr(self, f"table_{'xyz'[axis]}")
-            encoded = torch.matmul(table, cell_weights(position[:, axis : axis + 1], cells))   # (B, 1, 1 + 2 * BANDS, N)
+            encoded = torch.matmul(table, cell_weights(position[:, axis : axis + 1], cells))  # (B, 1, 1 + 2 * BANDS, N)
             parts.append(encoded.view(encoded.shape[0], -1, 1, encoded.shape[3]))
         return self.contract(self.activation(self.norm(self.expand(torch.cat(parts, 1)))))

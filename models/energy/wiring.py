@@ -88,7 +88,7 @@ class Wiring:
                 raise InputError(f"position {position}; the decoder writes {length} tokens at most")
             inputs: Arrays = {"token": np.array([[token]], np.int32), "position": one_hot[position : position + 1], **own, **cross}
             outputs = self.predict("decoder_step", inputs)
-            return outputs["logits"][0], {name: outputs[f"{name}_out"] for name in own}
+            return outputs["logits"][0, : self.config.decoder_tokens], {name: outputs[f"{name}_out"] for name in own}
 
         return step, empty
 

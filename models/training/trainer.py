@@ -50,7 +50,7 @@ class TrainingOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     accumulate: int = 1  # batches per step of the optimizer
-    mixed_precision: bool = True  # bf16 or fp16 autocast where the device gains from it; never on a CPU
+    mixed_precision: bool = True  # fp16 autocast where the device gains from it; never on a CPU
     sentences: int = 60_000  # drawn from the grammar
     text_weight: float = 1.0
     energy_weight: float = 0.2
@@ -261,7 +261,7 @@ def reproduce(model: EnergyFlow, ids: Tensor, mask: Tensor, length: int) -> Tens
     memory = model.decoder.memory(surface)
     for _ in range(length):
         logits = model.decoder.t5(tokens, memory)
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+        tokens = torch.cat([tokens, logits[:, -1:, : model.config.decoder_tokens].argmax(-1)], 1)
     return tokens[:, 1:]
 
 

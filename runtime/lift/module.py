@@ -8,8 +8,9 @@ Nothing is rounded: floats are computed in the module's dtype. ``to(device)`` wo
 package's names; ``torch.export`` and ``torch.onnx`` take it as it is.
 """
 
+import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,17 +41,18 @@ class LiftedModule(nn.Module):
         self.states = states
         self.input_names = (*inputs, *states)
         self.output_names = (*outputs, *unique_names((f"{name}{STATE_SUFFIX}" for name in states), taken=(*inputs, *states, *outputs)))
-        self._results = outputs
+        self.result_names = outputs
         self._package = package
         planner = Planner(graph, numerics, torch.device("cpu"), package)
         self._environment = planner.environment
-        self._surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
-        self._tensors = self._register(planner)
-        self._plan = self._with_slots(planner.plan)
+        self.surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
+        registered = self._register(planner)
+        self.plan = self._with_slots(planner.plan, registered)
         # A tensor in the environment is a constant that some op reads by its slot, or an output.
-        self._held = {slot: self._tensors[id(v)][0] for slot, v in enumerate(self._environment) if isinstance(v, Tensor)}
-        for slot in self._held:
+        self.held = {slot: registered[id(v)][0] for slot, v in enumerate(self._environment) if isinstance(v, Tensor)}
+        for slot in self.held:
             self._environment[slot] = None
+        self.plain = {slot: value for slot, value in enumerate(self._environment) if value is not None}  # strings and the like
         self._anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
@@ -61,13 +63,13 @@ class LiftedModule(nn.Module):
         given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
         buffers = {name: StateBuffer(given[name]) for name in self.states}
         environment = self._environment.copy()
-        environment[self._surroundings["device"]], environment[self._surroundings["float_dtype"]] = self._anchor.device, dtype
-        for slot, name in self._held.items():
+        environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self._anchor.device, dtype
+        for slot, name in self.held.items():
             environment[slot] = getattr(self, name)
         values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
-        results = walk(self._plan, environment, values, self._package)
+        results = walk(self.plan, environment, values, self._package)
         named = {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
-        return (*(named[name] for name in self._results), *(buffers[name].tensor for name in self.states))
+        return (*(named[name] for name in self.result_names), *(buffers[name].tensor for name in self.states))
 
     def _new_slot(self) -> int:
         self._environment.append(None)
@@ -87,20 +89,21 @@ class LiftedModule(nn.Module):
             self._environment[registered[key][1]] = tensor
         return registered
 
-    def _with_slots(self, plan: Plan) -> Plan:
+    def _with_slots(self, plan: Plan, registered: Mapping[int, tuple[str, int]]) -> Plan:
         """The plan with every fixed tensor, device and dtype read from a slot instead."""
-        return replace(plan, steps=tuple(self._step_with_slots(step) for step in plan.steps))
-
-    def _step_with_slots(self, step: Step) -> Step:
-        moved = [(name, self._tensors[id(value)][1]) for name, value in step.fixed.items() if isinstance(value, Tensor)]
-        moved += [(name, self._surroundings[name]) for name in step.fixed.keys() & self._surroundings.keys()]
-        fixed = {name: value for name, value in step.fixed.items() if name not in dict(moved)}
-        return replace(step, fixed=fixed, reads=(*step.reads, *moved), blocks=tuple(self._with_slots(block) for block in step.blocks))
+        steps = []
+        for step in plan.steps:
+            moved = {name: registered[id(value)][1] for name, value in step.fixed.items() if isinstance(value, Tensor)}
+            moved |= {name: self.surroundings[name] for name in step.fixed.keys() & self.surroundings.keys()}
+            fixed = {name: value for name, value in step.fixed.items() if name not in moved}
+            blocks = tuple(self._with_slots(block, registered) for block in step.blocks)
+            steps.append(replace(step, fixed=fixed, reads=(*step.reads, *moved.items()), blocks=blocks))
+        return replace(plan, steps=tuple(steps))
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Every name as a Python identifier, none twice and none in ``taken``; a clash is numbered."""
-    used, unique = set(taken), []
+    """Every name as a Python identifier, none twice, none in ``taken`` and no keyword; a clash is numbered."""
+    used, unique = {*taken, *keyword.kwlist}, []
     for name in names:
         plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
         if plain[0].isdigit():

@@ -3,6 +3,7 @@
 Source: MIL iOS16 constexpr_ops, iOS17 quantization_ops, iOS18 compression.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from coreflow.export.weights import unpack
+from coreflow.export.weights import Array, packed_bytes, unpack
 from coreflow.runtime.lift.registry import lowering
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,14 +42,14 @@ def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
 def constexpr_lut_to_dense(indices: Bytes, lut: Tensor, shape: Sequence[int]) -> Tensor:
     """Every index (1, 2, 4, 6 or 8 bits, packed) replaced by its entry of the table."""
     bits = int(lut.numel() - 1).bit_length()
-    numbers = unpack(indices, f"uint{bits}", tuple(shape)).astype(np.uint8, copy=False)
+    numbers = _unpacked(indices, f"uint{bits}", shape).astype(np.uint8, copy=False)
     return torch.from_numpy(np.take(lut.cpu().numpy(), numbers)).to(lut.device)
 
 
 @lowering("constexpr_sparse_to_dense")
 def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Bytes, shape: Sequence[int]) -> Tensor:
     """Zeros but where the mask (packed bits) is set; there the values in turn."""
-    places = torch.from_numpy(unpack(mask, "uint1", tuple(shape))).to(nonzero_data.device)
+    places = torch.from_numpy(_unpacked(mask, "uint1", shape)).to(nonzero_data.device)
     return _spread(places, nonzero_data)
 
 
@@ -124,6 +125,12 @@ def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, a
     """scale * (input - zero_point)."""
     shifted = input if zero_point is None else input - _along(zero_point, input, axis)
     return _along(scale, input, axis) * shifted.to(scale.dtype)
+
+
+def _unpacked(packed: Bytes, dtype: str, shape: Sequence[int]) -> Array:
+    if packed_bytes(dtype, math.prod(shape)) != packed.size:
+        raise ValueError(f"{packed.size} bytes are not those of {dtype} {list(shape)}")
+    return unpack(packed, dtype, tuple(shape))
 
 
 def _spread(mask: Tensor, values: Tensor) -> Tensor:

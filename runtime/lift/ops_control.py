@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift import limits
+from coreflow.runtime.lift.limits import bounded, bounded_axis
 from coreflow.runtime.lift.registry import lowering
 
 Block = Callable[..., tuple[Any, ...]]
@@ -23,9 +25,11 @@ def while_loop(loop_vars: Sequence[Tensor], *, blocks: tuple[Block, ...]) -> tup
     """The loop variables after the second block ran as long as the first one holds. Source: MIL iOS15 control_flow.while_loop."""
     condition, body = blocks
     values = tuple(loop_vars)
-    while bool(condition(*values)[0]):
+    for _ in range(limits.MAX_ITERATIONS):
+        if not bool(condition(*values)[0]):
+            return values
         values = body(*values)
-    return values
+    raise ValueError(f"the loop has not ended after {limits.MAX_ITERATIONS} rounds")
 
 
 @lowering("make_list", exact=True)
@@ -40,6 +44,7 @@ def make_list(
 ) -> list[Tensor | None]:
     """A list of zeros; elements of a shape that only running tells are empty. Source: MIL iOS15 control_flow.make_list."""
     extents = [part for part in _parts(elem_shape) if isinstance(part, int) and part >= 0]
+    bounded((bounded_axis(init_length), *extents))
     if len(extents) < len(_parts(elem_shape)):
         return [None] * init_length
     kinds = {"int32": torch.int32, "bool": torch.bool}
@@ -84,6 +89,7 @@ def _parts(shape: Any) -> list[Any]:
 
 def _with(ls: list[Tensor | None], changes: dict[int, Tensor]) -> list[Tensor | None]:
     """A copy: the list that was passed may still be read."""
+    bounded_axis(max(changes, default=0))
     fresh: list[Tensor | None] = ls + [None] * (max(changes, default=-1) + 1 - len(ls))
     for index, value in changes.items():
         fresh[index] = value
@@ -111,7 +117,7 @@ def random_normal(
     shape: Sequence[int], mean: float = 0.0, stddev: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Independent draws from a normal distribution. Source: MIL iOS15 random."""
-    return torch.randn(tuple(shape), generator=_generator(seed), dtype=float_dtype).to(device) * stddev + mean
+    return torch.randn(bounded(shape), generator=_generator(seed), dtype=float_dtype).to(device) * stddev + mean
 
 
 @lowering("random_uniform")
@@ -119,19 +125,20 @@ def random_uniform(
     shape: Sequence[int], low: float = 0.0, high: float = 1.0, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Independent draws from [low, high)."""
-    return torch.rand(tuple(shape), generator=_generator(seed), dtype=float_dtype).to(device) * (high - low) + low
+    return torch.rand(bounded(shape), generator=_generator(seed), dtype=float_dtype).to(device) * (high - low) + low
 
 
 @lowering("random_bernoulli")
 def random_bernoulli(shape: Sequence[int], prob: float = 0.5, seed: int = -1, *, float_dtype: torch.dtype, device: torch.device) -> Tensor:
     """1 with probability ``prob``, else 0."""
-    return (torch.rand(tuple(shape), generator=_generator(seed)) < prob).to(device=device, dtype=float_dtype)
+    return (torch.rand(bounded(shape), generator=_generator(seed)) < prob).to(device=device, dtype=float_dtype)
 
 
 @lowering("random_categorical")
 def random_categorical(x: Tensor, mode: str = "logits", size: int = 1, seed: int = -1) -> Tensor:
     """``size`` class numbers, drawn with replacement from each distribution along the last axis."""
     weights = torch.softmax(x, -1) if mode == "logits" else x
+    bounded((*x.shape[:-1], size))
     drawn = torch.multinomial(weights.reshape(-1, x.shape[-1]).cpu(), size, replacement=True, generator=_generator(seed))
     return drawn.reshape(*x.shape[:-1], size).to(device=x.device, dtype=x.dtype)
 

@@ -54,5 +54,9 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 @lowering("local_response_norm")
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """X / (k + alpha / size * sum of x^2 over ``size`` neighbouring channels) ^ beta; x (B, C, ...)."""
-    return F.local_response_norm(x, size, alpha, beta, k)
+    """X / (k + alpha / size * sum of x^2 over ``size`` neighbouring channels) ^ beta; x (B, C, H, W), (B, C, D, H, W) or (C, H, W).
+
+    Three axes are an image without a batch: the values that coremltools' own test expects, whatever its documentation says of (n, C, *D).
+    """
+    batch = x.unsqueeze(0) if x.dim() == 3 else x
+    return F.local_response_norm(batch, size, alpha, beta, k).reshape(x.shape)

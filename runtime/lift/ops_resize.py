@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded, bounded_axis
 from coreflow.runtime.lift.registry import lowering
 
 
 def sampling_grid(mode: str, extent: float, count: int) -> list[float]:
     """Where ``count`` samples lie on an axis with pixels 0 .. extent - 1; not yet clamped to it."""
+    bounded_axis(count)
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
         if count == 1:
             return [(extent - 1) / 2 if mode == "ALIGN_CORNERS" else 0.0]
@@ -41,6 +43,7 @@ def _interpolate(x: Tensor, axis: int, places: Sequence[float]) -> Tensor:
 
 
 def _taken(x: Tensor, axis: int, places: Sequence[int]) -> Tensor:
+    bounded((*x.shape[:axis], len(places), *x.shape[axis + 1 :]))
     return torch.index_select(x, axis, torch.tensor(places, device=x.device))
 
 
@@ -56,7 +59,7 @@ def _linear_both(x: Tensor, mode: str, height: int, width: int) -> Tensor:
 
 def _scaled(extent: int, factor: float) -> int:
     """floor(extent * factor) with the product rounded to float32, as MIL does: 5 * 2.6 is 13 there and less with a wide product."""
-    return math.floor(np.float32(extent) * np.float32(factor))
+    return bounded_axis(math.floor(np.float32(extent) * np.float32(factor)))
 
 
 @lowering("upsample_nearest_neighbor", exact=True)
@@ -72,7 +75,7 @@ def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_f
 @lowering("resize_nearest_neighbor", exact=True)
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """The pixel at or before every sample."""
-    for axis, count in ((x.dim() - 2, target_size_height), (x.dim() - 1, target_size_width)):
+    for axis, count in ((x.dim() - 2, bounded_axis(target_size_height)), (x.dim() - 1, bounded_axis(target_size_width))):
         extent = x.shape[axis]
         x = _nearest(x, axis, [i * extent // count for i in range(count)])
     return x
@@ -144,8 +147,8 @@ def crop_resize(
     for numbers in roi.reshape(roi.shape[0], -1).tolist():
         images = x if len(numbers) == 4 else x[int(numbers[0])].unsqueeze(0)
         box = _corners(numbers[-4:], box_coordinate_mode, spatial_scale, x.shape[-2:] if normalized_coordinates else None)
-        if box[2] < box[0] and box[3] < box[1]:
-            box = (0.0, 0.0, x.shape[-2] - 1.0, x.shape[-1] - 1.0)  # what Core ML gives; one inverted side is taken as it is
+        if box[2] + 1 < box[0] and box[3] + 1 < box[1]:
+            box = (0.0, 0.0, x.shape[-2] - 1.0, x.shape[-1] - 1.0)  # what Core ML gives; other inverted boxes are cut out mirrored
         crops.append(_cut_out(images, box, (target_height, target_width), sampling_mode, pad_value))
     return torch.stack(crops)
 
@@ -213,6 +216,7 @@ def affine(
     align_corners: bool,
 ) -> Tensor:
     """The image seen through a linear map: output (u, v) shows x at (a0 u + a1 v + a2, b0 u + b1 v + b2); matrix (B or 1, 6)."""
+    bounded((x.shape[0], output_height, output_width, 2))
     across = torch.linspace(-1, 1, output_width, dtype=x.dtype, device=x.device)
     down = torch.linspace(-1, 1, output_height, dtype=x.dtype, device=x.device)
     v, u = torch.meshgrid(down, across, indexing="ij")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
@@ -64,6 +65,7 @@ def squeeze(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
 def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """The values one after the other along ``axis``; interleaved, they take turns."""
     values = tuple(value.reshape(1) if value.dim() == 0 else value for value in values)
+    bounded((sum(value.numel() for value in values),))
     if not interleave:
         return torch.cat(values, axis)
     axis = axis % values[0].dim()

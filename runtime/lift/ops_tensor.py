@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
 @lowering("tile", exact=True)
 def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
     """X repeated so many times along each axis."""
+    bounded((x.numel(), *reps))
     return x.repeat(tuple(reps))
 
 
@@ -19,7 +21,7 @@ def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
 def fill(shape: Sequence[int], value: Tensor | None = None, *, float_dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of this shape with one value everywhere."""
     filling = torch.zeros((), dtype=float_dtype, device=device) if value is None else value
-    return filling.reshape(()).expand(tuple(shape)).contiguous()
+    return filling.reshape(()).expand(bounded(shape)).contiguous()
 
 
 @lowering("one_hot", exact=True)
@@ -30,6 +32,7 @@ def one_hot(
     on = torch.ones((), dtype=torch.int32, device=indices.device) if on_value is None else on_value
     off = torch.zeros((), dtype=torch.int32, device=indices.device) if off_value is None else off_value
     place = axis % (indices.dim() + 1)
+    bounded((*indices.shape, one_hot_vector_size))
     shape = [1] * (indices.dim() + 1)
     shape[place] = one_hot_vector_size
     counter = torch.arange(one_hot_vector_size, dtype=indices.dtype, device=indices.device).reshape(shape)
@@ -83,6 +86,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", constant_val: Ten
 def _pad_axis(x: Tensor, axis: int, amounts: tuple[int, int], mode: str, constant: Tensor | None) -> Tensor:
     extent = x.shape[axis]
     before, after = amounts
+    bounded((*x.shape[:axis], extent + before + after, *x.shape[axis + 1 :]))
     if mode == "constant":
         value = torch.zeros((), dtype=x.dtype, device=x.device) if constant is None else constant.to(x.dtype)
         shapes = [[*x.shape[:axis], amount, *x.shape[axis + 1 :]] for amount in amounts]
@@ -120,6 +124,7 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: t
 @lowering("range_1d")
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
     """Start, start + step, ... as long as it is before ``end``."""
+    bounded((max(0, math.ceil((end.item() - start.item()) / step.item())),))
     return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype, device=start.device)
 
 
@@ -164,6 +169,7 @@ def non_maximum_suppression(
     ``max_boxes``, and how many there are; at least one, the best, is always there.
     """
     N, _, K = scores.shape
+    bounded((N, max_boxes, max(4, K)))
     out_boxes, out_scores = boxes.new_zeros(N, max_boxes, 4), scores.new_zeros(N, max_boxes, K)
     numbers = torch.full((N, max_boxes), -1, dtype=torch.int32, device=boxes.device)
     counts = torch.zeros(N, dtype=torch.int32, device=boxes.device)

@@ -13,7 +13,7 @@ from coreflow.export.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.spec import TensorSpec
-from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, load_tensors, save_tensors
+from coreflow.models.training.checkpoint import WEIGHTS, load_tensors, save_tensors
 from coreflow.validate.bundle import PartJudged, judge_bundle, validate_bundle
 from coreflow.validate.report.model import BundleReport
 
@@ -42,7 +42,7 @@ def test_the_chain_is_judged_where_the_stages_meet(healthy: BundleReport) -> Non
     assert cascade is not None and cascade.verdict == "pass"
     assert [row.stage for row in cascade.rows] == ["encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory", "decoder_step"]
     assert all(0.3 < row.teacher_forced < 1.5 and 0.3 < row.cascaded < 1.5 for row in cascade.rows)
-    assert cascade.tokens.sentences == 8 and cascade.tokens.share >= 0.98 and not cascade.tokens.unexplained
+    assert cascade.tokens.sentences == 8 and cascade.tokens.share >= 0.8 and not cascade.tokens.unexplained
     assert cascade.outputs["decoder.logits"].elements > 8 * 300
 
 
@@ -54,7 +54,7 @@ def test_every_part_is_an_event_and_the_report_the_last(exported: Path) -> None:
 
 
 def zero_a_head(weights: Weights) -> None:
-    name = "decoder.t5.blocks.0.self_attention.out.weight"
+    name = "decoder.t5.blocks.0.self_attention.output.weight"
     weights[name][:, : weights[name].shape[1] // 4] = 0
 
 
@@ -107,14 +107,12 @@ def test_a_fault_in_one_package_fails_and_names_the_stage(fault: str, bundle: Pa
 def test_golden_samples_of_another_model_leave_the_verdict_open(bundle: Path) -> None:
     companions = next((bundle / COMPANIONS).iterdir())
     weights = load_tensors(companions / WEIGHTS)
-    load_config(companions / CONFIG)
-    weights[
-        "mapper_in.layers.0.weight" if "mapper_in.layers.0.weight" in weights else next(n for n in weights if n.startswith("mapper_in"))
-    ] *= 1.01
+    weights["mapper_in.layers.0.weight"] *= 1.0002
     save_tensors(companions / WEIGHTS, weights)
     report = validate_bundle(bundle, verify=False)
-    assert report.stages["mapper_in"].verdict in ("incomplete", "fail")
-    assert report.verdict != "pass" and report.exit_code in (1, 5)
+    stage = report.stages["mapper_in"]
+    assert (stage.verdict, report.verdict, report.exit_code) == ("incomplete", "incomplete", 5)
+    assert "the golden samples are of another torch model" in stage.text
 
 
 def test_golden_sentences_that_cannot_be_read_are_refused(bundle: Path) -> None:
@@ -124,36 +122,38 @@ def test_golden_sentences_that_cannot_be_read_are_refused(bundle: Path) -> None:
         validate_bundle(bundle, verify=False)
 
 
-class TestABundleOfRecipes:
-    @pytest.fixture(scope="class")
-    def recipes(self) -> list[Recipe]:
-        torch.manual_seed(0)
-        return [
-            Recipe(name=name, module=torch.nn.Linear(8, 8), inputs={"x": TensorSpec((1, 8))}, outputs=("y",))
-            for name in ("first", "second")
-        ]
+@pytest.fixture(scope="module")
+def recipes() -> list[Recipe]:
+    torch.manual_seed(0)
+    return [
+        Recipe(name=name, module=torch.nn.Linear(8, 8), inputs={"x": TensorSpec((1, 8))}, outputs=("y",)) for name in ("first", "second")
+    ]
 
-    @pytest.fixture(scope="class")
-    def folder(self, recipes: list[Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("recipes") / "bundle"
-        list(export_bundle(recipes, out, jobs=1))
-        return out
 
-    def test_passes_with_the_recipes_it_was_made_from(self, folder: Path, recipes: list[Recipe]) -> None:
-        report = validate_bundle(folder, recipes=recipes)
-        assert (report.verdict, report.exit_code, report.cascade) == ("pass", 0, None)
+@pytest.fixture(scope="module")
+def of_recipes(recipes: list[Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("recipes") / "bundle"
+    list(export_bundle(recipes, out, jobs=1))
+    return out
 
-    @pytest.mark.parametrize("known", [0, 1])
-    def test_is_incomplete_without_them(self, folder: Path, recipes: list[Recipe], known: int) -> None:
-        report = validate_bundle(folder, recipes=recipes[:known])
-        assert (report.verdict, report.exit_code) == ("incomplete", 5)
-        assert report.stages["second"].text == "no reference: nothing was compared"
-        assert "pass the recipes" in report.problems[0]
 
-    def test_fails_with_other_weights(self, folder: Path, recipes: list[Recipe]) -> None:
-        other = Recipe(name="second", module=torch.nn.Linear(8, 8), inputs=recipes[1].inputs, outputs=("y",))
-        report = validate_bundle(folder, recipes=[recipes[0], other])
-        assert report.verdict == "fail" and report.failing_stages == ("second",)
+def test_a_bundle_of_recipes_passes_with_the_recipes_it_was_made_from(of_recipes: Path, recipes: list[Recipe]) -> None:
+    report = validate_bundle(of_recipes, recipes=recipes)
+    assert (report.verdict, report.exit_code, report.cascade) == ("pass", 0, None)
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_bundle_of_recipes_is_incomplete_without_them(of_recipes: Path, recipes: list[Recipe], known: int) -> None:
+    report = validate_bundle(of_recipes, recipes=recipes[:known])
+    assert (report.verdict, report.exit_code) == ("incomplete", 5)
+    assert report.stages["second"].text == "no reference: nothing was compared"
+    assert "pass the recipes" in report.problems[0]
+
+
+def test_a_bundle_of_recipes_fails_with_other_weights(of_recipes: Path, recipes: list[Recipe]) -> None:
+    other = Recipe(name="second", module=torch.nn.Linear(8, 8), inputs=recipes[1].inputs, outputs=("y",))
+    report = validate_bundle(of_recipes, recipes=[recipes[0], other])
+    assert report.verdict == "fail" and report.failing_stages == ("second",)
 
 
 def test_recipes_for_a_bundle_with_a_reference_of_its_own_are_refused(exported: Path) -> None:

@@ -26,8 +26,9 @@ from coreflow.validate.report.model import (
 from coreflow.validate.report.terminal import render
 
 GOOD = OutputReport(
-    name="surface", shape=(1, 64), dtype="float16", elements=512, reference_rms=0.5, relative_rms=6e-4, snr_db=64.0, budget=3e-4, rho_rms=1.02,
-    rho_max=1.1, rho_slice=1.3, worst_slice="[:, 17]", max_abs=1e-3, contract=4.5e-3, mean_drift=0.0, std_drift=0.0, non_finite=0, overflowed=0,
+    name="surface", shape=(1, 64), dtype="float16", elements=512, reference_rms=0.5, relative_rms=6e-4, snr_db=64.0, budget=3e-4,
+    rho_rms=1.02, rho_max=1.1, rho_slice=1.3, worst_slice="[:, 17]", max_abs=1e-3, contract=4.5e-3, mean_drift=0.0, std_drift=0.0,
+    non_finite=0, overflowed=0,
     flips=0, rungs={"R3": 0.5, "R4": 1.02}, gates=(Gate(name="rho_rms", outcome="pass", value=1.02, limit=1.5),),
 )  # fmt: skip
 BAD = replace(
@@ -42,7 +43,8 @@ AMBIGUOUS = (
 
 def stage(*outputs: OutputReport, **found: object) -> Report:
     plain = {
-        "name": "encoder", "package": "encoder.mlpackage", "digest": "ab" * 32, "weights_digest": None, "backend": "lifted", "numerics": "fp16",
+        "name": "encoder", "package": "encoder.mlpackage", "digest": "ab" * 32, "weights_digest": None, "backend": "lifted",
+        "numerics": "fp16",
         "compute_units": "all", "precision": "fp16", "verdict": worst(each.outcome for each in outputs), "cause": None, "text": "said so",
         "outputs": {each.name: each for each in outputs}, "samples": Samples(seeds=tuple(range(8)), drawn=8, given=8),
         "versions": {"torch": "2.13.0"}, "seconds": 0.5,
@@ -52,12 +54,14 @@ def stage(*outputs: OutputReport, **found: object) -> Report:
 
 def bundle(*stages: Report, **found: object) -> BundleReport:
     cascade = CascadeReport(
-        verdict="pass", cause=None, text="", outputs={"decoder.logits": GOOD}, samples=Samples(seeds=(0,), drawn=2, given=1, ambiguous=AMBIGUOUS),
+        verdict="pass", cause=None, text="", outputs={"decoder.logits": GOOD},
+        samples=Samples(seeds=(0,), drawn=2, given=1, ambiguous=AMBIGUOUS),
         rows=(ChainRow(stage="encoder", output="decoder.logits", alone="pass", teacher_forced=1.0, cascaded=1.1, outcome="pass"),),
         tokens=TokenAgreement(sentences=1, tokens=9, equal=8, explained=("'a b', token 3",), unexplained=()), seconds=0.1,
     )  # fmt: skip
     plain = {
-        "bundle": "artifacts/demo", "name": "demo", "kind": "energy-flow", "created": "2026-01-01T00:00:00+00:00", "cause": None, "text": "all of it",
+        "bundle": "artifacts/demo", "name": "demo", "kind": "energy-flow", "created": "2026-01-01T00:00:00+00:00", "cause": None,
+        "text": "all of it",
         "verdict": worst(each.verdict for each in stages), "stages": {each.name: each for each in stages}, "cascade": cascade,
         "versions": {"torch": "2.13.0"}, "seconds": 1.0,
     }  # fmt: skip
@@ -126,14 +130,15 @@ def test_json_has_no_nan_and_stable_keys(tmp_path: Path) -> None:
 
     plain = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
     assert plain == json.loads(json.dumps(to_json(report), allow_nan=False))
-    assert (plain["schema_version"], plain["kind"], plain["verdict"], plain["exit_code"]) == (1, "coreflow.validation.bundle", "fail", 3)
+    assert (plain["schema_version"], plain["report"], plain["kind"]) == (1, "coreflow validation of a bundle", "energy-flow")
+    assert (plain["verdict"], plain["cause"], plain["exit_code"]) == ("fail", "non-finite", 3)
     assert plain["failing_stages"] == ["encoder"]
     output = plain["stages"]["encoder"]["outputs"]["hidden"]
     assert output["rho_rms"] is None and output["max_abs"] is None and output["outcome"] == "fail"
     assert plain["cascade"]["tokens"]["share"] == pytest.approx(8 / 9)
     assert set(output) == {
         "name", "shape", "dtype", "elements", "reference_rms", "relative_rms", "snr_db", "budget", "rho_rms", "rho_max", "rho_slice",
-        "worst_slice", "max_abs", "contract", "mean_drift", "std_drift", "non_finite", "overflowed", "flips", "rungs", "gates", "heuristic",
+        "worst_slice", "max_abs", "contract", "mean_drift", "std_drift", "non_finite", "overflowed", "flips", "rungs", "gates",
         "outcome", "headroom",
     }  # fmt: skip
 

@@ -22,8 +22,8 @@ _COMPUTED = {
 
 def to_json(report: Report | BundleReport) -> dict[str, Any]:
     """Plain data; numbers that are not finite become null."""
-    kind = "bundle" if isinstance(report, BundleReport) else "package"
-    return {"schema_version": SCHEMA_VERSION, "kind": f"coreflow.validation.{kind}", **_plain(report)}
+    of = "bundle" if isinstance(report, BundleReport) else "package"
+    return {"schema_version": SCHEMA_VERSION, "report": f"coreflow validation of a {of}", **_plain(report)}
 
 
 def write_report(path: Path, report: Report | BundleReport) -> None:

@@ -64,7 +64,6 @@ class OutputReport:
     flips: int  # of integers
     rungs: Mapping[str, float]  # rung -> rho_rms
     gates: tuple[Gate, ...]
-    heuristic: bool = False  # a budget from a rule of thumb, not from an execution
 
     @property
     def outcome(self) -> Outcome:

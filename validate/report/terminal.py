@@ -90,12 +90,12 @@ def _cascade(cascade: CascadeReport) -> Iterator[RenderableType]:
         table.add_column(column, justify="right" if column in ("teacher-forced", "cascaded") else "left", no_wrap=True)
     for row in cascade.rows:
         table.add_row(
-            row.stage,
+            Text(row.stage),
             _number(row.teacher_forced),
             _word(row.alone),
             _number(row.cascaded),
             _word(row.outcome),
-            row.output,
+            Text(row.output),
         )
     yield table
     tokens = cascade.tokens
@@ -131,7 +131,7 @@ def _cells(output: OutputReport) -> dict[str, RenderableType]:
     if output.failed_gates:
         verdict.append(f" {', '.join(gate.name for gate in output.failed_gates)}")
     return {
-        "output": output.name,
+        "output": Text(output.name),
         "RMS(ref)": _number(output.reference_rms),
         "rel. RMS": _number(output.relative_rms),
         "SNR dB": _number(output.snr_db, 1),
@@ -139,7 +139,7 @@ def _cells(output: OutputReport) -> dict[str, RenderableType]:
         "rho_rms": _number(output.rho_rms),
         "rho_max": _number(output.rho_max),
         "rho_slice": _number(output.rho_slice),
-        "worst slice": output.worst_slice,
+        "worst slice": Text(output.worst_slice),
         "max error": _number(output.max_abs),
         "contract": _number(output.contract),
         "non-finite": f"{output.flips} flips" if output.dtype == "int32" else str(output.non_finite + output.overflowed),

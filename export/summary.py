@@ -1,0 +1,249 @@
+"""What a package consists of, in figures: operations, weights, parameters, multiply-adds. Nothing is executed."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from coreflow.export.program import Graph, Interface, Metadata, Op, Program, Shape, Value, package_files
+from coreflow.export.weights import BLOB_DTYPES, is_mapped, packed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGroup:
+    """Weights of one element type, stored in one way; ``compression`` names the constant expressions, and is empty for plain weights."""
+
+    dtype: str
+    compression: str
+    tensors: int
+    parameters: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MultiplyAdds:
+    """Multiply-adds of one prediction.
+
+    Counted are ``COUNTED_OPS``; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes only a
+    prediction tells, which are not in the figures.
+    """
+
+    total: int
+    by_op: Mapping[str, int]
+    open: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One function of a package."""
+
+    program: Program
+    function: str
+    interface: Interface
+    opset: str
+    ops: Mapping[str, int]  # most frequent first; constants are no ops
+    weights: tuple[WeightGroup, ...]
+    multiply_adds: MultiplyAdds
+    size_bytes: int  # of the whole package on disk
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all weights, compressed ones as many as they stand for."""
+        return sum(group.parameters for group in self.weights)
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the package says about itself."""
+        return self.program.metadata
+
+
+def summarize(program: Program, function_name: str | None = None) -> Summary:
+    """The figures of one function, the default one for None."""
+    graph, interface = program.function(function_name)
+    counts = Counter(op.type for op in graph.walk())
+    return Summary(
+        program=program,
+        function=graph.name,
+        interface=interface,
+        opset=graph.opset,
+        ops=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        weights=weight_groups(graph),
+        multiply_adds=count_multiply_adds(graph),
+        size_bytes=sum(file.stat().st_size for file in package_files(program.path)),
+    )
+
+
+def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
+    """The weights of a function by element type and compression, largest group first.
+
+    A weight is a float constant with an axis, or any constant in the weight file; shapes, axes and the like are none. A chain of constant
+    expressions is one weight: what its last one gives, in as many bytes as all of them read.
+    """
+    makers = {id(output): op for op in graph.walk() if op.type.startswith("constexpr_") for output in op.outputs}
+    inner = {id(makers[id(value)]) for op in makers.values() for value in op.input_values() if id(value) in makers}
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    compressed = set()
+    for op in dict.fromkeys(makers.values()):
+        chain = list(_chain(op, makers))
+        compressed |= {id(value) for each in chain for value in each.input_values()}
+        if id(op) in inner:
+            continue
+        kinds = " + ".join(dict.fromkeys(f"{each.type.removeprefix('constexpr_')}{_bits(each)}" for each in chain))
+        stored = {id(value): value for each in chain for value in each.input_values() if value.data is not None}
+        dense = op.outputs[-1]
+        size = (_count(dense.shape) or 0, sum(_stored_bytes(value) for value in stored.values()))
+        found.setdefault((dense.dtype, kinds), []).append(size)
+    for value in _constants(graph):
+        data = value.data
+        if isinstance(data, np.ndarray) and id(value) not in compressed and (is_mapped(data) or (data.dtype.kind == "f" and data.ndim)):
+            found.setdefault((value.dtype, ""), []).append((data.size, _stored_bytes(value)))
+    groups = (
+        WeightGroup(dtype, kinds, len(sizes), sum(count for count, _ in sizes), sum(size for _, size in sizes))
+        for (dtype, kinds), sizes in found.items()
+    )
+    return tuple(sorted(groups, key=lambda group: (-group.stored_bytes, group.dtype, group.compression)))
+
+
+def count_multiply_adds(graph: Graph) -> MultiplyAdds:
+    """The multiply-adds that one prediction takes, from the shapes that the package declares."""
+    by_op: Counter[str] = Counter()
+    unknown = []
+    for op in graph.walk():
+        if op.type in _COUNTERS:
+            count = _COUNTERS[op.type](op)
+            if count is None:
+                unknown.append(op.name)
+            else:
+                by_op[op.type] += count
+    return MultiplyAdds(by_op.total(), dict(by_op.most_common()), tuple(unknown))
+
+
+def _constants(graph: Graph) -> Iterator[Value]:
+    yield from graph.constants
+    for op in graph.ops:
+        yield from (value for value in op.input_values() if value.data is not None and not value.name)
+        for block in op.blocks:
+            yield from _constants(block)
+
+
+def _chain(op: Op, makers: Mapping[int, Op]) -> Iterator[Op]:
+    """The constant expressions that ``op`` reads, directly or not, and then itself."""
+    for value in op.input_values():
+        if id(value) in makers:
+            yield from _chain(makers[id(value)], makers)
+    yield op
+
+
+def _bits(op: Op) -> str:
+    """`` 4-bit`` for a palette or a quantised weight of that width."""
+    for name in ("lut", "quantized_data", "data", "nonzero_data"):
+        value = op.inputs.get(name)
+        if isinstance(value, Value) and value.shape is not None and value.data is not None:
+            if name == "lut":
+                entries = value.shape[-2] if len(value.shape) > 1 else value.shape[0]
+                return f" {(int(entries or 1) - 1).bit_length()}-bit"
+            if value.dtype in BLOB_DTYPES and not value.dtype.startswith("float"):
+                return f" {BLOB_DTYPES[value.dtype][1]}-bit"
+    return ""
+
+
+def _stored_bytes(value: Value) -> int:
+    if not isinstance(value.data, np.ndarray):
+        return 0
+    return packed_bytes(value.dtype, value.data.size) if value.dtype in BLOB_DTYPES else value.data.nbytes
+
+
+def _count(shape: Shape | None) -> int | None:
+    """Elements of a shape; None where an extent is open."""
+    if shape is None:
+        return None
+    known = [extent for extent in shape if extent is not None]
+    return math.prod(known) if len(known) == len(shape) else None
+
+
+def _times(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return math.prod(known) if len(known) == len(counts) else None
+
+
+def _shape_of(op: Op, name: str) -> Shape | None:
+    value = op.inputs.get(name)
+    return value.shape if isinstance(value, Value) else None
+
+
+def _is_set(op: Op, name: str) -> bool:
+    value = op.inputs.get(name)
+    return isinstance(value, Value) and isinstance(value.data, np.ndarray) and bool(value.data.reshape(-1)[0])
+
+
+def _linear(op: Op) -> int | None:
+    """Elements of the result times the length of a row of the weight."""
+    weight = _shape_of(op, "weight")
+    return _times(_count(op.outputs[0].shape), weight[-1] if weight else None)
+
+
+def _matmul(op: Op) -> int | None:
+    """Elements of the result times the extent that is summed over."""
+    x = _shape_of(op, "x")
+    summed = None if not x else x[-2] if len(x) > 1 and _is_set(op, "transpose_x") else x[-1]
+    return _times(_count(op.outputs[0].shape), summed)
+
+
+def _conv(op: Op) -> int | None:
+    """Elements of the result times those of one filter: C_in / groups x kernel."""
+    weight = _shape_of(op, "weight")
+    return _times(_count(op.outputs[0].shape), _count(weight[1:]) if weight else None)
+
+
+def _conv_transpose(op: Op) -> int | None:
+    """Elements of x times C_out / groups x kernel: before anything is cut off the result."""
+    weight = _shape_of(op, "weight")
+    return _times(_count(_shape_of(op, "x")), _count(weight[1:]) if weight else None)
+
+
+def _einsum(op: Op) -> int | None:
+    """The product of the extents of all labels."""
+    values, equation = op.inputs.get("values"), op.inputs.get("equation")
+    if not isinstance(values, tuple) or not isinstance(equation, Value) or not isinstance(equation.data, str):
+        return None
+    extents: dict[str, int] = {}
+    for labels, value in zip(equation.data.split("->")[0].replace(" ", "").split(","), values, strict=False):
+        if value.shape is None or len(labels) != len(value.shape):
+            return None
+        for label, extent in zip(labels, value.shape, strict=True):
+            if extent is None:
+                return None
+            extents[label] = max(extent, extents.get(label, 1))  # an extent of 1 is broadcast
+    return math.prod(extents.values())
+
+
+def _attention(op: Op) -> int | None:
+    """query x key and weights x value; the softmax has none."""
+    query, value = _shape_of(op, "query"), _shape_of(op, "value")
+    if not query or not value or len(value) < 2 or value[-1] is None or query[-1] is None:
+        return None
+    return _times(_count(query[:-1]), value[-2], query[-1] + value[-1])
+
+
+def _recurrent(op: Op) -> int | None:
+    """Every step of every sample meets every weight once."""
+    x = _shape_of(op, "x")
+    weights = [_count(_shape_of(op, name)) for name in op.inputs if name.startswith(("weight_ih", "weight_hh"))]
+    total = None if None in weights else sum(weight for weight in weights if weight is not None)
+    return _times(_count(x[:2]) if x else None, total)
+
+
+_COUNTERS: dict[str, Callable[[Op], int | None]] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "einsum": _einsum,
+    "gru": _recurrent,
+    "linear": _linear,
+    "lstm": _recurrent,
+    "matmul": _matmul,
+    "rnn": _recurrent,
+    "scaled_dot_product_attention": _attention,
+}
+COUNTED_OPS = tuple(_COUNTERS)
