@@ -94,7 +94,7 @@ class LiftedModule(nn.Module):
         steps = []
         for step in plan.steps:
             moved = {name: registered[id(value)][1] for name, value in step.fixed.items() if isinstance(value, Tensor)}
-            moved |= {name: self.surroundings[name] for name in step.fixed.keys() & self.surroundings.keys()}
+            moved |= {name: self.surroundings[name] for name in self.surroundings if name in step.fixed}
             fixed = {name: value for name, value in step.fixed.items() if name not in moved}
             blocks = tuple(self._with_slots(block, registered) for block in step.blocks)
             steps.append(replace(step, fixed=fixed, reads=(*step.reads, *moved.items()), blocks=blocks))

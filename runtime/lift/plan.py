@@ -117,8 +117,10 @@ class Planner:
         fixed: dict[str, Any] = {}
         reads: list[tuple[str, int]] = []
         converts: list[tuple[str, Form, int | tuple[int, ...]]] = []
-        for name, argument in op.inputs.items():
-            form = lowering.forms[name]
+        for name, form in lowering.forms.items():  # not the package's order: protobuf maps have another in every process
+            if name not in op.inputs:
+                continue
+            argument = op.inputs[name]
             parts = argument if isinstance(argument, tuple) else (argument,)
             if form == "tensors" or len(parts) > 1:
                 converts.append((name, "tensors" if form == "tensors" else form, tuple(self._slot(part) for part in parts)))

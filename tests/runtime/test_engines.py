@@ -1,0 +1,127 @@
+"""Three engines, one result: every engine against the interpreter, and what ``auto`` takes."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.models.errors import UnsupportedError
+from coreflow.runtime import load_model
+
+INPUTS = {"ids": np.arange(16, dtype=np.int32)[None] * 6, "mask": (np.arange(16) < 12).astype(np.float32)[None]}
+ATOL = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-3}
+
+
+def lifted(package: Path, **options: Any) -> Any:
+    return load_model(package, "lifted", **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "numerics"),
+    [("module", "fp64"), ("module", "fp32"), ("module", "fp16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")],
+)
+def test_every_engine_gives_what_the_interpreter_gives(small_package: Path, engine: str, numerics: str) -> None:
+    want = lifted(small_package, engine="interpreter", numerics=numerics).predict(INPUTS)
+    model = lifted(small_package, engine=engine, numerics=numerics)
+    found = model.predict(INPUTS)
+    assert model.engine == engine and list(found) == list(want)
+    for name in want:
+        assert found[name].dtype == want[name].dtype and found[name].shape == want[name].shape
+        np.testing.assert_allclose(found[name], want[name], rtol=0, atol=ATOL[numerics], err_msg=name)
+
+
+def test_onnxruntime_rounds_to_fp16_where_the_interpreter_does(save: Callable[..., Path]) -> None:
+    from coremltools.converters.mil.mil import Builder, types
+
+    ct = quiet_coremltools()
+
+    @Builder.program(input_specs=[Builder.TensorSpec((3,), dtype=types.fp16)], opset_version=ct.target.iOS17)
+    def program(x: Any) -> Any:
+        return Builder.sub(x=Builder.add(x=x, y=np.float16(2048)), y=np.float16(2048), name="y")
+
+    package = save(program, pass_pipeline=ct.PassPipeline.EMPTY)
+    x = np.array([1.0, 3.0, 0.3], np.float16)
+    for engine in ("interpreter", "module", "onnxruntime"):
+        assert lifted(package, engine=engine, numerics="fp16").predict({"x": x})["y"].tolist() == [0, 4, 0], engine
+        exact = lifted(package, engine=engine, numerics="fp32").predict({"x": x})["y"]
+        np.testing.assert_allclose(exact, x.astype(np.float32), atol=3e-4)
+
+
+@pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])
+def test_a_state_lives_in_every_engine(counting_package: Path, engine: str) -> None:
+    model = lifted(counting_package, engine=engine, numerics="fp32")
+    state = model.make_state()
+    for x in ([1.0, 2.0], [1.0, 1.0]):
+        (found,) = model.predict({"x": x}, state).values()
+    assert found.tolist() == [4, 6] and state.read(next(iter(model.states))).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])
+def test_a_picture_is_classified_by_every_engine(classifier_package: Path, engine: str) -> None:
+    from PIL import Image
+
+    model = lifted(classifier_package, engine=engine, numerics="fp32")
+    label, shares = model.predict({"picture": Image.new("RGB", (4, 2), (30, 20, 10))}).values()
+    want = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
+    assert label == "red" and list(shares) == ["blue", "green", "red"]
+    np.testing.assert_allclose(list(shares.values()), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["module", "onnxruntime"])
+def test_an_observer_is_served_by_the_interpreter(small_package: Path, engine: str) -> None:
+    model = lifted(small_package, engine=engine, numerics="fp32")
+    seen: list[str] = []
+    model.predict(INPUTS, observe=lambda op, results: seen.append(op.type))
+    assert seen == [op.type for op in model.interpreter.graph.ops]
+
+
+class TestAuto:
+    @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "interpreter")])
+    def test_takes_what_gives_the_numerics(self, small_package: Path, numerics: str, engine: str) -> None:
+        assert lifted(small_package, numerics=numerics).engine == engine
+
+    def test_falls_back_to_the_interpreter_and_says_why(self, branching_package: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO, logger="coreflow"):
+            model = lifted(branching_package, numerics="fp32")
+        assert model.engine == "interpreter" and "cannot be written as ONNX" in caplog.text
+        for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
+            (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
+            assert found.tolist() == want
+
+    def test_falls_back_where_nothing_can_be_cached(self, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        assert lifted(small_package, numerics="fp32").engine == "interpreter"
+
+    def test_flexible_shapes_stay_with_the_interpreter(self, save: Callable[..., Path]) -> None:
+        import warnings
+
+        import torch
+
+        ct = quiet_coremltools()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(torch.nn.Softmax(-1), torch.zeros(1, 4))
+        package = save(traced, inputs=[ct.TensorType(name="x", shape=ct.Shape((1, ct.RangeDim(2, 9, default=4))))])
+        model = lifted(package, numerics="fp32")
+        assert model.engine == "interpreter" and model.predict({"x": np.ones((1, 7))})
+        with pytest.raises(UnsupportedError, match="x may have several shapes"):
+            lifted(package, numerics="fp32", engine="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "onnxruntime", "numerics": "fp64"}, "onnxruntime under fp64; it computes fp32 or fp16"),
+        ({"engine": "onnxruntime", "numerics": "fp32", "device": "meta"}, "it runs on the CPU, take engine='module'"),
+        ({"engine": "tensorrt"}, "there are interpreter, module, onnxruntime"),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_what_an_engine_cannot_do_is_refused_with_what_can(small_package: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        lifted(small_package, **options)
