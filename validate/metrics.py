@@ -81,8 +81,11 @@ def worst_slice(error: Array, noise: Array, floor: float) -> WorstSlice:
             above = np.sqrt(np.mean(np.square(error), axis=others))
             below = np.maximum(np.sqrt(np.mean(np.square(noise), axis=others)), floor)
             ratios = np.divide(above, below, out=np.where(above == 0, 0.0, np.inf), where=below > 0)
-        index = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
-        found.append(WorstSlice(float(ratios[index]), few_elements_factor(error.size // extent), axis, index))
+        # An element that is exact in both says nothing: a column of a sparse output has fewer elements than rows.
+        counts = np.count_nonzero((error != 0) | (noise != 0), axis=others)
+        factors = np.array([few_elements_factor(max(int(count), 1)) for count in counts])
+        index = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios / factors)))
+        found.append(WorstSlice(float(ratios[index]), float(factors[index]), axis, index))
     return max(found, key=lambda each: math.inf if math.isnan(each.excess) else each.excess)
 
 

@@ -7,7 +7,7 @@ which gets past the protobuf parser. What can be read is also made ready to run,
 import gc
 import tracemalloc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,10 +44,10 @@ def fields(message: Any, way: Way = ()) -> Iterator[tuple[Way, Any]]:
     """Every scalar field that is set, with the way to it."""
     for field, value in message.ListFields():
         entry = field.message_type is not None and field.message_type.GetOptions().map_entry
-        if entry or not hasattr(value, "extend"):
-            parts = sorted(value.items()) if entry else [(None, value)]
+        if entry:
+            parts: Iterable[tuple[Any, Any]] = sorted(value.items())
         else:
-            parts = enumerate(value)
+            parts = enumerate(value) if hasattr(value, "extend") else [(None, value)]
         for key, part in parts:
             here = (*way, (field.name, key))
             if hasattr(part, "ListFields"):
@@ -85,39 +85,39 @@ def save(folder: Path, name: str, program: Any, **options: Any) -> Package:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, ...]:
     """Small packages with what a package can hold: weights in a file, compressed constants, blocks, a list, a state, a picture."""
     ct = quiet_coremltools()
-    from coremltools.converters.mil.mil import Builder as mb
-    from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil import Builder, types
 
-    @mb.program(input_specs=[mb.TensorSpec((1, 48), dtype=types.fp16)], opset_version=ct.target.iOS16)
+    @Builder.program(input_specs=[Builder.TensorSpec((1, 48), dtype=types.fp16)], opset_version=ct.target.iOS16)
     def weights(x: Any) -> Any:
         dense = np.arange(64 * 48, dtype=np.float16).reshape(64, 48) / 1024
-        small = mb.constexpr_affine_dequantize(
+        small = Builder.constexpr_affine_dequantize(
             quantized_data=np.arange(64 * 64).astype(np.uint8).reshape(64, 64), zero_point=np.uint8(3), scale=np.float16(0.1), axis=0
         )
-        table = mb.constexpr_lut_to_dense(
+        table = Builder.constexpr_lut_to_dense(
             indices=np.arange(512).astype(np.uint8), lut=np.linspace(-1, 1, 4).astype(np.float16), shape=np.array([32, 64], np.uint32)
         )
-        return mb.linear(x=mb.linear(x=mb.linear(x=x, weight=dense), weight=small), weight=table)
+        return Builder.linear(x=Builder.linear(x=Builder.linear(x=x, weight=dense), weight=small), weight=table)
 
-    @mb.program(
-        input_specs=[mb.TensorSpec((3,), dtype=types.fp16), mb.StateTensorSpec((3,), dtype=types.fp16)], opset_version=ct.target.iOS18
+    @Builder.program(
+        input_specs=[Builder.TensorSpec((3,), dtype=types.fp16), Builder.StateTensorSpec((3,), dtype=types.fp16)],
+        opset_version=ct.target.iOS18,
     )
     def blocks(x: Any, memory: Any) -> Any:
-        _, items = mb.while_loop(
-            _cond=lambda i, ls: mb.less(x=i, y=3),
-            _body=lambda i, ls: (mb.add(x=i, y=1), mb.list_write(ls=ls, index=i, value=x)),
-            loop_vars=(0, mb.make_list(init_length=2, elem_shape=(3,), dtype="fp16")),
+        _, items = Builder.while_loop(
+            _cond=lambda i, ls: Builder.less(x=i, y=3),
+            _body=lambda i, ls: (Builder.add(x=i, y=1), Builder.list_write(ls=ls, index=i, value=x)),
+            loop_vars=(0, Builder.make_list(init_length=2, elem_shape=(3,), dtype="fp16")),
         )
-        chosen = mb.cond(
-            pred=mb.greater(x=mb.reduce_sum(x=x), y=np.float16(0)),
-            _true_fn=lambda: mb.list_read(ls=items, index=0),
-            _false_fn=lambda: mb.read_state(input=memory),
+        chosen = Builder.cond(
+            pred=Builder.greater(x=Builder.reduce_sum(x=x), y=np.float16(0)),
+            _true_fn=lambda: Builder.list_read(ls=items, index=0),
+            _false_fn=lambda: Builder.read_state(input=memory),
         )
-        return mb.coreml_update_state(state=memory, value=chosen)
+        return Builder.coreml_update_state(state=memory, value=chosen)
 
-    @mb.program(input_specs=[mb.TensorSpec((1, 3, 8, 8))], opset_version=ct.target.iOS17)
+    @Builder.program(input_specs=[Builder.TensorSpec((1, 3, 8, 8))], opset_version=ct.target.iOS17)
     def picture(x: Any) -> Any:
-        return mb.softmax(x=mb.reduce_mean(x=x, axes=[2, 3]), axis=-1)
+        return Builder.softmax(x=Builder.reduce_mean(x=x, axes=[2, 3]), axis=-1)
 
     folder = tmp_path_factory.mktemp("packages")
     target = ct.target
@@ -179,7 +179,7 @@ def check(packages: tuple[Package, ...], draw: Random) -> None:
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     try:
-        LiftedModel(read_program(package.path))
+        LiftedModel(read_program(package.path), engine="interpreter")
     except CoreflowError as error:
         assert str(error)
     assert tracemalloc.get_traced_memory()[1] - before < MEMORY
@@ -196,7 +196,7 @@ def traced(packages: tuple[Package, ...]) -> Iterator[None]:
 class TestDamage:
     def test_undamaged_packages_load(self, packages: tuple[Package, ...]) -> None:
         for package in packages:
-            LiftedModel(read_program(package.path))
+            LiftedModel(read_program(package.path), engine="interpreter")
 
     @settings(max_examples=300, deadline=None, database=None, derandomize=True)
     @given(draw=st.randoms(use_true_random=False))

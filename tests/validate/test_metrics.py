@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coreflow.validate.metrics import max_abs, non_finite, ratio, relative_rms, rms, snr_db, worst_slice
+from coreflow.validate.tolerance import few_elements_factor
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,13 @@ def test_a_slice_with_nan_is_the_worst() -> None:
 
 def test_non_finite_values_are_counted() -> None:
     assert non_finite(np.array([1.0, math.nan, -math.inf])) == 2
+
+
+def test_a_slice_that_is_mostly_exact_counts_the_elements_that_are_not() -> None:
+    error, noise = np.zeros((16, 5)), np.zeros((16, 5))
+    error[:2, 3], noise[:2, 3] = 4.0, 1.0
+    error[:, 1], noise[:, 1] = 3.0, 1.0
+    worst = worst_slice(error, noise, 0.0)
+    # Two elements four times too large are no news; sixteen three times too large are.
+    assert (worst.axis, worst.index) == (1, 1)
+    assert worst.factor == few_elements_factor(16)

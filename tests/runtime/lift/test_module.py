@@ -41,7 +41,7 @@ def test_weights_keep_the_packages_names_and_values(program: Program) -> None:
     graph, _ = program.function()
     constants = {value.name: value.data for value in graph.constants}
     parameters = dict(module.named_parameters())
-    assert {"embedding_weight_to_fp16", "inner_weight_to_fp16", "mix_weight_to_fp16", "outer_bias_to_fp16"} <= parameters.keys()
+    assert {"embedding_weight_to_fp16", "inner_weight_to_fp16", "outer_weight_to_fp16", "outer_bias_to_fp16"} <= parameters.keys()
     for name, parameter in parameters.items():
         np.testing.assert_array_equal(parameter.detach().numpy(), constants[name])
 
