@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
 WIDTH = 160  # where the output is no terminal: a pipe or a file has no width of its own, and a table is not to be cut to 80
 
 

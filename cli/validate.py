@@ -18,7 +18,7 @@ def validate(
     backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
     compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
     report: Annotated[Path | None, typer.Option(help="Also write the report to this file, as JSON.")] = None,
-    unsealed: Annotated[bool, typer.Option("--unsealed", help="Judge the files as they are; those that were changed are listed.")] = False,
+    unsealed: Annotated[bool, typer.Option("--unsealed", help="Let a bundle pass whose files were changed since the export; they are listed.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A warning fails.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> int:

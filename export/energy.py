@@ -23,8 +23,8 @@ from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.energy.stages import Stage, energy_stages
 from coreflow.models.energy.wiring import Arrays, Wiring, torch_predict
-from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors
 from coreflow.models.storage import write_json
+from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors
 
 KIND = "energy-flow"
 GOLDEN = "golden"

@@ -23,6 +23,7 @@ from coreflow.models.storage import write_json
 SCHEMA = 1
 MANIFEST = "manifest.json"
 PACKAGES, COMPANIONS = "packages", "companions"
+OUTSIDE = "leads out of the bundle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ def damaged_files(bundle: Path, manifest: Manifest) -> list[str]:
     for name, entry in manifest.files.items():
         path = bundle / name
         if not path.resolve().is_relative_to(root):
-            problems.append(f"{name} leads out of the bundle")
+            problems.append(f"{name} {OUTSIDE}")
         elif not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry.size_bytes:
@@ -179,7 +180,7 @@ def _inside(path: Any) -> str:
     """``path`` if it is a relative path that stays where it is resolved; ``ValueError`` otherwise."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in str(path) or ":" in pure.parts[0]:
-        raise ValueError(f"the path {str(path)!r} leads out of the bundle")
+        raise ValueError(f"the path {str(path)!r} {OUTSIDE}")
     return str(pure)
 
 

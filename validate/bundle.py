@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from coreflow.export.energy import GOLDEN, KIND, energy_recipes
-from coreflow.export.manifest import Manifest, damaged_files, read_manifest
+from coreflow.export.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
@@ -71,14 +71,17 @@ def judge_bundle(
 ) -> Iterator[PartJudged | BundleReport]:
     """A ``PartJudged`` per stage and for the cascade, then the report.
 
-    The reference of an energy-flow bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. Every file
-    must have the digest that the manifest records; with ``verify`` False the files are judged as they are, and changed ones are
-    warnings in the report.
+    The reference of an energy-flow bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
+    whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
+    unless ``verify`` is False, which makes the change a warning. A changed reference is refused.
     """
     started = time.monotonic()
     folder = Path(bundle)
-    manifest = read_manifest(folder, verify=verify)
-    warnings = () if verify else tuple(damaged_files(folder, manifest))
+    manifest = read_manifest(folder, verify=False)
+    changed = tuple(damaged_files(folder, manifest))
+    packages = tuple(f"{stage.package}/" for stage in manifest.stages.values())
+    if verify and not all(line.startswith(packages) and not line.endswith(OUTSIDE) for line in changed):
+        read_manifest(folder, verify=True)  # which refuses it
     judging = _Judging(folder, manifest, recipes, backend, numerics, compute_units, tolerance)
     total = len(manifest.stages) + judging.has_cascade
     reports: dict[str, Report] = {}
@@ -93,7 +96,8 @@ def judge_bundle(
         else:
             cascade = judging.cascade(reports)
             yield PartJudged(part="cascade", verdict=cascade.verdict, seconds=cascade.seconds, done=total, total=total)
-    yield _conclude(folder, manifest, reports, cascade, warnings, tuple(problems), time.monotonic() - started)
+    report = _conclude(folder, manifest, reports, cascade, changed, tuple(problems), time.monotonic() - started)
+    yield _sealed(report) if verify and changed else report
 
 
 class _Judging:
@@ -183,6 +187,14 @@ class _Judging:
         tokenizer = TextTokenizer.load(self.companions / WORDPIECE)
         encoded = [tokenizer.encode(text, config.text_length) for text in texts]
         return [Sentence(text=text, ids=each.ids[None], mask=each.mask[None]) for text, each in zip(texts, encoded, strict=True)]
+
+
+def _sealed(report: BundleReport) -> BundleReport:
+    """The report on a bundle whose packages are not the exported ones: good numbers do not make it a pass."""
+    if report.verdict not in ("pass", "warn"):
+        return report
+    text = f"{'; '.join(report.warnings)} (what it computes is within tolerance). Export again, or accept the files with --unsealed"
+    return replace(report, verdict="fail", cause="structure", text=text)
 
 
 def _conclude(

@@ -43,6 +43,7 @@ class LiftedModule(nn.Module):
         self.output_names = (*outputs, *unique_names((f"{name}{STATE_SUFFIX}" for name in states), taken=(*inputs, *states, *outputs)))
         self.result_names = outputs
         self._package = package
+        self.anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
         planner = Planner(graph, numerics, torch.device("cpu"), package)
         self._environment = planner.environment
         self.surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
@@ -53,17 +54,16 @@ class LiftedModule(nn.Module):
         for slot in self.held:
             self._environment[slot] = None
         self.plain = {slot: value for slot, value in enumerate(self._environment) if value is not None}  # strings and the like
-        self._anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
         """See the class; floats of any width are taken."""
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{self._package} takes {', '.join(self.input_names)}; {len(inputs)} tensors were given")
-        dtype = self._anchor.dtype
+        dtype = self.anchor.dtype
         given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
         buffers = {name: StateBuffer(given[name]) for name in self.states}
         environment = self._environment.copy()
-        environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self._anchor.device, dtype
+        environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self.anchor.device, dtype
         for slot, name in self.held.items():
             environment[slot] = getattr(self, name)
         values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
@@ -106,8 +106,8 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     used, unique = {*taken, *keyword.kwlist}, []
     for name in names:
         plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-        if plain[0].isdigit():
-            plain = f"_{plain}"
+        if plain[0].isdigit() or plain.startswith("__"):
+            plain = "_" + plain.lstrip("_")  # Python changes names in a class that begin with two
         chosen, number = plain, 1
         while chosen in used:
             chosen, number = f"{plain}_{number}", number + 1

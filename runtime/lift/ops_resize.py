@@ -251,7 +251,8 @@ def resample(
     columns = _in_pixels(points[..., 0], W, coordinates_mode, align_corners=align_corners)
     rows = _in_pixels(points[..., 1], H, coordinates_mode, align_corners=align_corners)
     if sampling_mode == "nearest":
-        return _pixels(x, torch.round(rows), torch.round(columns), padding_mode, padding_value)
+        # Half way between two pixels, the one after.
+        return _pixels(x, torch.floor(rows + 0.5), torch.floor(columns + 0.5), padding_mode, padding_value)
     top, left = torch.floor(rows), torch.floor(columns)
     lower, right = (rows - top).unsqueeze(1), (columns - left).unsqueeze(1)
     corners = [_pixels(x, row, column, padding_mode, padding_value) for row in (top, top + 1) for column in (left, left + 1)]

@@ -125,7 +125,8 @@ def test_it_moves_to_another_device(program: Program) -> None:
         (["a.b", "a_b"], ["a_b", "a_b_1"]),
         (["1x", ""], ["_1x", "_"]),
         (["lambda", "self"], ["lambda_1", "self_1"]),
-        (["é/x"], ["__x"]),
+        (["é/x"], ["_x"]),
+        (["__a", "_a"], ["_a", "_a_1"]),
     ],
     ids=str,
 )

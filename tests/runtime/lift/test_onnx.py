@@ -73,7 +73,9 @@ def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> N
 
 def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from coreflow.export.program import Program, read_program; from coreflow.runtime.lift.onnx import write_onnx; "
+        "from pathlib import Path\n"
+        "from coreflow.export.program import read_program\n"
+        "from coreflow.runtime.lift.onnx import write_onnx\n"
         f"write_onnx(read_program({str(small_package)!r}), Path({str(tmp_path / 'again.onnx')!r}))"
     )
     ran = subprocess.run([sys.executable, "-W", "default", "-c", code], check=True, capture_output=True, text=True)

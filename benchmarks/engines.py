@@ -1,0 +1,250 @@
+"""Every engine against torch eager and against onnxruntime on a direct export of the source module, on the same inputs in one run.
+
+Packages are converted once, into artifacts/bench. Loading and memory are measured in a process of their own for each engine.
+"""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.measure import medians_ms, record
+from coreflow.export.bundle import BundleDone, export_bundle
+from coreflow.export.recipe import Recipe
+from coreflow.models.energy.config import find_preset
+from coreflow.models.energy.encoder import TextToCubeEncoder
+from coreflow.models.spec import TensorSpec
+from coreflow.models.t5.config import T5_SMALL
+from coreflow.models.t5.decoder import DecoderStep, T5Decoder
+from coreflow.runtime import load_model
+
+PACKAGES = Path("artifacts/bench")
+ROUNDS = 40
+EAGER, DIRECT = "torch eager fp32", "onnxruntime, direct export"
+ENGINES = {
+    "interpreter fp16": ("interpreter", "fp16"),
+    "interpreter fp32": ("interpreter", "fp32"),
+    "module fp32": ("module", "fp32"),
+    "onnxruntime fp16": ("onnxruntime", "fp16"),
+    "onnxruntime fp32": ("onnxruntime", "fp32"),
+}
+# (figure, compared with) -> at most this ratio, on two cores.
+TARGETS = {
+    ("interpreter fp16", EAGER): 1.15,
+    ("onnxruntime fp32", EAGER): 0.6,
+    ("onnxruntime fp32", DIRECT): 1.05,
+}
+LOAD_S, PEAK_RATIO = 2.0, 2.5
+# What a process does to load a package and predict once; seconds, and memory above what the imports take.
+_LOAD = """
+import json, resource, sys, time
+import numpy as np, torch
+import coreflow.runtime.lifted, coreflow.export.program
+from coreflow.runtime import load_model
+package, engine, numerics = sys.argv[1:]
+if engine == "onnxruntime":
+    import onnxruntime
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before, began = peak(), time.perf_counter()
+model = load_model(package, "lifted", engine=engine, numerics=numerics)
+seconds = time.perf_counter() - began
+model.predict({name: np.zeros(spec.shape, spec.dtype) for name, spec in model.inputs.items()})
+print(json.dumps({"load_s": seconds, "peak_bytes": peak() - before}))
+"""
+
+
+class DistilBert(nn.Module):
+    """DistilBERT of transformers with its default sizes and random weights, on ids (1, 128) and an additive mask (1, 1, 1, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import DistilBertConfig, DistilBertModel
+
+        config = DistilBertConfig(
+            vocab_size=30522, max_position_embeddings=512, n_layers=6, n_heads=12, dim=768, hidden_dim=3072, attn_implementation="eager"
+        )
+        self.bert = DistilBertModel(config)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (1, 128, 768)."""
+        return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 of transformers with random weights, on pixels (1, 3, 224, 224)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import ResNetConfig, ResNetForImageClassification
+
+        config = ResNetConfig(
+            embedding_size=64, hidden_sizes=[256, 512, 1024, 2048], depths=[3, 4, 6, 3], layer_type="bottleneck", num_labels=1000
+        )
+        self.net = ResNetForImageClassification(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Scores (1, 1000)."""
+        return self.net(pixels).logits
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """The four models; weights are random, and the same in every run."""
+    torch.manual_seed(0)
+    config = find_preset("debug").config("debug", vocabulary=8000, decoder_vocabulary=8000)
+    encoder = TextToCubeEncoder(config)
+    for parameter in encoder.parameters():
+        if not parameter.any():  # branches that start at zero
+            nn.init.normal_(parameter, std=0.02)
+    step = DecoderStep(T5Decoder(T5_SMALL), 128)
+    ids = TensorSpec((1, 128), "int32", (0, 7999))
+    return (
+        Recipe(
+            name="text_encoder",
+            module=encoder.eval(),
+            inputs={"ids": ids, "mask": TensorSpec((1, 128), bounds=(0, 1))},
+            outputs=("surface",),
+        ),
+        Recipe(name="t5_small_step", module=step.eval(), inputs=step.input_specs(64), outputs=step.output_names),
+        Recipe(
+            name="resnet50",
+            module=ResNet50().eval(),
+            inputs={"pixels": TensorSpec((1, 3, 224, 224))},
+            outputs=("scores",),
+        ),
+        Recipe(
+            name="distilbert",
+            module=DistilBert().eval(),
+            inputs={"ids": ids, "mask": TensorSpec((1, 1, 1, 128), bounds=(-1e4, 0))},
+            outputs=("hidden",),
+        ),
+    )
+
+
+def main() -> int:
+    """Convert, time, print tables, and write the results; 1 when a target is missed."""
+    console, made = Console(), recipes()
+    packages = _packages(made)
+    times, loads = {}, {}
+    for recipe in made:
+        console.print(f"{recipe.name} ...", style="dim")
+        times[recipe.name] = medians_ms(_candidates(recipe, packages[recipe.name]), ROUNDS)
+        loads[recipe.name] = {name: _load(packages[recipe.name], *options) for name, options in ENGINES.items()}
+    names = list(next(iter(times.values())))
+    table = Table("model", f"{EAGER} (ms)", *(f"{name} ÷ eager" for name in names[1:]), title="median of turns", title_justify="left")
+    for model, each in times.items():
+        table.add_row(model, f"{each[EAGER]:.2f}", *(f"{each[name] / each[EAGER]:.2f}" for name in names[1:]))
+    console.print(table)
+    table = Table(
+        "model", "weights (MB)", *(f"{name}: s, × weights" for name in ENGINES), title="load warm; peak memory", title_justify="left"
+    )
+    for model, engines in loads.items():
+        weights = next(iter(engines.values()))["weight_bytes"]
+        table.add_row(model, f"{weights / 1e6:.0f}", *(f"{each['load_s']:.2f}, {each['peak_ratio']:.1f}" for each in engines.values()))
+    console.print(table)
+    misses = _misses(times, loads)
+    for miss in misses:
+        console.print(f"missed: {miss}", style="yellow")
+    libraries = ("coreflow", "torch", "numpy", "coremltools", "onnx", "onnxscript", "onnxruntime", "transformers")
+    record("engines", libraries, rounds=ROUNDS, median_ms=times, load=loads, missed=misses)
+    return 1 if misses else 0
+
+
+def _packages(made: tuple[Recipe, ...]) -> dict[str, Path]:
+    for event in export_bundle(made, PACKAGES, settings={"source": "benchmarks"}, jobs=1):
+        if isinstance(event, BundleDone):
+            return {name: event.path / stage.package for name, stage in event.manifest.stages.items()}
+    raise AssertionError("an export ends with its bundle")
+
+
+def _candidates(recipe: Recipe, package: Path) -> dict[str, Callable[[], object]]:
+    inputs = recipe.inputs_for(0)
+    wide = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
+    tensors = tuple(torch.from_numpy(array) for array in wide.values())
+
+    def eager() -> object:
+        with torch.inference_mode():
+            return recipe.module(*tensors)
+
+    direct = _direct(recipe, tensors)
+    models = {
+        name: load_model(package, "lifted", engine=engine, numerics=numerics)  # type: ignore[arg-type]
+        for name, (engine, numerics) in ENGINES.items()
+    }
+    candidates: dict[str, Callable[[], object]] = {EAGER: eager}
+    candidates |= {name: lambda model=model: model.predict(inputs) for name, model in models.items()}  # type: ignore[misc]
+    takes = {entry.name for entry in direct.get_inputs()}
+    return candidates | {DIRECT: lambda: direct.run(None, {name: array for name, array in wide.items() if name in takes})}
+
+
+def _direct(recipe: Recipe, tensors: tuple[Tensor, ...]) -> Any:
+    """onnxruntime on the source module, as anybody would export it."""
+    import onnxruntime
+
+    path = PACKAGES.parent / "bench-direct" / f"{recipe.name}.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        torch.onnx.export(
+            recipe.module,
+            tensors,
+            str(path),
+            input_names=list(recipe.inputs),
+            output_names=list(recipe.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def _load(package: Path, engine: str, numerics: str) -> dict[str, float]:
+    """Seconds to load, the second time, and the memory that it and a prediction take above the imports, at their highest."""
+    command = [sys.executable, "-c", _LOAD, str(package), engine, numerics]
+    found: dict[str, float] = {}
+    for _ in range(2):
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    weights = float(sum(file.stat().st_size for file in package.rglob("weight.bin")))
+    return {**found, "weight_bytes": weights, "peak_ratio": found["peak_bytes"] / weights}
+
+
+def _misses(times: dict[str, dict[str, float]], loads: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    misses = []
+    for (name, other), limit in TARGETS.items():
+        for model, each in times.items():
+            ratio = each[name] / each[other]
+            if not ratio <= limit:
+                misses.append(f"{model}: {name} takes {ratio:.2f} × {other}; {limit} is the target")
+    for model, engines in loads.items():
+        for name in ("interpreter fp16", "onnxruntime fp32"):
+            if not engines[name]["load_s"] <= LOAD_S:
+                misses.append(f"{model}: {name} loads in {engines[name]['load_s']:.2f} s; {LOAD_S} is the target")
+            if engines[name]["weight_bytes"] > 5e7 and not engines[name]["peak_ratio"] <= PEAK_RATIO:
+                misses.append(f"{model}: {name} takes {engines[name]['peak_ratio']:.1f} × its weights; {PEAK_RATIO} is the target")
+    return misses
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,40 @@
+"""How the benchmarks measure: candidates take turns, medians are compared, and the versions that gave a figure go with it."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path("benchmarks/results")
+WARM_UP = 5
+
+
+def medians_ms(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median time of each candidate in milliseconds; they take turns, so that what disturbs one disturbs all."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + WARM_UP):
+        for name, call in candidates.items():
+            began = time.perf_counter()
+            call()
+            if number >= WARM_UP:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def record(name: str, libraries: Sequence[str], **figures: Any) -> None:
+    """Write the figures, and what they were measured with, to benchmarks/results/NAME.json."""
+    plain = {
+        "benchmark": name,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "versions": {"python": platform.python_version(), **{library: version(library) for library in libraries}},
+        **figures,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n")
