@@ -18,11 +18,11 @@ def validate(
     backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
     compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
     report: Annotated[Path | None, typer.Option(help="Also write the report to this file, as JSON.")] = None,
-    unsealed: Annotated[bool, typer.Option("--unsealed", help="Let a bundle pass whose files were changed since the export; they are listed.")] = False,
+    unsealed: Annotated[bool, typer.Option("--unsealed", help="Let changed files pass; they are listed.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A warning fails.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> int:
-    """Compare saved packages with torch in fp64: 0 pass, 1 tolerance, 3 structure, 5 incomplete, 6 not fp16-safe."""
+    """Compare saved packages with torch in fp64."""
     from coreflow.validate.report.json import to_json, write_report
     from coreflow.validate.report.terminal import render
 

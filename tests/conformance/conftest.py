@@ -229,7 +229,6 @@ class Operators:
         self.cases: list[str] = []
         self.sampled: set[str] = set()
 
-
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
         """Decorators ask for the version of macOS when a module is imported, and what the tests use of pytest may be deprecated."""
