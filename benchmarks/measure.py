@@ -15,10 +15,16 @@ RESULTS = Path("benchmarks/results")
 WARM_UP = 5
 
 
-def medians_ms(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median time of each candidate in milliseconds; they take turns, so that what disturbs one disturbs all."""
+def medians_ms(candidates: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 30.0) -> dict[str, float]:
+    """Median time of each candidate in milliseconds; they take turns, so that what disturbs one disturbs all.
+
+    After ``seconds`` no more rounds are begun, if there were ten.
+    """
+    started = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + WARM_UP):
+        if number >= 10 + WARM_UP and time.perf_counter() - started > seconds:
+            break
         for name, call in candidates.items():
             began = time.perf_counter()
             call()
