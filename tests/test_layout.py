@@ -90,11 +90,7 @@ LIGHT = (
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_modules_load_nothing_heavy(name: str) -> None:
-    program = (
-        "import sys\n"
-        f"for heavy in {HEAVY}: sys.modules[heavy] = None\n"
-        f"import {name}\n"
-    )
+    program = f"import sys\nfor heavy in {HEAVY}: sys.modules[heavy] = None\nimport {name}\n"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -119,7 +119,7 @@ def test_a_changed_package_never_passes_however_good_its_numbers(bundle: Path) -
 def test_a_changed_reference_is_refused(bundle: Path) -> None:
     path = next((bundle / COMPANIONS).iterdir()) / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(BundleError, match="weights.safetensors was changed"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed"):
         validate_bundle(bundle)
 
 

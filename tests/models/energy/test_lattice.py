@@ -40,8 +40,11 @@ def propose_one(processor: FlowProcessor, flow: Flow) -> tuple[float, np.ndarray
     features = processor.neuron(column(flow.position), energy)
     proposal = processor.carrier(features, column(flow.position), energy, tuple(column(state) for state in flow.hidden))
     return (
-        proposal.energy.item(), proposal.target.flatten().numpy(), proposal.spawn_logit.item(),
-        proposal.child_shares.flatten().numpy(), [state.flatten().numpy() for state in proposal.hidden],
+        proposal.energy.item(),
+        proposal.target.flatten().numpy(),
+        proposal.spawn_logit.item(),
+        proposal.child_shares.flatten().numpy(),
+        [state.flatten().numpy() for state in proposal.hidden],
     )
 
 
@@ -106,8 +109,14 @@ def to_run(table: FlowTable) -> Run:
         if not table.alive[0, 0, 0, n]:
             slots.append(None)
             continue
-        slots.append(Flow(table.position[0, :, 0, n].tolist(), table.energy[0, 0, 0, n].item(), table.age[0, 0, 0, n].item(),
-                          [state[0, :, 0, n].numpy().copy() for state in table.hidden]))
+        slots.append(
+            Flow(
+                table.position[0, :, 0, n].tolist(),
+                table.energy[0, 0, 0, n].item(),
+                table.age[0, 0, 0, n].item(),
+                [state[0, :, 0, n].numpy().copy() for state in table.hidden],
+            )
+        )
     face = {}
     for row, column in np.argwhere(table.face_weight[0, 0].numpy() > 0):
         weight = table.face_weight[0, 0, row, column].item()
@@ -121,8 +130,7 @@ def assert_same(table: FlowTable, run: Run) -> None:
         position, energy, age = table.position[0, :, 0, n].numpy(), table.energy[0, 0, 0, n].item(), table.age[0, 0, 0, n].item()
         hidden = [state[0, :, 0, n].numpy() for state in table.hidden]
         if flow is None:
-            assert not position.any() and energy == 0 and age == 0 and not any(state.any() for state in hidden), f"slot {n} is free but not empty"
-            continue
+            assert not any(each.any() for each in (position, *hidden)) and energy == age == 0, f"slot {n} is free but not empty"
         np.testing.assert_array_equal(position, flow.position)
         np.testing.assert_allclose(energy, flow.energy, rtol=1e-9, atol=1e-12)
         assert age == flow.age
@@ -156,9 +164,13 @@ def random_table(config: EnergyConfig, seed: int, share_alive: float, energy: fl
     on_face = (rand(1, 1, config.height, config.width) < 0.2).double()
     weight = on_face * (0.1 + rand(1, 1, config.height, config.width))
     return FlowTable(
-        position=(rand(1, 3, 1, slots) * extents).floor() * alive, energy=(rand(1, 1, 1, slots) * 2 - 1) * energy * alive,
-        age=(rand(1, 1, 1, slots) * 5).floor() * alive, alive=alive, face_energy=weight * (rand(1, 1, config.height, config.width) - 0.5),
-        face_weight=weight, hidden=tuple((rand(1, config.carrier_hidden, 1, slots) - 0.5) * alive for _ in range(config.carrier_layers)),
+        position=(rand(1, 3, 1, slots) * extents).floor() * alive,
+        energy=(rand(1, 1, 1, slots) * 2 - 1) * energy * alive,
+        age=(rand(1, 1, 1, slots) * 5).floor() * alive,
+        alive=alive,
+        face_energy=weight * (rand(1, 1, config.height, config.width) - 0.5),
+        face_weight=weight,
+        hidden=tuple((rand(1, config.carrier_hidden, 1, slots) - 0.5) * alive for _ in range(config.carrier_layers)),
     )
 
 
@@ -296,7 +308,8 @@ def test_decision_margin_is_the_distance_at_which_a_decision_flips() -> None:
         want = abs(abs(proposal.energy[0, 0, 0, slot].item()) - SMALL.energy_threshold)
         assert margins[0, 0, 0, slot].item() == pytest.approx(want)
         target = min(max(proposal.target[0, 0, 0, slot].item(), 0), SMALL.width - 1)
-        assert round(target + 1.001 * margins[0, 1, 0, slot].item()) != round(target) or round(target - 1.001 * margins[0, 1, 0, slot].item()) != round(target)
+        beyond = 1.001 * margins[0, 1, 0, slot].item()
+        assert {round(target - beyond), round(target + beyond)} != {round(target)}
 
 
 def test_a_surface_of_the_wrong_size_is_refused() -> None:
