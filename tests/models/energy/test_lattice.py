@@ -122,6 +122,7 @@ def to_run(table: FlowTable) -> Run:
         weight = table.face_weight[0, 0, row, column].item()
         face[row, column] = [(table.face_energy[0, 0, row, column].item() / weight, weight)]
     return Run(slots, face)
+            continue
 
 
 def assert_same(table: FlowTable, run: Run) -> None:
