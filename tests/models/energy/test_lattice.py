@@ -122,7 +122,6 @@ def to_run(table: FlowTable) -> Run:
         weight = table.face_weight[0, 0, row, column].item()
         face[row, column] = [(table.face_energy[0, 0, row, column].item() / weight, weight)]
     return Run(slots, face)
-            continue
 
 
 def assert_same(table: FlowTable, run: Run) -> None:
@@ -132,6 +131,7 @@ def assert_same(table: FlowTable, run: Run) -> None:
         hidden = [state[0, :, 0, n].numpy() for state in table.hidden]
         if flow is None:
             assert not any(each.any() for each in (position, *hidden)) and energy == age == 0, f"slot {n} is free but not empty"
+            continue
         np.testing.assert_array_equal(position, flow.position)
         np.testing.assert_allclose(energy, flow.energy, rtol=1e-9, atol=1e-12)
         assert age == flow.age
