@@ -137,7 +137,7 @@ def recipes() -> tuple[Recipe, ...]:
 
 def main() -> int:
     """Convert, time, print tables, and write the results; 1 when a target is missed."""
-    console, made = Console(), recipes()
+    console, made = Console(width=None if sys.stdout.isatty() else 160), recipes()
     packages = _packages(made)
     times, loads = {}, {}
     for recipe in made:

@@ -49,7 +49,7 @@ def main() -> int:
     )
     for stage_name, times in results.items():
         table.add_row(stage_name, f"{times[BASELINE]:.3f}", *(f"{times[name] / times[BASELINE]:.2f}" for name in names[1:]))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     record(
         "demo-stages",
         ("coreflow", "torch", "numpy", "coremltools"),
