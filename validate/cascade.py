@@ -73,10 +73,13 @@ class _Chain:
         self.config = config
         self._dtype = dtype
 
-    def text(self, sentence: Sentence, tokens: Sequence[int] | None) -> tuple[_Path, list[int]]:
-        """A sentence to logits (T, V) along ``tokens``, or along the chain's own likeliest ones; and these tokens, the end included."""
+    def text(self, sentence: Sentence, tokens: Sequence[int] | None, cells: Array | None = None) -> tuple[_Path, list[int]]:
+        """A sentence to logits (T, V) along ``tokens``, or along the chain's own likeliest ones; and these tokens, the end included.
+
+        Flows start from ``cells``, those of the reference, or from the chain's own.
+        """
         entering = self.wiring.encode(sentence.ids, sentence.mask.astype(self._dtype))
-        carried = self.wiring.carry(entering)
+        carried = self.wiring.carry(entering, cells)
         logits, chosen = self.decode(carried.surface, tokens)
         return _Path(
             seen={"encoder.surface": entering, "lattice.surface": carried.surface, "decoder.logits": logits}, carried=carried
@@ -95,17 +98,17 @@ class _Chain:
                 break
         return np.stack(rows), chosen
 
-    def embedding(self, embedding: Array) -> _Path:
+    def embedding(self, embedding: Array, cells: Array | None = None) -> _Path:
         """An embedding through both mappers and the lattice."""
         entering = self.wiring.embedding_to_surface(embedding.astype(self._dtype))
-        carried = self.wiring.carry(entering)
+        carried = self.wiring.carry(entering, cells)
         leaving = self.wiring.surface_to_embedding(carried.surface)
         seen = {"mapper_in.surface": entering, "lattice.surface": carried.surface, "mapper_out.embedding": leaving}
         return _Path(seen=seen, carried=carried)
 
-    def surface(self, surface: Array) -> _Path:
+    def surface(self, surface: Array, cells: Array | None = None) -> _Path:
         """A surface through the lattice."""
-        carried = self.wiring.carry(surface.astype(self._dtype))
+        carried = self.wiring.carry(surface.astype(self._dtype), cells)
         return _Path(seen={"lattice.surface": carried.surface}, carried=carried)
 
 
@@ -209,8 +212,8 @@ def _run_all(
     runs = []
     for number, sentence in enumerate(sentences):
         path, tokens = exact.text(sentence, None)
-        simulated_path, _ = simulated.text(sentence, tokens)
-        actual_path, decoded = actual.text(sentence, tokens)
+        simulated_path, _ = simulated.text(sentence, tokens, path.carried.cells)
+        actual_path, decoded = actual.text(sentence, tokens, path.carried.cells)
         if decoded != tokens:  # on its own from the first other token on
             decoded = actual.decode(actual_path.carried.surface, None)[1]
         label = f"sentence {number}"
@@ -220,10 +223,12 @@ def _run_all(
     for seed in range(SEEDS):
         embedding = recipes["mapper_in"].inputs_for(seed)["embedding"]
         surface = recipes["mapper_out"].inputs_for(seed)["surface"]
-        paths = [chain.embedding(embedding) for chain in (exact, simulated, actual)]
-        runs.append(_Run(label=f"embedding {seed}", exact=paths[0], simulated=paths[1], actual=paths[2]))
-        paths = [chain.surface(surface) for chain in (exact, simulated, actual)]
-        runs.append(_Run(label=f"surface {seed}", exact=paths[0], simulated=paths[1], actual=paths[2]))
+        path = exact.embedding(embedding)
+        others = [chain.embedding(embedding, path.carried.cells) for chain in (simulated, actual)]
+        runs.append(_Run(label=f"embedding {seed}", exact=path, simulated=others[0], actual=others[1]))
+        path = exact.surface(surface)
+        others = [chain.surface(surface, path.carried.cells) for chain in (simulated, actual)]
+        runs.append(_Run(label=f"surface {seed}", exact=path, simulated=others[0], actual=others[1]))
     return runs
 
 

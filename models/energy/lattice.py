@@ -50,21 +50,27 @@ def straight_through(value: Tensor, soft: Tensor) -> Tensor:
     return value + (soft - soft.detach()) if soft.requires_grad else value
 
 
-def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = None) -> FlowTable:
+def flow_cells(surface: Tensor, slots: int) -> Tensor:
+    """The cells of a surface (B, S) that flows start from, in rising order: all, or those of the N largest magnitudes when S > N."""
+    batch, size = surface.shape
+    if size <= slots:
+        return torch.arange(size, device=surface.device).expand(batch, -1)
+    # Ties go to the lower cell.
+    return torch.sort(surface.abs(), dim=1, descending=True, stable=True).indices[:, :slots].sort(1).values
+
+
+def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = None, cells: Tensor | None = None) -> FlowTable:
     """One flow per cell of a surface (B, S), with the cell's value as energy; the N largest by magnitude when S > N.
 
-    ``slots`` is N where it is to be less than ``config.max_flows``.
+    ``slots`` is N where it is to be less than ``config.max_flows``; ``cells`` (B, at most N) are those to start from, where they are
+    not to be chosen here.
     """
-    batch, size = surface.shape
+    size = surface.shape[1]
     if size != config.surface_size:
         raise InputError(f"surface of {size} cells; this lattice takes {config.height} x {config.width} = {config.surface_size}")
-    slots = slots or config.max_flows
-    count = min(size, slots)
-    if size > slots:
-        # Ties go to the lower cell, and the flows keep the order of their cells.
-        cells = torch.sort(surface.abs(), dim=1, descending=True, stable=True).indices[:, :slots].sort(1).values
-    else:
-        cells = torch.arange(size, device=surface.device).expand(batch, -1)
+    batch, slots = len(surface), slots or config.max_flows
+    cells = flow_cells(surface, slots) if cells is None else cells
+    count = cells.shape[1]
     energy = surface.gather(1, cells)
     place = torch.stack([cells % config.width, cells // config.width, torch.full_like(cells, config.plane)], 1).to(surface.dtype)
 

@@ -16,7 +16,7 @@ import torch
 
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoding import StepFunction
-from coreflow.models.energy.lattice import FlowStatistics, initial_table
+from coreflow.models.energy.lattice import FlowStatistics, flow_cells, initial_table
 from coreflow.models.energy.stages import Stage, flat_table, table_names
 from coreflow.models.errors import InputError
 
@@ -30,6 +30,7 @@ class Carried:
     """A surface (1, S) that left the lattice, what happened on the way, and the flow table before and after every step."""
 
     surface: Array
+    cells: Array  # (1, at most N) where its flows started
     statistics: FlowStatistics
     tables: tuple[Arrays, ...]
 
@@ -54,10 +55,16 @@ class Wiring:
         """The surface (1, S) that left the lattice -> (1, E)."""
         return self.predict("mapper_out", {"surface": surface})["embedding"]
 
-    def carry(self, surface: Array) -> Carried:
-        """Step after step, until no flow is alive or the last step has projected the rest onto the face."""
+    def carry(self, surface: Array, cells: Array | None = None) -> Carried:
+        """Step after step, until no flow is alive or the last step has projected the rest onto the face.
+
+        ``cells`` are those that flows start from, where another run has chosen them: which of many are the largest is a decision
+        that every arithmetic takes in its own way.
+        """
         steps = self.config.steps
-        start = initial_table(torch.from_numpy(np.array(surface)), self.config)
+        entering = torch.from_numpy(np.array(surface))
+        chosen = flow_cells(entering, self.config.max_flows) if cells is None else torch.from_numpy(cells)
+        start = initial_table(entering, self.config, cells=chosen)
         table = {name: field.numpy() for name, field in zip(self._names, flat_table(start), strict=True)}
         tables, events, output = [table], [], surface
         for step in range(steps):
@@ -69,7 +76,7 @@ class Wiring:
             events.append(np.rint(outputs["events"][0]).astype(int))
             if not table["alive"].any():
                 break
-        return Carried(surface=output, statistics=_statistics(tables, np.array(events)), tables=tuple(tables))
+        return Carried(surface=output, cells=chosen.numpy(), statistics=_statistics(tables, np.array(events)), tables=tuple(tables))
 
     def decoder(self, surface: Array) -> tuple[StepFunction[dict[str, Array]], dict[str, Array]]:
         """A step for ``decoding.decode`` on the surface (1, S) that left the lattice, and its first state."""

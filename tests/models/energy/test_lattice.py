@@ -258,9 +258,11 @@ def test_a_flow_below_the_threshold_dies_and_leaves_its_cell_at_zero() -> None:
     surface = torch.full((1, DEMO.surface_size), 0.5, dtype=torch.float64)
     surface[0, 5] = DEMO.energy_threshold * 0.9
     surface[0, 6] = -DEMO.energy_threshold * 1.1
+    surface[0, 7] = DEMO.energy_threshold
     with torch.no_grad():
         out = lattice(surface)[0]
     assert out[5] == 0
+    assert out[7] == pytest.approx(DEMO.energy_threshold)  # at the threshold is not below it
     assert out[6] == pytest.approx(surface[0, 6].item())
 
 
