@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coreflow.models.energy.config import EnergyConfig, find_preset
-from coreflow.models.energy.lattice import EnergyLattice, Events, FlowProcessor, FlowTable, initial_table
+from coreflow.models.energy.lattice import EnergyLattice, Events, FlowProcessor, FlowTable, flow_cells, initial_table
 from coreflow.models.errors import InputError
 
 DEMO = find_preset("demo").config("demo", vocabulary=32, decoder_vocabulary=32)
@@ -318,3 +318,13 @@ def test_decision_margin_is_the_distance_at_which_a_decision_flips() -> None:
 def test_a_surface_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(InputError, match="takes 8 x 8 = 64"):
         initial_table(torch.zeros(1, 63), DEMO)
+
+
+def test_flows_start_from_given_cells_instead_of_the_largest() -> None:
+    config = replace(DEMO, max_flows=4)
+    surface = torch.linspace(-1, 0.5, config.surface_size).view(1, -1)
+    given = torch.tensor([[3, 10, 20, 63]])
+    assert not torch.equal(flow_cells(surface, 4), given)
+    table = initial_table(surface, config, cells=given)
+    torch.testing.assert_close(table.energy[0, 0, 0], surface[0, given[0]])
+    assert (table.position[0, 1, 0] * config.width + table.position[0, 0, 0]).int().tolist() == given[0].tolist()
