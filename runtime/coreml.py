@@ -55,8 +55,8 @@ class CoreMLModel:
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
         """The outputs by name, as Core ML gives them: floats as float32, integers as int32."""
         given = checked_inputs(inputs, self.inputs, self._interface)
-        # coremltools turns fp16 arrays into fp32 inside the dictionary it is given; these arrays and this dictionary are ours.
-        passed = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in given.items()}
+        # coremltools turns fp16 arrays into fp32 inside the dictionary it is given: the copies and this dictionary are ours.
+        passed = {name: array.astype(np.float32 if array.dtype == np.float16 else array.dtype) for name, array in given.items()}
         pictures = [feature.name for feature in self._interface.inputs if feature.kind == "image" and feature.name in inputs]
         passed.update((name, inputs[name]) for name in pictures)  # the framework reads pictures itself
         if state is not None and not isinstance(state, CoreMLState):

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from coreflow.export.program import Feature, Graph, Interface, Program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 
 Array = npt.NDArray[Any]
+# torch computes fewer elements than this on the calling thread alone.
+_ONE_THREAD = 2**15 - 1
+_HALF_EXPONENT = 0x7C00  # all ones in inf and NaN
 
 
 def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
@@ -72,7 +76,9 @@ def program_metadata(program: Program) -> dict[str, Any]:
 
 
 def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], interface: Interface) -> dict[str, Array]:
-    """A new array of the declared dtype for every input that was given; ``InputError`` for everything that would not be that input.
+    """An array of the declared dtype for every input that was given; ``InputError`` for everything that would not be that input.
+
+    It may be the caller's own array, and is not to be written to.
 
     Names, shapes, dtypes (a cast must lose nothing but float precision), NaN and inf, and bounds are checked.
     """
@@ -88,7 +94,7 @@ def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], i
 
 
 def checked_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]) -> Array:
-    """A new array of the state's dtype; ``InputError`` for another name, shape, or values that are no numbers."""
+    """An array of the state's dtype; ``InputError`` for another name, shape, or values that are no numbers. It may be the caller's own."""
     if name not in specs:
         raise InputError(f"no state {name!r}; there are {', '.join(specs)}")
     spec, array = specs[name], np.asarray(value)
@@ -148,13 +154,12 @@ def _to_integers(name: str, value: Array) -> Array:
     limits = np.iinfo(np.int32)
     if value.size and (int(value.min()) < limits.min or int(value.max()) > limits.max):
         raise InputError(f"input {name!r} holds {int(value.max())} or {int(value.min())}; int32 goes from {limits.min} to {limits.max}")
-    return value.astype(np.int32)
+    return value.astype(np.int32, copy=False)
 
 
 def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
-    with np.errstate(over="ignore"):
-        converted = value.astype(spec.dtype)
-    finite = np.isfinite(converted)
+    converted = converted_floats(value, np.dtype(spec.dtype))
+    finite = _finite(converted)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), value.shape)
         where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
@@ -163,6 +168,32 @@ def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
     if value.dtype.kind != "f" and not np.array_equal(converted.astype(np.float64), value.astype(np.float64)):
         raise InputError(f"input {name!r} has dtype {value.dtype} with values that {spec.dtype} does not hold exactly")
     return converted
+
+
+def converted_floats(value: Array, dtype: np.dtype[Any]) -> Array:
+    """``value`` in the floating ``dtype``, itself where it has it; what that cannot hold becomes inf.
+
+    Halves go through torch, which converts them 15 times as fast as numpy, and on one thread: torch's threads and onnxruntime's, both of
+    which spin while they wait, would stand in each other's way for milliseconds.
+    """
+    if value.dtype == dtype:
+        return value
+    if value.dtype.char + dtype.char not in ("ef", "fe") or not value.dtype.isnative:  # float16 and float32
+        with np.errstate(over="ignore"):
+            return value.astype(dtype)
+    source, result = np.ascontiguousarray(value), np.empty(value.shape, dtype)
+    if not source.flags.writeable:  # of which torch would warn
+        source = source.copy()
+    into, given = torch.from_numpy(result).view(-1), torch.from_numpy(source).reshape(-1)
+    for start in range(0, value.size, _ONE_THREAD):
+        into[start : start + _ONE_THREAD].copy_(given[start : start + _ONE_THREAD])
+    return result
+
+
+def _finite(array: Array) -> npt.NDArray[np.bool_]:
+    if array.dtype != np.float16:
+        return np.isfinite(array)
+    return (array.view(np.uint16) & _HALF_EXPONENT) != _HALF_EXPONENT  # six times as fast
 
 
 def _pixels(name: str, value: Any, feature: Feature) -> Array:

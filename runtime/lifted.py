@@ -7,38 +7,38 @@ engine            numerics                 device          for
 ``onnxruntime``   fp16, fp32               cpu             speed; programs of fixed shapes without control flow
 ================  =======================  ==============  =====================================================
 
-fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime for fp32 on the CPU if the program can be had in that form,
-and the interpreter for everything else.
+fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime as soon as that pays, and the interpreter until then and
+for everything that onnxruntime does not run. The two sum in another order, so a last bit may differ: who needs every bit names an engine.
 """
 
-import logging
 from collections.abc import Mapping
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from coreflow.export.program import Feature, Graph, Interface, Program
+from coreflow.export.program import Feature, Program
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Array, Engine, State
-from coreflow.runtime.interface import as_picture, checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
+from coreflow.runtime.interface import (
+    as_picture,
+    checked_inputs,
+    checked_state,
+    converted_floats,
+    input_specs,
+    output_specs,
+    program_metadata,
+    state_specs,
+)
+from coreflow.runtime.lift.engines import AutoEngine, ModuleEngine, Runs
 from coreflow.runtime.lift.interpreter import Interpreter, Observer
-from coreflow.runtime.lift.module import LiftedModule
-from coreflow.runtime.lift.numerics import Numerics, numerics_named
+from coreflow.runtime.lift.numerics import numerics_named
+from coreflow.runtime.lift.onnx import OnnxEngine
 from coreflow.runtime.lift.ops_state import StateBuffer
 
-logger = logging.getLogger(__name__)
-
 ENGINES: tuple[str, ...] = get_args(Engine)[1:]
-
-
-class Runs(Protocol):
-    """What executes the function: tensors (floats in the numerics' dtype) and states by name in, outputs by name out."""
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs; states are replaced in their buffers."""
 
 
 class LiftedModel:
@@ -60,7 +60,12 @@ class LiftedModel:
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
         self._interpreter: Interpreter | None = None
-        self.engine, self._runs = self._opened(engine, function_name)
+        self._runs = self._opened(engine, function_name)
+
+    @property
+    def engine(self) -> str:
+        """What makes the next prediction; under ``auto`` it may change from interpreter to onnxruntime, once."""
+        return self._runs.name
 
     @property
     def interpreter(self) -> Interpreter:
@@ -81,8 +86,7 @@ class LiftedModel:
             array = given.get(feature.name)
             if array is None:
                 array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
-            tensor = torch.from_numpy(array).to(self.device)
-            tensors[feature.name] = tensor.to(self.numerics.dtype) if tensor.is_floating_point() else tensor
+            tensors[feature.name] = self._tensor(array)
         held = self._state_of(state)
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
@@ -91,23 +95,26 @@ class LiftedModel:
         held.update((name, buffer.tensor) for name, buffer in written.items())
         return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
 
-    def _opened(self, engine: str, function_name: str | None) -> tuple[str, Runs]:
-        """The engine that was asked for; for ``auto``, the fastest that is sure to give what the interpreter gives."""
-        if engine == "module":
-            return engine, ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
-        if engine == "onnxruntime" or (engine == "auto" and self.numerics.name == "fp32" and self.device.type == "cpu"):
-            # Here, not above: the interpreter, which is all that most runs need, loads neither torch.onnx nor onnxruntime.
-            from coreflow.runtime.lift.onnx import OnnxEngine
+    def _tensor(self, array: Array) -> torch.Tensor:
+        """``array`` where and in what the numerics compute. It may share the caller's memory, which no lowering writes to."""
+        if array.dtype.kind == "f":
+            array = converted_floats(array, np.dtype(str(self.numerics.dtype).removeprefix("torch.")))
+        # Not shared: what torch takes with a warning or not at all, and what might stay in a state.
+        if self.states or not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        return torch.from_numpy(array).to(self.device)
 
-            if self.device.type != "cpu":
-                raise UnsupportedError(f"engine onnxruntime on {self.device}; it runs on the CPU, take engine='module'")
-            try:
-                return "onnxruntime", OnnxEngine(self.program, self.numerics.name, function_name)
-            except (UnsupportedError, OSError) as error:
-                if engine != "auto":
-                    raise
-                logger.info("%s: the interpreter, not onnxruntime: %s", self.program.path.name, error)
-        return "interpreter", self.interpreter
+    def _opened(self, engine: str, function_name: str | None) -> Runs:
+        """The engine that was asked for."""
+        if engine == "interpreter":
+            return self.interpreter
+        if engine == "auto":
+            return AutoEngine(self.program, function_name, self.interpreter)
+        if engine == "module":
+            return ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
+        if self.device.type != "cpu":
+            raise UnsupportedError(f"engine onnxruntime on {self.device}; it runs on the CPU, take engine='module'")
+        return OnnxEngine(self.program, self.numerics.name, function_name)
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""
@@ -138,24 +145,6 @@ class LiftedModel:
         return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide)
 
 
-class ModuleEngine:
-    """Runs one function as ``LiftedModule``; called like the interpreter."""
-
-    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics, device: torch.device, package: str) -> None:
-        self.module = LiftedModule(graph, interface, numerics, package).eval().requires_grad_(False).to(device)
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name. States are replaced in their buffers."""
-        buffers = [inputs[name] for name in self.module.states]
-        values = (each.tensor if isinstance(each, StateBuffer) else each for each in (inputs[name] for name in self.module.input_names))
-        with torch.inference_mode():
-            results = self.module(*values)
-        outputs = len(results) - len(buffers)
-        for buffer, tensor in zip(buffers, results[outputs:], strict=True):
-            buffer.tensor = tensor
-        return dict(zip(self.module.output_names[:outputs], results, strict=False))
-
-
 class LiftedState:
     """The states of one program as tensors, zeros at first."""
 
@@ -172,7 +161,7 @@ class LiftedState:
     def write(self, name: str, value: npt.ArrayLike) -> None:
         """Replaces the state ``name``."""
         array = checked_state(name, value, self.specs)
-        self.tensors[name] = torch.from_numpy(array).to(self.tensors[name])
+        self.tensors[name] = torch.from_numpy(array.copy()).to(self.tensors[name])
 
 
 def _device(name: str, numerics: str) -> torch.device:

@@ -123,7 +123,7 @@ def open_target(
     tolerance: Tolerance | None = None,
 ) -> Target:
     """Open ``package`` as it will be judged, and lifted for the rungs below that."""
-    judged = load_model(package, backend, numerics=numerics, compute_units=compute_units)
+    judged = load_model(package, backend, numerics=numerics, engine="interpreter", compute_units=compute_units)
     lifted = judged if isinstance(judged, LiftedModel) else None
     program = lifted.program if lifted is not None else read_program(package)
     graph, _ = program.function()

@@ -15,6 +15,8 @@ __all__ = ["Interpreter", "Observer", "load_lowerings"]
 class Interpreter:
     """Executes one function of a program; everything that can be decided before a prediction is decided when it is made."""
 
+    name = "interpreter"
+
     def __init__(self, graph: Graph, numerics: Numerics, device: str | torch.device = "cpu", package: str = "program") -> None:
         self.graph = graph
         self.numerics = numerics

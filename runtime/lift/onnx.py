@@ -62,22 +62,28 @@ def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_na
 
 def cached_onnx(program: Program, numerics: str, function_name: str | None = None) -> Path:
     """The ONNX file of a function in the cache, made if it is not there; a refusal is kept too, since finding it out takes seconds."""
-    name = program.default_function if function_name is None else function_name
-    key = hashlib.sha256("\0".join((package_digest(program.path), name, numerics, *_makers())).encode()).hexdigest()[:32]
-    folder = cache_folder() / "onnx"
-    refusal = folder / f"{key}.refused.txt"
+    path = _cache_entry(program, numerics, function_name)
+    refusal = path.with_suffix(".refused.txt")
     if refusal.exists():
         raise UnsupportedError(refusal.read_text(encoding="utf-8"))
     try:
-        return cached_file(folder / f"{key}.onnx", lambda path: write_onnx(program, path, numerics, function_name))
+        return cached_file(path, lambda temporary: write_onnx(program, temporary, numerics, function_name))
     except UnsupportedError as error:
         reason = str(error)
         write_atomically(refusal, lambda temporary: temporary.write_text(reason, encoding="utf-8"))
         raise
 
 
+def is_cached(program: Program, numerics: str, function_name: str | None = None) -> bool:
+    """Whether ``cached_onnx`` has the file, or knows that there can be none."""
+    path = _cache_entry(program, numerics, function_name)
+    return path.exists() or path.with_suffix(".refused.txt").exists()
+
+
 class OnnxEngine:
     """Runs one function with onnxruntime; called like the interpreter."""
+
+    name = "onnxruntime"
 
     def __init__(self, program: Program, numerics: str, function_name: str | None = None) -> None:
         graph, interface = program.function(function_name)
@@ -127,6 +133,12 @@ def without_classifier(graph: Graph, interface: Interface) -> tuple[Graph, Inter
     if probabilities not in kept:
         kept, outputs = (*kept, probabilities), (*outputs, replace(label, name=probabilities.name, kind="array"))
     return replace(graph, ops=tuple(o for o in graph.ops if o is not op), outputs=kept), replace(interface, outputs=outputs), op
+
+
+def _cache_entry(program: Program, numerics: str, function_name: str | None) -> Path:
+    name = program.default_function if function_name is None else function_name
+    key = hashlib.sha256("\0".join((package_digest(program.path), name, numerics, *_makers())).encode()).hexdigest()[:32]
+    return cache_folder() / "onnx" / f"{key}.onnx"
 
 
 def _makers() -> Iterator[str]:

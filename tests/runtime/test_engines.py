@@ -80,22 +80,52 @@ def test_an_observer_is_served_by_the_interpreter(small_package: Path, engine: s
 
 
 class TestAuto:
-    @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "interpreter")])
+    """The interpreter at first; onnxruntime once that pays, and at once when its form of the program is cached."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_AFTER_S", 0.0)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "onnxruntime")])
     def test_takes_what_gives_the_numerics(self, small_package: Path, numerics: str, engine: str) -> None:
-        assert lifted(small_package, numerics=numerics).engine == engine
+        model = lifted(small_package, numerics=numerics)
+        assert model.engine == "interpreter"
+        first = model.predict(INPUTS)
+        assert model.engine == engine
+        second = model.predict(INPUTS)
+        assert lifted(small_package, numerics=numerics).engine == engine  # cached now
+        for name in first:
+            np.testing.assert_allclose(second[name], first[name], rtol=0, atol=ATOL[numerics], err_msg=name)
+
+    def test_waits_until_it_pays(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_AFTER_S", 1e6)
+        model = lifted(small_package, numerics="fp32")
+        for _ in range(3):
+            model.predict(INPUTS)
+        assert model.engine == "interpreter"
+
+    def test_a_state_goes_on_in_the_other_engine(self, counting_package: Path) -> None:
+        model = lifted(counting_package, numerics="fp32")
+        state = model.make_state()
+        totals = []
+        for x in ([1.0, 2.0], [1.0, 1.0], [0.0, 1.0]):
+            totals.append(model.predict({"x": x}, state) and state.read(next(iter(model.states))).tolist())
+        assert model.engine == "onnxruntime" and totals == [[1, 2], [2, 3], [2, 4]]
 
     def test_falls_back_to_the_interpreter_and_says_why(self, branching_package: Path, caplog: pytest.LogCaptureFixture) -> None:
+        model = lifted(branching_package, numerics="fp32")
         with caplog.at_level(logging.INFO, logger="coreflow"):
-            model = lifted(branching_package, numerics="fp32")
+            for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
+                (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
+                assert found.tolist() == want
         assert model.engine == "interpreter" and "cannot be written as ONNX" in caplog.text
-        for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
-            (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
-            assert found.tolist() == want
 
     def test_falls_back_where_nothing_can_be_cached(self, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert lifted(small_package, numerics="fp32").engine == "interpreter"
+        model = lifted(small_package, numerics="fp32")
+        assert model.predict(INPUTS) and model.engine == "interpreter"
 
     def test_flexible_shapes_stay_with_the_interpreter(self, save: Callable[..., Path]) -> None:
         import warnings
@@ -108,7 +138,7 @@ class TestAuto:
             traced = torch.jit.trace(torch.nn.Softmax(-1), torch.zeros(1, 4))
         package = save(traced, inputs=[ct.TensorType(name="x", shape=ct.Shape((1, ct.RangeDim(2, 9, default=4))))])
         model = lifted(package, numerics="fp32")
-        assert model.engine == "interpreter" and model.predict({"x": np.ones((1, 7))})
+        assert model.predict({"x": np.ones((1, 7))}) and model.engine == "interpreter"
         with pytest.raises(UnsupportedError, match="x may have several shapes"):
             lifted(package, numerics="fp32", engine="onnxruntime")
 

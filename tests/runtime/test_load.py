@@ -311,3 +311,29 @@ class TestPicturesAndClasses:
         np.testing.assert_allclose(found, np.full(shape, 1 / shape[1]), atol=1e-3)
         with pytest.raises(InputError, match=r"\[1, 2\.\.9\] is right"):
             model.predict({"x": np.ones((1, 10))})
+
+
+@pytest.mark.parametrize("change", [lambda x: x[..., ::-1], lambda x: x.astype(x.dtype.newbyteorder(">")), lambda x: np.asfortranarray(x)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_an_input_may_lie_in_memory_as_it_likes(small_package: Path, change: Callable[[Any], Any], dtype: str) -> None:
+    mask = (np.arange(16) < 12).astype(dtype)[None]
+    ids = np.arange(16, dtype=np.int32)[None]
+    model = load_model(small_package, "lifted", numerics="fp32", engine="interpreter")
+    plain = np.ascontiguousarray(change(mask)).astype(dtype)
+    given = change(mask)
+    given.setflags(write=False)
+    before = given.copy()
+    want, found = model.predict({"ids": ids, "mask": plain}), model.predict({"ids": ids, "mask": given})
+    assert np.array_equal(given, before)
+    for name in want:
+        np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_a_state_is_not_the_caller_s_array(counting_package: Path) -> None:
+    model = load_model(counting_package, "lifted", numerics="fp32", engine="interpreter")
+    state, name, given = model.make_state(), next(iter(model.states)), np.array([1, 2], np.float32)
+    state.write(name, given)
+    model.predict({"x": given}, state)
+    held = state.read(name).tolist()
+    given += 100
+    assert state.read(name).tolist() == held == [2, 4]

@@ -1,0 +1,94 @@
+"""What executes one function: the interpreter, the module, onnxruntime, or whichever of them pays.
+
+All are called alike: tensors (floats in the numerics' dtype) and states by name in, outputs by name out, states replaced in their buffers.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from coreflow.export.program import Graph, Interface, Program
+from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.lift.interpreter import Interpreter
+from coreflow.runtime.lift.module import LiftedModule
+from coreflow.runtime.lift.numerics import Numerics
+from coreflow.runtime.lift.onnx import TOLERANCE, OnnxEngine, is_cached
+from coreflow.runtime.lift.ops_state import StateBuffer
+
+logger = logging.getLogger(__name__)
+
+# About what it takes to write a program as ONNX. Who rents until the rent has reached the price pays at most twice the least possible.
+COMPILE_AFTER_S = 4.0
+
+
+class Runs(Protocol):
+    """What executes the function."""
+
+    @property
+    def name(self) -> str:
+        """Which engine it is."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs; states are replaced in their buffers."""
+
+
+class ModuleEngine:
+    """Runs one function as ``LiftedModule``."""
+
+    name = "module"
+
+    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics, device: torch.device, package: str) -> None:
+        self.module = LiftedModule(graph, interface, numerics, package).eval().requires_grad_(False).to(device)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name. States are replaced in their buffers."""
+        buffers = [inputs[name] for name in self.module.states]
+        values = (each.tensor if isinstance(each, StateBuffer) else each for each in (inputs[name] for name in self.module.input_names))
+        with torch.inference_mode():
+            results = self.module(*values)
+        outputs = len(results) - len(buffers)
+        for buffer, tensor in zip(buffers, results[outputs:], strict=True):
+            buffer.tensor = tensor
+        return dict(zip(self.module.output_names[:outputs], results, strict=False))
+
+
+class AutoEngine:
+    """onnxruntime if the program's ONNX form is in the cache; otherwise the interpreter, until it has run for as long as making it takes.
+
+    A program that has no such form stays with the interpreter. On other devices than the CPU and in fp64 there is no other choice.
+    """
+
+    def __init__(self, program: Program, function_name: str | None, interpreter: Interpreter) -> None:
+        self._program, self._function_name = program, function_name
+        self._numerics = interpreter.numerics.name
+        self._runs: Interpreter | OnnxEngine = interpreter
+        self._compiles = interpreter.device.type == "cpu" and self._numerics in TOLERANCE
+        self._seconds = 0.0
+        if self._compiles and is_cached(program, self._numerics, function_name):
+            self._compile()
+
+    @property
+    def name(self) -> str:
+        """The engine of the next prediction."""
+        return self._runs.name
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name. States are replaced in their buffers."""
+        if not self._compiles:
+            return self._runs.run(inputs)
+        began = time.monotonic()
+        results = self._runs.run(inputs)
+        self._seconds += time.monotonic() - began
+        if self._seconds > COMPILE_AFTER_S:
+            self._compile()
+        return results
+
+    def _compile(self) -> None:
+        self._compiles = False
+        try:
+            self._runs = OnnxEngine(self._program, self._numerics, self._function_name)
+        except (UnsupportedError, OSError) as error:
+            logger.info("%s stays with the interpreter: %s", self._program.path.name, error)
