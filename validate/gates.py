@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.metrics import Array, max_abs, non_finite, ratio, relative_rms, rms, snr_db, wide, worst_slice
-from coreflow.validate.report.model import Gate, Outcome, OutputReport
+from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung
 from coreflow.validate.tolerance import FP16_MAX, Tolerance, few_elements_factor
 
 # An output that moves less than this share of its own size, over all its elements and samples, compares nothing.
@@ -111,9 +111,13 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, npt.NDAr
         non_finite=missing,
         overflowed=int(np.count_nonzero(overflowed)),
         flips=0,
-        rungs={rung: ratio(rms(_difference(wide(values), exact, compares)[kept]), budget) for rung, values in rungs.items()},
+        rungs={rung: _rung(_difference(wide(values), exact, compares)[kept], reference_rms, budget) for rung, values in rungs.items()},
         gates=tuple(gates),
     )
+
+
+def _rung(errors: Array, reference_rms: float, budget: float) -> Rung:
+    return Rung(relative_rms=ratio(rms(errors), reference_rms), rho=ratio(rms(errors), budget))
 
 
 def differing(compared: Compared, sample: int, budget: float, factor: float) -> int:

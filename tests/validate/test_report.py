@@ -18,6 +18,7 @@ from coreflow.validate.report.model import (
     Gate,
     OutputReport,
     Report,
+    Rung,
     Samples,
     TokenAgreement,
     first_cause,
@@ -29,7 +30,8 @@ GOOD = OutputReport(
     name="surface", shape=(1, 64), dtype="float16", elements=512, reference_rms=0.5, relative_rms=6e-4, snr_db=64.0, budget=3e-4,
     rho_rms=1.02, rho_max=1.1, rho_slice=1.3, worst_slice="[:, 17]", max_abs=1e-3, contract=4.5e-3, mean_drift=0.0, std_drift=0.0,
     non_finite=0, overflowed=0,
-    flips=0, rungs={"R3": 0.5, "R4": 1.02}, gates=(Gate(name="rho_rms", outcome="pass", value=1.02, limit=1.5),),
+    flips=0, rungs={"R3": Rung(relative_rms=2e-4, rho=0.5), "R4": Rung(relative_rms=4e-4, rho=1.02)},
+    gates=(Gate(name="rho_rms", outcome="pass", value=1.02, limit=1.5),),
 )  # fmt: skip
 BAD = replace(
     GOOD, name="hidden", rho_rms=math.nan, snr_db=math.nan, max_abs=math.inf, non_finite=3,
@@ -139,7 +141,7 @@ def test_json_has_no_nan_and_stable_keys(tmp_path: Path) -> None:
     assert set(output) == {
         "name", "shape", "dtype", "elements", "reference_rms", "relative_rms", "snr_db", "budget", "rho_rms", "rho_max", "rho_slice",
         "worst_slice", "max_abs", "contract", "mean_drift", "std_drift", "non_finite", "overflowed", "flips", "rungs", "gates",
-        "outcome", "headroom",
+        "outcome", "headroom", "largest_jump", "worst_elements", "plots",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from coreflow.validate.report.model import BundleReport, Report
 SCHEMA_VERSION = 1
 # Values that a dataclass computes and a reader of the file wants.
 _COMPUTED = {
-    "OutputReport": ("outcome", "headroom"),
+    "OutputReport": ("outcome", "headroom", "largest_jump"),
     "Report": ("exit_code",),
     "BundleReport": ("exit_code", "failing_stages"),
     "Samples": ("total", "left_out"),

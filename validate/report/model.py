@@ -1,7 +1,7 @@
 """What a validation found, as frozen values. Standard library only; ``terminal`` and ``json`` render it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["pass", "warn", "fail", "fp16-unsafe", "incomplete"]
@@ -40,6 +40,38 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """How far one execution of the ladder is from R0 at one output."""
+
+    relative_rms: float  # RMS(error) / RMS(reference)
+    rho: float  # RMS(error) / budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """One element of an output, with what everything made of it."""
+
+    sample: str
+    index: tuple[int, ...]
+    reference: float
+    simulated: float  # by torch's own fp16
+    actual: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plots:
+    """What the pictures of one output show; a fixed choice of elements where there are too many."""
+
+    reference: tuple[float, ...] = ()  # |reference| and |error| of the same elements
+    error: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()  # log10 |error|: borders of the bins, one more than there are counts
+    actual_counts: tuple[int, ...] = ()
+    simulated_counts: tuple[int, ...] = ()
+    margin: tuple[float, ...] = ()  # of rows: the reference's largest minus its second largest value,
+    perturbation: tuple[float, ...] = ()  # and how much the package moved the two against each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReport:
     """One output over all samples. Errors are against float64; the unit is the output's."""
 
@@ -62,8 +94,20 @@ class OutputReport:
     non_finite: int  # where the reference is finite
     overflowed: int  # of these, beyond what fp16 holds
     flips: int  # of integers
-    rungs: Mapping[str, float]  # rung -> rho_rms
+    rungs: Mapping[str, Rung]  # R1 to R5, those that ran
     gates: tuple[Gate, ...]
+    worst_elements: tuple[Element, ...] = ()  # three at most, the worst first
+    plots: Plots = Plots()
+
+    @property
+    def largest_jump(self) -> str | None:
+        """The rung whose error grows most over that of the rung before it; None where none grows."""
+        before, jumps = 0.0, {}
+        for name, rung in self.rungs.items():
+            jumps[name] = rung.relative_rms - before
+            before = rung.relative_rms
+        found = max(jumps, key=lambda name: jumps[name] if jumps[name] == jumps[name] else float("inf"), default=None)
+        return found if found is not None and not jumps[found] <= 0 else None
 
     @property
     def outcome(self) -> Outcome:
@@ -112,6 +156,75 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where in the torch source a value of the program comes from."""
+
+    module: str  # path in the module tree, "layers.0.attention"; empty for the module itself
+    operation: str  # of torch: "aten.gelu.default"
+    file: str  # as Python knows it, shortened to what lies below the working folder or site-packages
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpReport:
+    """One op of the program over all samples; sizes are of its first output that holds floats."""
+
+    index: int  # place in execution order
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    origin: Origin | None  # None where no torch operation gives the same numbers
+    local_rho: float  # RMS error against a wide evaluation on the same inputs, in roundings of the result: about 1 is healthy
+    ulps: float  # the largest local error, in units of the last place of the largest result
+    ulps_limit: float
+    accumulated: float  # relative RMS error against the program in fp64
+    amplification: float  # accumulated error of the result / the largest one among the inputs (at least one rounding)
+    largest: float  # |result|, finite values only
+    smallest: float  # smallest |result| that is not zero
+    overflowed: int  # results that are not finite where the wide evaluation is
+    underflowed: float  # share of results below 6.1e-5, the smallest normal fp16 number, where the wide evaluation is not zero
+    never_exercised: tuple[str, ...] = ()  # ranges in which such an op misbehaves and that no input reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Culprit:
+    """An op that explains an error."""
+
+    kind: Literal["translation", "non-finite", "underflow", "rounding", "amplification"]
+    name: str  # of the op in the program
+    type: str
+    ratio: float  # how many times more than is healthy
+    text: str
+    origin: Origin | None = None
+
+    @property
+    def module(self) -> str | None:
+        """Path in the module tree."""
+        return None if self.origin is None else self.origin.module
+
+    @property
+    def file(self) -> str | None:
+        """Python source file."""
+        return None if self.origin is None else self.origin.file
+
+    @property
+    def line(self) -> int | None:
+        """Line in ``file``."""
+        return None if self.origin is None else self.origin.line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantReport:
+    """A constant that fp16 does not hold well."""
+
+    name: str
+    op: str  # that reads it
+    problem: str  # "overflows", "is 0 in fp16", "is subnormal in fp16"
+    value: float  # the worst of its elements
+    elements: int  # how many of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The verdict on one package."""
 
@@ -131,6 +244,14 @@ class Report:
     versions: Mapping[str, str]
     seconds: float
     problems: tuple[str, ...] = ()  # structure, and what could not be judged
+    reference: str = "torch in float64"
+    budget: str = "torch's own fp16"  # whose error the errors are divided by; "heuristic" where nothing could be simulated
+    notes: tuple[str, ...] = ()  # what a reader should know and no gate judges
+    ops: tuple[OpReport, ...] = ()  # in execution order; empty when they were not looked at
+    culprits: tuple[Culprit, ...] = ()  # the worst first
+    constants: tuple[ConstantReport, ...] = ()
+    compute_unit_rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
+    replay: str | None = None  # file that reproduces the worst sample alone
 
     @property
     def exit_code(self) -> int:
