@@ -3,18 +3,30 @@
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from coreflow.cli import demo, export, inspection, lift, run, train, validate
 from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
 
+
+class _Commands(TyperGroup):
+    """Knows commands of two words, as ``validate diff``: another second word, as in ``validate PATH``, is the command's own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The longest name that the arguments begin with."""
+        both = " ".join(args[:2])
+        return super().resolve_command(ctx, [both, *args[2:]] if both in self.commands else args)
+
+
 app = typer.Typer(
     name="coreflow",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,15 +34,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="PyTorch models to Core ML and the Apple Neural Engine, proven right on any machine.",
 )
-COMMANDS: tuple[Callable[..., int], ...] = (
-    demo.demo,
-    train.train,
-    export.export,
-    run.run,
-    validate.validate,
-    lift.lift,
-    inspection.inspect,
-)
+COMMANDS: Mapping[str, Callable[..., int]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "export": export.export,
+    "run": run.run,
+    "validate": validate.validate,
+    "validate diff": validate.diff,
+    "validate replay": validate.replay,
+    "lift": lift.lift,
+    "inspect": inspection.inspect,
+}
 
 
 def _exiting(command: Callable[..., int]) -> Callable[..., None]:
@@ -49,8 +63,8 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
     return exiting
 
 
-for each in COMMANDS:
-    app.command()(_exiting(each))
+for name, command in COMMANDS.items():
+    app.command(name)(_exiting(command))
 
 
 def _print_version(wanted: bool) -> None:

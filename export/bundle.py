@@ -67,7 +67,7 @@ def build(recipe: Recipe, out_dir: str | Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
             staging = Path(folder)
-            package = _convert(_conversion(recipe, capture(recipe)), staging)
+            package = _convert(conversion_of(recipe, capture(recipe)), staging)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -163,7 +163,7 @@ def _convert_all(work: Sequence[tuple[Recipe, Captured]], staging: Path, jobs: i
     """Convert side by side; yields each package as it is finished."""
     if not work:
         return
-    conversions = [(recipe, _conversion(recipe, captured)) for recipe, captured in work]
+    conversions = [(recipe, conversion_of(recipe, captured)) for recipe, captured in work]
     processes = min(jobs or os.cpu_count() or 1, len(work))
     if processes == 1:
         for recipe, conversion in conversions:
@@ -195,7 +195,8 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
     return _convert(conversion, staging), time.monotonic() - began
 
 
-def _conversion(recipe: Recipe, captured: Captured) -> Conversion:
+def conversion_of(recipe: Recipe, captured: Captured) -> Conversion:
+    """What the converter needs of a recipe that was captured."""
     return Conversion(
         name=recipe.name,
         traced=serialised(captured.traced),

@@ -155,6 +155,13 @@ _MAX_RANK = 32
 def read_program(path: str | Path) -> Program:
     """The program in the package at ``path``; ``BundleError`` for a package that is missing, broken or no ML program."""
     package = Path(path)
+    model, spec_path = read_message(package)
+    return _Reader(package, spec_path).program(model)
+
+
+def read_message(path: str | Path) -> tuple[Any, Path]:
+    """The protobuf message of the ML program in the package at ``path``, and the file it lies in; what it says is not checked yet."""
+    package = Path(path)
     spec_path = _spec_path(package)
     try:
         content = spec_path.read_bytes()
@@ -171,7 +178,7 @@ def read_program(path: str | Path) -> Program:
     if not _OLDEST_SPEC <= model.specificationVersion <= _NEWEST_SPEC:
         versions = f"{_OLDEST_SPEC} (iOS15) to {_NEWEST_SPEC} (iOS26)"
         raise BundleError(f"{package.name}: specification version {model.specificationVersion}; versions {versions} are known")
-    return _Reader(package, spec_path).program(model)
+    return model, spec_path
 
 
 def package_files(path: str | Path) -> tuple[Path, ...]:

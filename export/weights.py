@@ -1,4 +1,4 @@
-"""Reading the weight files of a package: one memory map a file, every blob checked before it is touched.
+"""The weight files of a package: read as one memory map a file, every blob checked before it is touched; and written.
 
 A weight file is a 64-byte header (uint32 count, uint32 version 2, zeros), then for every blob a 64-byte record and its bytes, both on
 64-byte boundaries. A record holds uint32 0xDEADBEEF, uint32 element type, uint64 bytes, uint64 offset of the bytes, uint64 unused bits of
@@ -9,6 +9,8 @@ Source: the MILBlob part of coremltools (StorageFormat.hpp, BlobDataType.hpp); t
 import math
 import mmap
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,30 @@ def _mapping(array: Array) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Blob:
+    """One weight as it is stored: what its record says, and its bytes (uint8), a view of the file."""
+
+    code: int
+    unused_bits: int
+    content: Array
+
+
+def write_blobs(path: Path, blobs: Sequence[Blob]) -> list[int]:
+    """Writes a weight file; the offsets of the records, by which a program refers to them."""
+    offsets = []
+    with path.open("wb") as file:
+        file.write(struct.pack("<II", len(blobs), _VERSION).ljust(_RECORD_BYTES, b"\0"))
+        for blob in blobs:
+            offset = file.tell()
+            offsets.append(offset)
+            record = _RECORD.pack(_SENTINEL, blob.code, blob.content.nbytes, offset + _RECORD_BYTES, blob.unused_bits)
+            file.write(record.ljust(_RECORD_BYTES, b"\0"))
+            file.write(blob.content.data)
+            file.write(b"\0" * (-blob.content.nbytes % _RECORD_BYTES))
+    return offsets
+
+
 class WeightFile:
     """One weight file, mapped copy-on-write: arrays look writable to torch, and the file never changes."""
 
@@ -100,18 +126,23 @@ class WeightFile:
 
     def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
         """The tensor whose record starts at ``offset``; its element type and size must be the declared ones."""
+        blob = self.blob(offset)
+        if blob.code != BLOB_DTYPES[dtype][0]:
+            stored = next((name for name, entry in BLOB_DTYPES.items() if entry[0] == blob.code), f"type {blob.code}")
+            raise BundleError(f"{self._label}: the weight at byte {offset} is {stored}, the program declares {dtype}")
+        length, wanted = len(blob.content), packed_bytes(dtype, math.prod(shape))
+        if length != wanted:
+            raise BundleError(f"{self._label}: the weight at byte {offset} has {length} bytes; {dtype} {list(shape)} needs {wanted}")
+        return unpack(blob.content, dtype, shape)
+
+    def blob(self, offset: int) -> Blob:
+        """The weight whose record starts at ``offset``, as it is stored."""
         size = len(self._bytes)
         if offset % _RECORD_BYTES or offset < _RECORD_BYTES or offset + _RECORD_BYTES > size:
             raise BundleError(f"{self._label}: a weight points to byte {offset} of a file of {size} bytes")
-        sentinel, code, length, start, _ = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
+        sentinel, code, length, start, unused_bits = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
         if sentinel != _SENTINEL:
             raise BundleError(f"{self._label}: no weight begins at byte {offset}; the file and the program do not belong together")
-        if code != BLOB_DTYPES[dtype][0]:
-            stored = next((name for name, entry in BLOB_DTYPES.items() if entry[0] == code), f"type {code}")
-            raise BundleError(f"{self._label}: the weight at byte {offset} is {stored}, the program declares {dtype}")
-        wanted = packed_bytes(dtype, math.prod(shape))
-        if length != wanted:
-            raise BundleError(f"{self._label}: the weight at byte {offset} has {length} bytes; {dtype} {list(shape)} needs {wanted}")
         if start + length > size or start % _RECORD_BYTES:
             raise BundleError(f"{self._label}: the weight at byte {offset} lies at {start} to {start + length} of a file of {size} bytes")
-        return unpack(self._bytes[start : start + length], dtype, shape)
+        return Blob(code, unused_bits, self._bytes[start : start + length])

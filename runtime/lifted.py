@@ -80,19 +80,28 @@ class LiftedModel:
         Floats come back as float32 (float64 under fp64 numerics), integers as int32. ``observe`` sees every op and its results; the
         interpreter makes that prediction, since no other engine has ops to show.
         """
-        given = checked_inputs(inputs, self.inputs, self._interface)
-        tensors: dict[str, torch.Tensor | StateBuffer] = {}
-        for feature in self._interface.inputs:
-            array = given.get(feature.name)
-            if array is None:
-                array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
-            tensors[feature.name] = self._tensor(array)
+        tensors: dict[str, torch.Tensor | StateBuffer] = dict(self.prepared(inputs))
         held = self._state_of(state)
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
         tensors.update(written)
         results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
+        return self.finished(results)
+
+    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The checked inputs as the engines take them; optional ones that were left out have their default."""
+        given = checked_inputs(inputs, self.inputs, self._interface)
+        tensors = {}
+        for feature in self._interface.inputs:
+            array = given.get(feature.name)
+            if array is None:
+                array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
+            tensors[feature.name] = self._tensor(array)
+        return tensors
+
+    def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """What an engine gave, as a caller of ``predict`` sees it."""
         return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
 
     def _tensor(self, array: Array) -> torch.Tensor:

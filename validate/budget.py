@@ -13,7 +13,7 @@ is taken apart, because a saved program holds its products and its softmax one b
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 from coreflow.export.capture import tensors
 from coreflow.models.errors import ConfigError, CoreflowError
+from coreflow.validate.choices import Choice, Choices
 
 Array = np.ndarray[Any, Any]
 Precision = Literal["fp16", "fp32"]
@@ -70,19 +71,22 @@ def _round_in_place(value: Any, touched: set[int]) -> None:
 class Executions:
     """A module executed twice: in float64, and in the arithmetic whose error is the budget. The module itself is left as it was.
 
+    It is what a package is compared with by default (``references.Reference``).
+
     ``precision`` is the package's: its inputs and weights are rounded to it, and fp32's own execution is the budget of an
     fp32 package.
     """
 
-    def __init__(self, module: nn.Module, precision: Precision = "fp16") -> None:
-        try:
-            self._exact = copy.deepcopy(module).cpu().eval()
-            self._simulated = copy.deepcopy(module).cpu().eval()
-        except (RuntimeError, TypeError) as error:
-            raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
-        _convert(self._exact, lambda tensor: tensor.double())
-        _convert(self._simulated, lambda tensor: round_to_half(tensor.float()) if precision == "fp16" else tensor.float())
+    label = "torch in float64"
+
+    def __init__(self, module: nn.Module, precision: Precision = "fp16", *, notes_choices: bool = False) -> None:
+        self.budget = f"torch's own {precision}"
+        self._exact = converted_copy(module, lambda tensor: tensor.double())
+        self._simulated = converted_copy(module, lambda tensor: round_to_half(tensor.float()) if precision == "fp16" else tensor.float())
+        self._source, self._single = module, None if precision == "fp16" else self._simulated
         self._precision = precision
+        self._notes_choices = notes_choices
+        self.choices: list[Choice] = []  # of the latest call, if they are noted
         self.decides = callable(getattr(module, "decision_margins", None))
 
     def exact(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
@@ -93,6 +97,12 @@ class Executions:
         """The outputs of the simulated arithmetic."""
         return self._call(self._simulated, inputs, torch.float32)
 
+    def single(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The outputs in float32, nothing rounded further: R1."""
+        if self._single is None:
+            self._single = converted_copy(self._source, lambda tensor: tensor.float())
+        return self._call(self._single, inputs, torch.float32, rounds=False)
+
     def exact_margins(self, inputs: Mapping[str, Array]) -> Array:
         """What the module's ``decision_margins`` gives in float64."""
         return self._call(self._exact, inputs, torch.float64, "decision_margins")[0]
@@ -101,13 +111,16 @@ class Executions:
         """What it gives in the simulated arithmetic."""
         return self._call(self._simulated, inputs, torch.float32, "decision_margins")[0]
 
-    def _call(self, module: nn.Module, inputs: Mapping[str, Array], dtype: torch.dtype, method: str = "__call__") -> tuple[Array, ...]:
+    def _call(
+        self, module: nn.Module, inputs: Mapping[str, Array], dtype: torch.dtype, method: str = "__call__", *, rounds: bool = True
+    ) -> tuple[Array, ...]:
         # Cloned: a module may write to its inputs, and they are the caller's.
         given = [tensor.clone() for tensor in tensors(inputs, dtype).values()]
-        rounding = HalfRounding() if self._precision == "fp16" and dtype == torch.float32 else contextlib.nullcontext()
+        rounding = HalfRounding() if rounds and self._precision == "fp16" and dtype == torch.float32 else contextlib.nullcontext()
         if not isinstance(rounding, contextlib.nullcontext):
             given = [round_to_half(each) if each.is_floating_point() else each for each in given]
-        with _plainly(dtype), rounding:
+        noting = Choices() if self._notes_choices else contextlib.nullcontext()
+        with plainly(dtype), rounding, noting:
             try:
                 result = getattr(module, method)(*given)
             except CoreflowError:
@@ -115,6 +128,7 @@ class Executions:
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
                 raise ConfigError(f"the reference {type(module).__name__} does not run in {dtype} on {shapes}: {error}") from error
+        self.choices = noting.found if isinstance(noting, Choices) else []
         return tuple(each.detach().numpy() for each in _as_tuple(result, type(module).__name__))
 
 
@@ -127,22 +141,30 @@ def _as_tuple(result: object, label: str) -> Sequence[Tensor]:
     return found
 
 
-def _convert(module: nn.Module, convert: Any) -> None:
-    """Every floating parameter, buffer and plain tensor attribute of ``module``, in place; one tensor used twice stays one."""
-    made: dict[int, Any] = {}
+def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy on the CPU in eval mode, with every floating parameter, buffer and plain tensor attribute converted.
+
+    One tensor used twice stays one. Raises ``ConfigError`` when the module cannot be copied.
+    """
+    try:
+        copied = copy.deepcopy(module).cpu().eval()
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
+    made: dict[int, Tensor] = {}
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in copied.parameters():
             if parameter.is_floating_point():
                 parameter.data = convert(parameter.data)
-        for part in module.modules():
+        for part in copied.modules():
             for place in (part._buffers, vars(part)):
                 for name, value in place.items():
                     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point():
                         place[name] = made.setdefault(id(value), convert(value))
+    return copied
 
 
 @contextlib.contextmanager
-def _plainly(dtype: torch.dtype) -> Iterator[None]:
+def plainly(dtype: torch.dtype) -> Iterator[None]:
     """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
     default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), bool(torch.backends.mkldnn.enabled)
     torch.backends.mha.set_fastpath_enabled(False)

@@ -23,9 +23,11 @@ from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.budget import Executions
 from coreflow.validate.cascade import Sentence, judge_cascade
+from coreflow.validate.ladder import Judged, open_package
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, Report, first_cause, worst
+from coreflow.validate.samples import Sample
 from coreflow.validate.tolerance import Tolerance
-from coreflow.validate.validator import Sample, Target, describer, judge_package, open_target, versions
+from coreflow.validate.validator import describer, judge_package, versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ class _Judging:
         self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
         self._backend: Backend = backend
         self._config: EnergyConfig | None = None
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, Judged] = {}
         self.problems: list[str] = []
         found = recipes
         if manifest.kind == KIND:
@@ -142,14 +144,14 @@ class _Judging:
 
     def stage(self, name: str) -> Report:
         """The verdict on one package."""
-        target = open_target(self.folder / self.manifest.stages[name].package, self._backend, **self._options)
+        target = open_package(self.folder / self.manifest.stages[name].package, self._backend, **self._options)
         self._targets[name] = target
         recipe = self.recipes.get(name)
         if recipe is None:
             text = "no reference: nothing was compared"
             return describer(target, name)("incomplete", None, text, problems=(text,))
         given = self._golden(name) if self._config is not None else []
-        return judge_package(target, recipe.module, recipe, given, recipe.inputs_for)
+        return judge_package(target, recipe, given, recipe.inputs_for)
 
     def cascade(self, reports: Mapping[str, Report]) -> CascadeReport:
         """The verdict on the chain."""

@@ -294,7 +294,15 @@ def _compare(runs: Sequence[_Run], judged: Sequence[bool]) -> list[Compared]:
             clear += [is_judged or name in ("encoder.surface", "mapper_in.surface")] * rows
         stacked = {side: np.concatenate(parts)[:, None] for side, parts in sides.items()}
         found.append(
-            Compared(name=name, spec=TensorSpec(stacked["exact"].shape[1:]), labels=tuple(labels), judged=np.array(clear), **stacked)
+            Compared(
+                name=name,
+                spec=TensorSpec(stacked["exact"].shape[1:]),
+                exact=stacked["exact"],
+                simulated=stacked["simulated"],
+                actual=stacked["actual"],
+                labels=tuple(labels),
+                judged=np.array(clear),
+            )
         )
     return found
 

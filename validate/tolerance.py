@@ -15,6 +15,8 @@ DECISION_FACTOR = 6 * math.sqrt(2)
 # What two executions in fp32 of the same module may differ by, relative RMS. fp32 noise of deep networks stays below 5e-6; the
 # smallest fault worth finding, fp16 rounding of the weights, begins at 2e-4.
 FP32_NOISE = 5e-5
+# Relative RMS error of a fresh conversion at FLOAT32 above which something was translated wrongly.
+TRANSLATION = 1e-6
 SEEDS = 8
 MAX_SEEDS = 64
 MIN_DECIDED = 4  # samples whose decisions are all clear, without which nothing is judged
@@ -73,6 +75,18 @@ DEVICE = Tolerance(
     unit_roundoff=UNIT_ROUNDOFF["fp16"],
     why="A device may accumulate in fp16 and evaluate activations by tables: twice the budget passes, up to four times is a warning. "
     "The other ratios are those of the lifted program, doubled.",
+)
+HEURISTIC = Tolerance(
+    rms_pass=2.0,
+    rms_warn=2.0,
+    max_ratio=math.inf,
+    slice_ratio=math.inf,
+    floor=0.5,
+    ceiling=math.inf,
+    atol=3e-3,
+    rtol=3e-3,
+    unit_roundoff=UNIT_ROUNDOFF["fp16"],
+    why="Where nothing can be simulated, twice the error that healthy transformers of that depth have: u * sqrt(0.7 + 0.4 n).",
 )
 FP32 = Tolerance(
     rms_pass=4.0,

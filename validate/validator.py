@@ -1,8 +1,8 @@
-"""One package against its torch module."""
+"""One package against what it was made from: run the ladder, judge every output, say which cause and which op."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,25 @@ import numpy.typing as npt
 from torch import nn
 
 from coreflow.export.manifest import file_digest
-from coreflow.export.program import package_digest, read_program
+from coreflow.export.program import package_digest
 from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
-from coreflow.runtime.lifted import LiftedModel
-from coreflow.runtime.load import load_model
-from coreflow.validate.budget import Executions, Precision
+from coreflow.validate.budget import Executions
+from coreflow.validate.causes import cause_of, explain
 from coreflow.validate.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates import Compared, differing, judge, structure_problems
-from coreflow.validate.metrics import relative_rms, wide
+from coreflow.validate.ladder import Draw, Judged, Ladder, Observed, open_package, other_ops, program_of, wide_or_reason
+from coreflow.validate.metrics import relative_rms, rms, wide
+from coreflow.validate.plots import plots_of, worst_elements
+from coreflow.validate.references import GoldenReference, OnnxReference, PackageReference, Reference, heuristic_budget
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
+from coreflow.validate.samples import Arrays, Sample
 from coreflow.validate.tolerance import (
     DECISION_FACTOR,
-    DEVICE,
-    FP32,
     FP32_NOISE,
-    LIFTED,
+    HEURISTIC,
     MAX_AMBIGUOUS_SHARE,
     MAX_SEEDS,
     MIN_DECIDED,
@@ -37,58 +39,12 @@ from coreflow.validate.tolerance import (
 )
 
 Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Array]
-Draw = Callable[[int], Arrays]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Target:
-    """A package, opened in every arithmetic that the ladder needs; the last rung is the one that is judged."""
-
-    path: Path
-    rungs: Mapping[str, Model]  # R3: fp64, R4: fp16 storage, R5: a device
-    precision: Precision
-    tolerance: Tolerance
-    numerics: str
-    compute_units: ComputeUnits
-
-    @property
-    def judged(self) -> str:
-        """The last rung."""
-        return list(self.rungs)[-1]
-
-    @property
-    def model(self) -> Model:
-        """What is judged."""
-        return self.rungs[self.judged]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One set of inputs, in the dtypes of the package."""
-
-    label: str
-    inputs: Arrays
-    seed: int | None = None
-    expected: Arrays | None = None  # what torch gave in fp32 when the sample was recorded
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Observed:
-    """What everything made of one sample."""
-
-    sample: Sample
-    rungs: Mapping[str, Arrays]
-    exact: tuple[Array, ...]
-    simulated: tuple[Array, ...]
-    exact_margins: Array | None = None
-    simulated_margins: Array | None = None
 
 
 def validate(
     package: str | Path,
-    reference: nn.Module | Recipe,
-    inputs: Sequence[Arrays] | None = None,
+    reference: nn.Module | Recipe | str | Path | None,
+    inputs: Sequence[Arrays | Sample] | None = None,
     *,
     draw: Draw | None = None,
     backend: Backend = "auto",
@@ -98,108 +54,101 @@ def validate(
 ) -> Report:
     """The verdict on ``package``, with ``reference`` executed in float64 on the same inputs.
 
-    The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless given; a module without one
-    is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand alone. The module
-    is called with the inputs in the package's order, and its outputs are the package's, in order. A reference that is a
-    ``Recipe`` also fixes names.
+    A reference is a module, a recipe, another package or an ONNX file (by their suffixes); without any, the ``expected`` outputs that the
+    samples in ``inputs`` carry are. The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless
+    given; without a recipe it is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand
+    alone. A module is called with the inputs in the package's order, and its outputs are the package's, in order. A recipe also fixes
+    names, and so do packages and ONNX files.
     """
     recipe = reference if isinstance(reference, Recipe) else None
-    module = reference if isinstance(reference, nn.Module) else reference.module
-    target = open_target(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
-    given = [Sample(label=f"input {number}", inputs=each) for number, each in enumerate(inputs or ())]
+    judged = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
+    given = [each if isinstance(each, Sample) else Sample(label=f"input {number}", inputs=each) for number, each in enumerate(inputs or ())]
     if draw is None and recipe is not None:
         draw = recipe.inputs_for
     elif draw is None and not given:
-        draw = _draw_by_specs(target.model.inputs)
-    return judge_package(target, module, recipe, given, draw)
+        draw = _draw_by_specs(judged.model.inputs)
+    source: nn.Module | Recipe | Reference
+    if isinstance(reference, nn.Module | Recipe):
+        source = reference
+    elif reference is None:
+        draw, source = None, GoldenReference(given, list(judged.model.outputs))
+    else:
+        source = _opened(Path(reference), judged)
+    return judge_package(judged, source, given, draw)
 
 
-def open_target(
-    package: Path,
-    backend: Backend = "auto",
-    *,
-    numerics: str = "fp16",
-    compute_units: ComputeUnits = "all",
-    tolerance: Tolerance | None = None,
-) -> Target:
-    """Open ``package`` as it will be judged, and lifted for the rungs below that."""
-    judged = load_model(package, backend, numerics=numerics, engine="interpreter", compute_units=compute_units)
-    lifted = judged if isinstance(judged, LiftedModel) else None
-    program = lifted.program if lifted is not None else read_program(package)
-    graph, _ = program.function()
-    halves = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
-    precision: Precision = "fp16" if halves else "fp32"
-    rungs: dict[str, Model] = {}
-    if numerics != "fp64" or lifted is None:
-        rungs["R3"] = LiftedModel(program, "fp64")
-    if lifted is None:
-        rungs["R4"] = LiftedModel(program, "fp16")
-    rungs["R4" if lifted is not None else "R5"] = judged
-    if tolerance is None:
-        tolerance = FP32 if precision == "fp32" else LIFTED if lifted is not None else DEVICE
-    return Target(
-        path=package,
-        rungs=rungs,
-        precision=precision,
-        tolerance=tolerance,
-        numerics=numerics if lifted is not None else "device",
-        compute_units=compute_units,
-    )
+def _opened(path: Path, judged: Judged) -> Reference:
+    outputs = list(judged.model.outputs)
+    if path.suffix == ".mlpackage":
+        return PackageReference(path, outputs)
+    if path.suffix == ".onnx":
+        return OnnxReference(path, outputs)
+    raise ConfigError(f"reference {path}: a .mlpackage or an .onnx file can be compared with")
 
 
-def judge_package(target: Target, module: nn.Module, recipe: Recipe | None, given: Sequence[Sample], draw: Draw | None) -> Report:
+def judge_package(
+    judged: Judged, source: nn.Module | Recipe | Reference, given: Sequence[Sample], draw: Draw | None, *, name: str | None = None
+) -> Report:
     """The report on an opened package; ``given`` samples beside the seeds of ``draw``."""
-    name = recipe.name if recipe is not None else target.path.stem
-    describe = describer(target, name)
-    problems = _interface_problems(target.model, recipe)
+    recipe = source if isinstance(source, Recipe) else None
+    module = source if isinstance(source, nn.Module) else recipe.module if recipe is not None else None
+    whole = any(spec.dtype == "int32" for spec in judged.model.outputs.values())
+
+    def open_reference() -> Reference:
+        return source if module is None else Executions(module, judged.precision, notes_choices=whole)  # type: ignore[return-value]
+
+    describe = describer(judged, name or (recipe.name if recipe is not None else judged.path.stem), *described(source, judged))
+    problems = _interface_problems(judged.model, recipe)
     if problems:
         return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
-    executions = Executions(module, target.precision)
-    observed = [_observe(each, target, executions) for each in (*_seeds(draw, range(SEEDS)), *given)]
+    wide_package, no_wide = wide_or_reason(judged, module, recipe, draw) if module is not None else (None, "")
+    ladder = Ladder(judged, open_reference, wide_package)
+    observed = ladder.observe((*_seeds(draw, range(SEEDS)), *given))
     if not observed:
         return describe("incomplete", None, "no inputs: nothing was compared", problems=("give inputs, or a draw",))
-    specs = target.model.outputs
-    problems = _output_problems(specs, observed, target)
+    specs = judged.model.outputs
+    problems = _output_problems(specs, observed, judged)
     if problems:
         return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
-    near, judged = _decisions(observed, target)
+    near, clear = _decisions(observed, judged)
     for first in range(SEEDS, MAX_SEEDS, SEEDS):
-        if draw is None or sum(fine for fine, seen in zip(judged, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
+        if draw is None or sum(fine for fine, seen in zip(clear, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
             break
-        observed += [_observe(each, target, executions) for each in _seeds(draw, range(first, first + SEEDS))]
-        near, judged = _decisions(observed, target)
-    compared = _compare(specs, observed, judged, target)
-    outputs = {
-        each.name: judge(each, target.tolerance, {rung: _stack(observed, rung, each.name) for rung in target.rungs}) for each in compared
-    }
-    seeds = tuple(seen.sample.seed for seen in observed if seen.sample.seed is not None)
-    samples = Samples(
-        seeds=seeds,
-        drawn=len(seeds),
-        given=len(observed) - len(seeds),
-        ambiguous=tuple(
-            AmbiguousSample(
-                label=seen.sample.label,
-                left_out=not judged[place],
-                nearness=near[place],
-                differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in compared),
-            )
-            for place, seen in enumerate(observed)
-            if near[place] < 1
-        ),
+        observed += ladder.observe(_seeds(draw, range(first, first + SEEDS)))
+        near, clear = _decisions(observed, judged)
+    tolerance = (
+        judged.tolerance
+        if observed[0].simulated is not None
+        else replace(HEURISTIC, atol=judged.tolerance.atol, rtol=judged.tolerance.rtol)
     )
+    compared, outputs = _judge_outputs(specs, observed, clear, judged, tolerance)
+    samples = _samples(observed, near, clear, compared, outputs)
     verdict = worst(each.outcome for each in outputs.values())
-    unclear = too_ambiguous(int(judged.sum()), len(judged)) or _another_reference(specs, observed, judged)
+    unclear = too_ambiguous(int(clear.sum()), len(clear)) or _another_reference(specs, observed, clear)
     if unclear and verdict != "fail":
         verdict = "incomplete"
-    cause = _cause(compared, outputs, target, observed) if verdict == "fail" else None
+    notes = []
+    if no_wide and judged.precision == "fp16":
+        notes.append(f"R2 was not run, so that small errors of translation would not be seen: {no_wide}")
+        verdict = "warn" if verdict == "pass" else verdict
+    other = "" if wide_package is None else other_ops(judged.graph, program_of(wide_package))
+    if other:
+        notes.append(f"{other}, compared with a fresh conversion of the reference")
+    cause: Cause | None = None
+    if verdict == "fail":
+        cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other)
+    found = explain(ladder, module, observed, verdict, cause, outputs)
     return describe(
         verdict,
         cause,
-        verdict_text(verdict, cause, outputs, target.tolerance, unclear),
+        verdict_text(verdict, cause, outputs, tolerance, unclear, notes),
         outputs=outputs,
         samples=samples,
         problems=(unclear,) if unclear else (),
+        notes=tuple(notes),
+        ops=found.ops,
+        culprits=found.culprits,
+        constants=found.constants,
     )
 
 
@@ -212,11 +161,18 @@ def too_ambiguous(judged: int, total: int) -> str:
 
 
 def verdict_text(
-    verdict: Outcome, cause: Cause | None, outputs: Mapping[str, OutputReport], tolerance: Tolerance, unclear: str = ""
+    verdict: Outcome,
+    cause: Cause | None,
+    outputs: Mapping[str, OutputReport],
+    tolerance: Tolerance,
+    unclear: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     """The verdict in one line: what was found, and where it is worst."""
     if verdict == "incomplete" and unclear:
         return unclear
+    if verdict == "warn" and all(each.outcome == "pass" for each in outputs.values()):
+        return notes[0] if notes else "a part of the checks did not run"
     if verdict == "pass":
         tightest = max((each.rho_rms for each in outputs.values()), default=0.0)
         return f"errors are at most {tightest:.2f} times those of torch's own fp16; {tolerance.rms_pass:g} is the limit"
@@ -228,14 +184,22 @@ def verdict_text(
     found = gate.text if gate.text and gate.name != "rho_slice" else numbers
     more = f" (and {len(of_verdict) - 1} more of {len(outputs)} outputs)" if len(of_verdict) > 1 else ""
     said = {
-        "weights": "; wide arithmetic does not help: the weights or the translation are wrong",
+        "translation": "; the program computes something else than the reference, whatever the arithmetic",
+        "weights": "; wide arithmetic does not help: the weights of the saved program are wrong",
         "fp16": "; in wide arithmetic the program is right: its fp16 arithmetic loses more than torch's",
         "device": "; the program itself is right: the device is off",
     }.get(cause or "", "")
     return f"{worst_output.name}: {found}{more}{said}"
 
 
-def describer(target: Target, name: str) -> Callable[..., Report]:
+def described(source: nn.Module | Recipe | Reference, judged: Judged) -> tuple[str, str]:
+    """What a reference is, and whose error is the budget, in words."""
+    if isinstance(source, nn.Module | Recipe):
+        return Executions.label, f"torch's own {judged.precision}"
+    return source.label, source.budget
+
+
+def describer(target: Judged, name: str, reference: str = "none", budget: str = "none") -> Callable[..., Report]:
     """Makes reports on ``target``; their time runs from here."""
     started = time.monotonic()
     weights = sorted(target.path.rglob("weight.bin"))
@@ -255,6 +219,8 @@ def describer(target: Target, name: str) -> Callable[..., Report]:
         samples=Samples(seeds=(), drawn=0, given=0),
         versions=versions(),
         seconds=0.0,
+        reference=reference,
+        budget=budget,
     )
 
     def describe(verdict: Outcome, cause: Cause | None, text: str, **found: Any) -> Report:
@@ -282,22 +248,7 @@ def _seeds(draw: Draw | None, seeds: range) -> Iterator[Sample]:
             yield Sample(label=f"seed {seed}", inputs=draw(seed), seed=seed)
 
 
-def _observe(sample: Sample, target: Target, executions: Executions) -> _Observed:
-    """Run everything on one sample."""
-    rungs = {rung: model.predict(sample.inputs) for rung, model in target.rungs.items()}  # refuses inputs that do not fit
-    rounded = {name: np.asarray(sample.inputs[name]).astype(spec.dtype) for name, spec in target.model.inputs.items()}
-    margins = (executions.exact_margins(rounded), executions.simulated_margins(rounded)) if executions.decides else (None, None)
-    return _Observed(
-        sample=sample,
-        rungs=rungs,
-        exact=executions.exact(rounded),
-        simulated=executions.simulated(rounded),
-        exact_margins=margins[0],
-        simulated_margins=margins[1],
-    )
-
-
-def _decisions(observed: Sequence[_Observed], target: Target) -> tuple[list[float], npt.NDArray[np.bool_]]:
+def _decisions(observed: Sequence[Observed], target: Judged) -> tuple[list[float], npt.NDArray[np.bool_]]:
     """How near each sample is to a border, and which are judged: the clear ones, and those in which no decision fell otherwise."""
     exact = [seen.exact_margins for seen in observed if seen.exact_margins is not None]
     simulated = [seen.simulated_margins for seen in observed if seen.simulated_margins is not None]
@@ -309,8 +260,8 @@ def _decisions(observed: Sequence[_Observed], target: Target) -> tuple[list[floa
     for place, name in enumerate(target.model.outputs):
         agree &= agreeing(
             [np.atleast_1d(seen.exact[place]) for seen in observed],
-            [np.atleast_1d(seen.simulated[place]) for seen in observed],
-            [seen.rungs[target.judged][name] for seen in observed],
+            [np.atleast_1d(seen.simulated[place]) for seen in observed if seen.simulated is not None],
+            [seen.rungs[target.last][name] for seen in observed],
             clear,
         )
     return near, agree | clear
@@ -326,7 +277,7 @@ def _interface_problems(model: Model, recipe: Recipe | None) -> list[str]:
     return problems
 
 
-def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], target: Target) -> list[str]:
+def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged) -> list[str]:
     """Shape and dtype of every output, as declared and as really given, against what torch gives."""
     floats: Dtype = "float16" if target.precision == "fp16" else "float32"
     wanted = {str(place): _spec(array, floats) for place, array in enumerate(observed[0].exact)}
@@ -336,7 +287,7 @@ def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[_Observ
     if problems:
         return problems
     for seen in observed:
-        for (name, array), exact in zip(seen.rungs[target.judged].items(), seen.exact, strict=True):
+        for (name, array), exact in zip(seen.rungs[target.last].items(), seen.exact, strict=True):
             if array.shape != (exact.shape or (1,)):
                 problems.append(f"output {name!r} of {seen.sample.label} has shape {list(array.shape)}; {list(exact.shape)} is right")
     return problems
@@ -346,31 +297,71 @@ def _spec(array: Array, floats: Dtype) -> TensorSpec:
     return TensorSpec(array.shape or (1,), floats if array.dtype.kind == "f" else "int32")
 
 
-def _stack(observed: Sequence[_Observed], rung: str, name: str) -> Array:
-    return np.stack([seen.rungs[rung][name] for seen in observed])
+def _judge_outputs(
+    specs: Mapping[str, TensorSpec], observed: Sequence[Observed], clear: npt.NDArray[np.bool_], target: Judged, tolerance: Tolerance
+) -> tuple[list[Compared], dict[str, OutputReport]]:
+    compared, outputs = [], {}
+    for place, (name, spec) in enumerate(specs.items()):
+        each = _compared(name, spec, place, observed, clear, target)
+        elements = each.exact[each.judged].size
+        squares = {
+            rung: sum(seen.squares[rung][place] for seen, fine in zip(observed, clear, strict=True) if fine) for rung in observed[0].squares
+        }
+        errors = {rung: float(np.sqrt(square / elements)) if elements else float("nan") for rung, square in squares.items()}
+        report = judge(each, tolerance, errors)
+        outputs[name] = replace(report, plots=plots_of(each), worst_elements=worst_elements(each))
+        compared.append(each)
+    return compared, outputs
 
 
-def _compare(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], judged: Array, target: Target) -> list[Compared]:
-    labels = tuple(seen.sample.label for seen in observed)
+def _compared(
+    name: str, spec: TensorSpec, place: int, observed: Sequence[Observed], clear: npt.NDArray[np.bool_], target: Judged
+) -> Compared:
+    exact = np.stack([np.atleast_1d(seen.exact[place]) for seen in observed])
+    simulated = [np.atleast_1d(seen.simulated[place]) for seen in observed if seen.simulated is not None]
+    heuristic = len(simulated) < len(observed)
+    margins = [seen.margins[place] for seen in observed]
+    known = [each for each in margins if each is not None]
+    return Compared(
+        name=name,
+        spec=spec,
+        exact=exact,
+        simulated=exact + heuristic_budget(target.graph) * rms(exact) if heuristic else np.stack(simulated),
+        actual=np.stack([seen.rungs[target.last][name] for seen in observed]),
+        labels=tuple(seen.sample.label for seen in observed),
+        judged=clear,
+        heuristic=heuristic,
+        margins=np.stack([np.atleast_1d(each[0]) for each in known]) if len(known) == len(margins) else None,
+        margin_noise=np.stack([np.atleast_1d(each[1]) for each in known]) if len(known) == len(margins) else None,
+    )
 
-    def of(side: str, place: int) -> Array:
-        return np.stack([np.atleast_1d(getattr(seen, side)[place]) for seen in observed])
 
-    return [
-        Compared(
-            name=name,
-            spec=spec,
-            exact=of("exact", place),
-            simulated=of("simulated", place),
-            actual=_stack(observed, target.judged, name),
-            labels=labels,
-            judged=judged,
-        )
-        for place, (name, spec) in enumerate(specs.items())
-    ]
+def _samples(
+    observed: Sequence[Observed],
+    near: Sequence[float],
+    clear: npt.NDArray[np.bool_],
+    compared: Sequence[Compared],
+    outputs: Mapping[str, OutputReport],
+) -> Samples:
+    seeds = tuple(seen.sample.seed for seen in observed if seen.sample.seed is not None)
+    return Samples(
+        seeds=seeds,
+        drawn=len(seeds),
+        given=len(observed) - len(seeds),
+        ambiguous=tuple(
+            AmbiguousSample(
+                label=seen.sample.label,
+                left_out=not clear[place],
+                nearness=near[place],
+                differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in compared),
+            )
+            for place, seen in enumerate(observed)
+            if near[place] < 1
+        ),
+    )
 
 
-def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[_Observed], judged: Array) -> str:
+def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], judged: Array) -> str:
     """Why the recorded outputs are not those of this reference; empty when they are, or when none were recorded."""
     for place, name in enumerate(specs):
         pairs = [
@@ -384,16 +375,3 @@ def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[_Obse
         if not relative_rms(errors, exact) <= FP32_NOISE:
             return f"the golden samples are of another torch model: its {name} differs by more than fp32 rounding"
     return ""
-
-
-def _cause(compared: Sequence[Compared], outputs: Mapping[str, OutputReport], target: Target, observed: Sequence[_Observed]) -> Cause:
-    """The lowest rung that fails by itself."""
-    if any(gate.name == "finite" and gate.outcome == "fail" for each in outputs.values() for gate in each.gates):
-        return "non-finite"
-    causes: dict[str, Cause] = {"R3": "weights", "R4": "fp16", "R5": "device"}
-    failing = [each for each in compared if outputs[each.name].outcome == "fail"]
-    for rung in list(target.rungs)[:-1]:
-        tolerance = target.tolerance if target.judged == "R4" else FP32 if target.precision == "fp32" else LIFTED
-        if any(judge(replace(each, actual=_stack(observed, rung, each.name)), tolerance, {}).outcome == "fail" for each in failing):
-            return causes[rung]
-    return causes[target.judged]

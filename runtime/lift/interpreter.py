@@ -23,7 +23,7 @@ class Interpreter:
         self.device = torch.device(device)
         self._package = package
         planner = Planner(graph, numerics, self.device, package)
-        self._plan: Plan = planner.plan
+        self.plan: Plan = planner.plan
         self._environment = planner.environment
 
     def run(self, inputs: Mapping[str, Any], observe: Observer | None = None) -> dict[str, Any]:
@@ -33,5 +33,12 @@ class Interpreter:
         """
         values = [inputs[value.name] for value in self.graph.inputs]
         with torch.inference_mode():
-            results = walk(self._plan, self._environment.copy(), values, self._package, observe)
+            results = walk(self.plan, self._environment.copy(), values, self._package, observe)
         return {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
+
+    def environment(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """What a walk over ``plan`` starts from: every constant and every input in its slot."""
+        environment = self._environment.copy()
+        for slot, value in zip(self.plan.inputs, self.graph.inputs, strict=True):
+            environment[slot] = inputs[value.name]
+        return environment

@@ -33,8 +33,8 @@ def leaky_relu(x: Tensor, alpha: float) -> Tensor:
 
 @lowering("thresholded_relu", exact=True)
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
-    """X for x >= alpha, else 0."""
-    return torch.where(x >= alpha, x, torch.zeros_like(x))
+    """X for x >= alpha, else 0; NaN stays."""
+    return torch.where(x < alpha, torch.zeros_like(x), x)
 
 
 @lowering("prelu")
@@ -117,4 +117,4 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """(C,) shaped to be broadcast against x (B, C, ...)."""
-    return parameter.reshape(-1, *(1,) * (x.dim() - 2))
+    return parameter.reshape(x.shape[1], *(1,) * (x.dim() - 2))

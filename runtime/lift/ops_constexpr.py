@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.weights import Array, packed_bytes, unpack
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 Bytes = npt.NDArray[np.uint8]
@@ -22,7 +23,7 @@ def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
     if parameter.dim() == 0 or axis is None:
         return parameter
     shape = [1] * x.dim()
-    shape[axis] = -1
+    shape[axis] = 1 if parameter.numel() == 1 else x.shape[axis]
     return parameter.reshape(shape)
 
 
@@ -65,11 +66,12 @@ def constexpr_lut_to_dense_ios18(indices: Tensor, lut: Tensor, vector_axis: int 
 
     An entry that is a vector lies along ``vector_axis``, which grows by its length.
     """
+    bounded((indices.numel(), lut.shape[-1]))
     group = torch.zeros((1,) * indices.dim(), dtype=torch.int64, device=indices.device)
     for axis, (extent, blocks) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
         shape = [1] * indices.dim()
         shape[axis] = extent
-        own = torch.arange(extent, device=indices.device) // (extent // blocks)
+        own = torch.arange(extent, device=indices.device) // _block(extent, blocks)
         group = group * blocks + own.reshape(shape)
     entries, length = lut.shape[-2:]
     chosen = lut.reshape(-1, length)[group * entries + indices]
@@ -143,5 +145,12 @@ def _repeated(parameter: Tensor, data: Tensor) -> Tensor:
     """``parameter`` with every element repeated over its block, in the shape of ``data``."""
     for axis, (extent, blocks) in enumerate(zip(data.shape, parameter.shape, strict=True)):
         if blocks not in (1, extent):
-            parameter = parameter.repeat_interleave(extent // blocks, axis)
+            parameter = parameter.repeat_interleave(_block(extent, blocks), axis)
     return parameter
+
+
+def _block(extent: int, blocks: int) -> int:
+    """How many elements along one axis share a parameter."""
+    if blocks < 1 or extent % blocks:
+        raise ValueError(f"an axis of {extent} elements cannot be cut into {blocks} blocks")
+    return extent // blocks

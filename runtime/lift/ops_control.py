@@ -72,7 +72,9 @@ def list_write(ls: list[Tensor | None], index: int, value: Tensor) -> list[Tenso
 @lowering("list_gather", exact=True)
 def list_gather(ls: list[Tensor | None], indices: Sequence[int]) -> Tensor:
     """The elements at ``indices`` along a new first axis."""
-    return torch.stack([_written(ls, index) for index in indices])
+    elements = [_written(ls, index) for index in indices]
+    bounded((sum(element.numel() for element in elements),))
+    return torch.stack(elements)
 
 
 @lowering("list_scatter", exact=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -34,7 +35,28 @@ def for_torch(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [amount for pair in reversed(padding) for amount in pair]
 
 
-@lowering("conv")
+def _bounded_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: Sequence[int] | None = None,
+    pad_type: str = "valid",
+    pad: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    groups: int = 1,
+) -> None:
+    rank = x.dim() - 2
+    strides = strides or (1,) * rank
+    kernel = [(extent - 1) * dilation + 1 for extent, dilation in zip(weight.shape[2:], dilations or (1,) * rank, strict=True)]
+    around = spatial_padding(pad_type, pad or (0,) * (2 * rank), x.shape[2:], kernel, strides)
+    padded = [before + extent + after for extent, (before, after) in zip(x.shape[2:], around, strict=True)]
+    bounded((*x.shape[:2], *padded))
+    windows = [max(0, (extent - size) // stride + 1) for extent, size, stride in zip(padded, kernel, strides, strict=True)]
+    bounded((x.shape[0], weight.shape[0], *windows))
+
+
+@lowering("conv", guard=_bounded_conv)
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -58,7 +80,25 @@ def conv(
     return _CONV[rank](x, weight, bias, tuple(strides), tuple(before for before, _ in padding), tuple(dilations), groups)
 
 
-@lowering("conv_transpose")
+def _bounded_conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    output_shape: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    groups: int = 1,
+    **cut: object,
+) -> None:
+    rank = x.dim() - 2
+    extents = zip(x.shape[2:], weight.shape[2:], strides or (1,) * rank, dilations or (1,) * rank, strict=True)
+    whole = [max(0, (extent - 1) * stride + (size - 1) * dilation + 1) for extent, size, stride, dilation in extents]
+    for spatial in (whole, whole if output_shape is None else output_shape[2:]):
+        bounded((x.shape[0], weight.shape[1] * groups, *spatial))
+
+
+@lowering("conv_transpose", guard=_bounded_conv_transpose)
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -94,4 +134,4 @@ def conv_transpose(
         whole = whole.narrow(axis + 2, before, present)
         if present < wanted:
             whole = F.pad(whole, [0, 0] * (rank - 1 - axis) + [0, wanted - present])
-    return whole if bias is None else whole + bias.reshape(-1, *(1,) * rank)
+    return whole if bias is None else whole + bias.reshape(whole.shape[1], *(1,) * rank)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded_together
 from coreflow.runtime.lift.registry import lowering
 
 
@@ -19,7 +20,7 @@ def _unary(op: str, function: Callable[[Tensor], Tensor], *, exact: bool = False
 def _binary(op: str, function: Callable[[Tensor, Tensor], Tensor], *, exact: bool = False) -> None:
     """Registers an op that is one torch function of ``x`` and ``y``, broadcast against each other."""
 
-    @lowering(op, exact=exact)
+    @lowering(op, exact=exact, guard=bounded_together)
     def lowered(x: Tensor, y: Tensor) -> Tensor:
         return function(x, y)
 
@@ -37,7 +38,6 @@ _unary("exp", torch.exp)
 _unary("floor", torch.floor, exact=True)
 _unary("logical_not", torch.logical_not)
 _unary("round", torch.round, exact=True)  # half to even, as numpy and MIL do
-_unary("sign", torch.sign, exact=True)
 _unary("sin", torch.sin)
 _unary("sinh", torch.sinh)
 _unary("sqrt", torch.sqrt)
@@ -63,19 +63,25 @@ _binary("logical_or", torch.logical_or)
 _binary("logical_xor", torch.logical_xor)
 
 
+@lowering("sign", exact=True)
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays, which torch would make 0 and so hide."""
+    return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
+
+
 @lowering("exp2")
 def exp2(x: Tensor) -> Tensor:
     """2 ** x; of integers, the integer below."""
     return torch.exp2(x) if x.is_floating_point() else torch.exp2(x.double()).to(x.dtype)
 
 
-@lowering("floor_div")
+@lowering("floor_div", guard=bounded_together)
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
     """X / y rounded down."""
     return torch.div(x, y, rounding_mode="floor")
 
 
-@lowering("real_div")
+@lowering("real_div", guard=bounded_together)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """X / y; integers give the integer towards zero, because the result has their type."""
     return torch.div(x, y) if x.is_floating_point() or y.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
@@ -130,7 +136,7 @@ def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype) -> Tensor:
     return torch.bitwise_and(whole + half, (1 << bits) - 1) - half
 
 
-@lowering("select", exact=True)
+@lowering("select", exact=True, guard=bounded_together)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where ``cond`` holds, else ``b``."""
     return torch.where(cond, a, b)

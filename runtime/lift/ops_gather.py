@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
@@ -15,7 +16,16 @@ def from_start(indices: Tensor, extent: int, *, validate: bool = False) -> Tenso
     return torch.where(indices < 0, indices + extent, indices)
 
 
-@lowering("gather", exact=True)
+def _bounded_gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> None:
+    axis = axis % x.dim()
+    bounded((*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :]))
+
+
+def _bounded_gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> None:
+    bounded((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
+
+
+@lowering("gather", exact=True, guard=_bounded_gather)
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """x[..., indices, ...]: the index tensor takes the place of ``axis``; its first ``batch_dims`` axes are those of x.
 
@@ -25,7 +35,7 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     chosen = from_start(indices, x.shape[axis], validate=validate_indices)
     if batch_dims == 0:
         taken = torch.index_select(x, axis, chosen.reshape(-1))
-        return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return taken.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
     batch = x.shape[:batch_dims]
     flat = chosen.reshape(-1, max(1, chosen[(0,) * batch_dims].numel()))
     rows = x.reshape(-1, *x.shape[batch_dims:])
@@ -44,7 +54,7 @@ def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indice
     return torch.gather(x, axis, from_start(indices, x.shape[axis], validate=validate_indices).long())
 
 
-@lowering("gather_nd", exact=True)
+@lowering("gather_nd", exact=True, guard=_bounded_gather_nd)
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Slices x[i, j, ...] for every (i, j, ...) along the last axis of indices, per element of the first ``batch_dims`` axes.
 
@@ -57,7 +67,10 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
         shape[axis] = indices.shape[axis]
         places.append(torch.arange(indices.shape[axis], device=x.device).reshape(shape))
     for part in range(depth):
-        places.append(from_start(indices[..., part], x.shape[batch_dims + part], validate=validate_indices).long())
+        own = indices[..., part]
+        if validate_indices:
+            from_start(own, x.shape[batch_dims + part], validate=True)
+        places.append(own.long())  # torch counts from the end itself, once
     return x[tuple(places)]
 
 
@@ -94,8 +107,12 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add"
     """
     depth = indices.shape[-1]
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int32, device=data.device)
-    for axis in range(depth):
-        flat = flat * data.shape[axis] + from_start(indices[..., axis], data.shape[axis], validate=validate_indices)
+    outside = torch.zeros_like(flat, dtype=torch.bool)
+    for axis, extent in enumerate(data.shape[:depth]):
+        place = from_start(indices[..., axis], extent, validate=validate_indices)
+        outside = outside | (place < 0) | (place >= extent)
+        flat = flat * extent + place
+    flat = torch.where(outside, math.prod(data.shape[:depth]), flat)  # past the end, which torch refuses, and not in the next row
     rest = math.prod(data.shape[depth:])
     rows = updates.reshape(-1, rest)
     combined = _combine(data.reshape(-1, rest), flat.reshape(-1, 1).expand_as(rows), rows, 0, mode)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
@@ -40,7 +41,7 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
     axes = list(range(2, x.dim()))
     centred = x - x.mean(axes, keepdim=True)
     normal = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + epsilon)
-    shape = (-1, *(1,) * len(axes))
+    shape = (x.shape[1], *(1,) * len(axes))
     if gamma is not None:
         normal = normal * gamma.reshape(shape)
     return normal if beta is None else normal + beta.reshape(shape)
@@ -59,4 +60,5 @@ def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float =
     Three axes are an image without a batch: the values that coremltools' own test expects, whatever its documentation says of (n, C, *D).
     """
     batch = x.unsqueeze(0) if x.dim() == 3 else x
+    bounded((batch.shape[0], batch.shape[1] + size, *batch.shape[2:]))
     return F.local_response_norm(batch, size, alpha, beta, k).reshape(x.shape)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.ops_conv import for_torch, spatial_padding
 from coreflow.runtime.lift.registry import lowering
 
@@ -14,7 +15,21 @@ _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _MAXIMUM = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-@lowering("max_pool", exact=True)
+def _bounded_pool(
+    x: Tensor,
+    *,
+    kernel_sizes: Sequence[int],
+    pad_type: str,
+    strides: Sequence[int] | None = None,
+    pad: Sequence[int] | None = None,
+    ceil_mode: bool = False,
+    exclude_padding_from_average: bool = False,
+) -> None:
+    padding, overhang = _window_padding(x, kernel_sizes, strides or (1,) * len(kernel_sizes), pad_type, pad, ceil_mode=ceil_mode)
+    bounded((*x.shape[:2], *(b + extent + a + o for extent, (b, a), o in zip(x.shape[2:], padding, overhang, strict=True))))
+
+
+@lowering("max_pool", exact=True, guard=_bounded_pool)
 def max_pool(
     x: Tensor,
     *,
@@ -32,7 +47,7 @@ def max_pool(
     return _MAXIMUM[len(kernel_sizes)](padded, tuple(kernel_sizes), tuple(strides))
 
 
-@lowering("avg_pool")
+@lowering("avg_pool", guard=_bounded_pool)
 def avg_pool(
     x: Tensor,
     *,
@@ -48,14 +63,14 @@ def avg_pool(
     padding, overhang = _window_padding(x, kernel_sizes, strides, pad_type, pad, ceil_mode=ceil_mode)
     mean = _mean_of_windows(_pad_both(x, padding, overhang), kernel_sizes, strides)
     if any(overhang) or (exclude_padding_from_average and any(map(any, padding))):
-        ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+        ones = torch.ones_like(x[:1, :1])
         counted = F.pad(ones, for_torch(padding), value=0.0 if exclude_padding_from_average else 1.0)
         counted = F.pad(counted, for_torch([(0, extra) for extra in overhang]))
         mean = mean / _mean_of_windows(counted, kernel_sizes, strides)
     return mean
 
 
-@lowering("l2_pool")
+@lowering("l2_pool", guard=_bounded_pool)
 def l2_pool(
     x: Tensor,
     *,

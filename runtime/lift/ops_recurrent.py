@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 Activation = Callable[[Tensor], Tensor]
@@ -35,7 +36,11 @@ def _sequence(outputs: Sequence[Tensor], *, every_step: bool) -> Tensor:
     return torch.stack(tuple(outputs)) if every_step else outputs[-1].unsqueeze(0)
 
 
-@lowering("rnn")
+def _bounded_steps(x: Tensor, initial_h: Tensor, *, weight_hh: Tensor, **others: object) -> None:
+    bounded((*x.shape[:2], weight_hh.shape[-1]))
+
+
+@lowering("rnn", guard=_bounded_steps)
 def rnn(
     x: Tensor,
     initial_h: Tensor,
@@ -56,7 +61,7 @@ def rnn(
     return _sequence(outputs, every_step=output_sequence), h
 
 
-@lowering("gru")
+@lowering("gru", guard=_bounded_steps)
 def gru(
     x: Tensor,
     initial_h: Tensor,
@@ -89,7 +94,7 @@ def gru(
     return _sequence(outputs, every_step=output_sequence), h
 
 
-@lowering("lstm")
+@lowering("lstm", guard=_bounded_steps)
 def lstm(
     x: Tensor,
     initial_h: Tensor,

@@ -5,16 +5,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
 def _reduction(op: str, function: Callable[[Tensor, list[int], bool], Tensor], *, exact: bool = False) -> None:
-    """Registers ``function(x, axes, keep_dims)`` for ``op``; no axes means all of them."""
+    """Registers ``function(x, axes, keep_dims)`` for ``op``; where no axes are given it is all of them, of an empty list none."""
 
     @lowering(op, exact=exact)
     def lowered(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = False) -> Tensor:
         chosen = sorted({axis % max(x.dim(), 1) for axis in axes}) if axes is not None else list(range(x.dim()))
-        result = function(x, chosen, keep_dims)
+        if not x.numel():
+            bounded([extent for axis, extent in enumerate(x.shape) if axis not in chosen])  # of nothing, a sum for every place
+        # torch would take an empty list for all axes: every element is reduced alone, along an axis of extent 1.
+        result = function(x, chosen, keep_dims) if chosen or not x.dim() else function(x.unsqueeze(0), [0], False)
         return result if result.dtype == x.dtype else result.to(x.dtype)
 
 

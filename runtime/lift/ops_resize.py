@@ -143,6 +143,7 @@ def crop_resize(
 
     A fifth number, in front, is the image that the box belongs to; otherwise every box is cut out of every image. pad_value since iOS16.
     """
+    bounded((roi.shape[0], *x.shape[: 2 if roi.shape[2] == 4 else 1], target_height, target_width))
     crops = []
     for numbers in roi.reshape(roi.shape[0], -1).tolist():
         images = x if len(numbers) == 4 else x[int(numbers[0])].unsqueeze(0)
@@ -168,6 +169,7 @@ def crop_resize_ios17(
     pad_value: float = 0.0,
 ) -> Tensor:
     """Boxes (N, 4) cut out of the images that ``box_indices`` names, box i out of image i without it: (N, C, height, width)."""
+    bounded((boxes.shape[0], x.shape[1], target_height, target_width))
     images = range(boxes.shape[0]) if box_indices is None else box_indices.tolist()
     crops = []
     for image, numbers in zip(images, boxes.tolist(), strict=True):
@@ -247,6 +249,7 @@ def resample(
 ) -> Tensor:
     """X (B, C, H, W) at ``coordinates`` (B, H', W', (x, y)): (B, C, H', W')."""
     H, W = x.shape[-2:]
+    bounded((*x.shape[:2], *coordinates.shape[1:3]))
     points = coordinates.to(x.dtype)
     columns = _in_pixels(points[..., 0], W, coordinates_mode, align_corners=align_corners)
     rows = _in_pixels(points[..., 1], H, coordinates_mode, align_corners=align_corners)

@@ -11,8 +11,8 @@ from coreflow.runtime.lift.registry import lowering
 
 
 @lowering("identity", exact=True)
-def identity(x: object) -> object:
-    """The value itself, whatever it is."""
+def identity(x: Tensor) -> Tensor:
+    """The value itself; a list or a state goes through too."""
     return x
 
 
@@ -75,6 +75,7 @@ def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Ten
 @lowering("stack", exact=True)
 def stack(values: Sequence[Tensor], axis: int) -> Tensor:
     """The values along a new axis."""
+    bounded((len(values), *values[0].shape))
     return torch.stack(tuple(values), axis)
 
 
@@ -98,7 +99,11 @@ def slice_by_index(
     end_mask: Sequence[bool] | None = None,
     squeeze_mask: Sequence[bool] | None = None,
 ) -> Tensor:
-    """numpy's x[begin:end:stride] on every axis; a masked begin or end is open, a squeezed axis is taken at begin and dropped."""
+    """numpy's x[begin:end:stride] on every axis; a masked begin or end is open, a squeezed axis is taken at begin and dropped.
+
+    Where begin is masked and the axis squeezed, MIL's own value takes the first element. A place before the first element is the first
+    one, also for a negative stride, where numpy would go past it.
+    """
     rank = x.dim()
     strides = stride or (1,) * rank
     begin_open = begin_mask or (False,) * rank
@@ -106,11 +111,15 @@ def slice_by_index(
     squeezed = squeeze_mask or (False,) * rank
     for axis in reversed(range(rank)):
         if squeezed[axis]:
-            x = x.select(axis, begin[axis])
+            x = x.select(axis, 0 if begin_open[axis] else begin[axis])
         else:
-            wanted = slice(None if begin_open[axis] else begin[axis], None if end_open[axis] else end[axis], strides[axis])
-            x = take_slice(x, axis, wanted)
+            first, last = _from_start(begin[axis], x.shape[axis]), _from_start(end[axis], x.shape[axis])
+            x = take_slice(x, axis, slice(None if begin_open[axis] else first, None if end_open[axis] else last, strides[axis]))
     return x
+
+
+def _from_start(place: int, extent: int) -> int:
+    return max(0, place + extent) if place < 0 else place
 
 
 def take_slice(x: Tensor, axis: int, wanted: slice) -> Tensor:
@@ -174,7 +183,9 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """Every window of ``size`` elements; ``axis`` counts windows, the axis after it the elements of one."""
     axis = axis % x.dim()
-    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    windows = x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    bounded(windows.shape)  # so far they only look at x
+    return windows
 
 
 @lowering("depth_to_space", exact=True)
@@ -205,7 +216,12 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     return F.pixel_unshuffle(x, downscale_factor)
 
 
-@lowering("space_to_batch", exact=True)
+def _bounded_space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Tensor) -> None:
+    (top, bottom), (left, right) = paddings.tolist()
+    bounded((*x.shape[:2], top + x.shape[2] + bottom, left + x.shape[3] + right))
+
+
+@lowering("space_to_batch", exact=True, guard=_bounded_space_to_batch)
 def space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Tensor) -> Tensor:
     """(B, C, H, W) -> (B b0 b1, C, H / b0, W / b1) after padding with zeros; ``paddings`` (2, 2)."""
     (top, bottom), (left, right) = paddings.tolist()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,9 +124,16 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: t
 
 @lowering("range_1d")
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    """Start, start + step, ... as long as it is before ``end``."""
-    bounded((max(0, math.ceil((end.item() - start.item()) / step.item())),))
-    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype, device=start.device)
+    """Start, start + step, ... as long as it is before ``end``; nothing if it is not before it.
+
+    Of fractions, as float32 counts them: from 0 to 0.3 there are three steps of 0.1, which a wider quotient would find to be four.
+    """
+    first, last, each = (number.item() for number in (start, end, step))
+    if each == 0:
+        raise ValueError("a range in steps of 0 has no end")
+    steps = (last - first) / each if isinstance(each, int) else float((np.float32(last) - np.float32(first)) / np.float32(each))
+    (count,) = bounded((max(0, math.ceil(steps)),))
+    return torch.arange(count, dtype=start.dtype, device=start.device) * each + first
 
 
 @lowering("argsort")
@@ -143,7 +151,7 @@ def non_zero(x: Tensor) -> Tensor:
 @lowering("band_part", exact=True)
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     """X with zeros outside the band of ``lower`` and ``upper`` diagonals of its last two axes; -1 keeps them all."""
-    rows, columns = x.shape[-2:]
+    rows, columns = bounded(x.shape[-2:])
     below = torch.arange(rows, device=x.device)[:, None] - torch.arange(columns, device=x.device)[None, :]
     kept = torch.ones_like(below, dtype=torch.bool)
     if lower >= 0:
@@ -168,8 +176,9 @@ def non_maximum_suppression(
     A box is (centre x, centre y, width, height). Gives the boxes, their scores and their numbers, filled up with 0, 0 and -1 to
     ``max_boxes``, and how many there are; at least one, the best, is always there.
     """
-    N, _, K = scores.shape
+    N, B, K = scores.shape
     bounded((N, max_boxes, max(4, K)))
+    bounded((B, B))
     out_boxes, out_scores = boxes.new_zeros(N, max_boxes, 4), scores.new_zeros(N, max_boxes, K)
     numbers = torch.full((N, max_boxes), -1, dtype=torch.int32, device=boxes.device)
     counts = torch.zeros(N, dtype=torch.int32, device=boxes.device)

@@ -5,9 +5,9 @@ The interpreter walks a plan with constants in it; ``LiftedModule`` walks the sa
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch import Tensor
 from coreflow.export.program import Constant, Graph, Op, Value
 from coreflow.export.weights import release_pages
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
+from coreflow.runtime.lift.limits import refuse_absurd
 from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
 
+_OF_TWO_TYPES = ("linear", "matmul")  # since iOS17 a constant may be of another type than the result
 _LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
 
 Observer = Callable[[Op, tuple[Any, ...]], None]
@@ -81,6 +83,7 @@ class Planner:
     def __init__(self, graph: Graph, numerics: Numerics, device: torch.device, package: str) -> None:
         load_lowerings()
         require_all(graph, package)
+        refuse_absurd(graph, package)
         self.environment: list[Any] = []
         self.constants: dict[int, tuple[Tensor, str]] = {}  # id of a Value -> the tensor made of it, and its name
         self._numerics = numerics
@@ -132,9 +135,34 @@ class Planner:
                 converts.append((name, form, self._slot(parts[0])))
         surroundings = {"float_dtype": self._numerics.dtype, "device": self._device}
         fixed.update((name, surroundings[name]) for name in lowering.context & surroundings.keys())
-        writes = tuple((self._slot(value), self._numerics.rounding(op, value, lowering.exact)) for value in op.outputs)
+        writes = tuple((self._slot(value), self._rounding(op, value, lowering)) for value in op.outputs)
         blocks = tuple(self._compile(block, keep=set()) for block in op.blocks)
-        return Step(op, lowering.function, fixed, tuple(reads), tuple(converts), blocks, writes, tuple(frees))
+        return Step(op, self._guarded(lowering, op, fixed), fixed, tuple(reads), tuple(converts), blocks, writes, tuple(frees))
+
+    def _guarded(self, lowering: Lowering, op: Op, fixed: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function of the op: behind its guard if the guard cannot be asked now, because a shape or a number is open."""
+        guard, function = lowering.guard, lowering.function
+        if guard is None:
+            return function
+        try:
+            known = {name: fixed[name] if name in fixed else _stand_in(lowering.forms[name], op.inputs[name]) for name in op.inputs}
+            if all(argument is not None for argument in known.values()):
+                guard(**known)
+                return function
+        except Exception as error:
+            raise UnsupportedError(f"{self._package}: {op.type} {op.name!r} cannot be executed: {error}") from error
+
+        @wraps(function)
+        def guarded(**arguments: Any) -> Any:
+            guard(**arguments)
+            return function(**arguments)
+
+        return guarded
+
+    def _rounding(self, op: Op, value: Value, lowering: Lowering) -> Rounding | None:
+        """What is done to a result. A product of integers and constant fractions is declared an integer, and loses its fraction."""
+        whole = value.dtype == "int32" and op.type in _OF_TWO_TYPES
+        return _truncated if whole else self._numerics.rounding(op, value, lowering.exact)
 
     def _check_arguments(self, op: Op, lowering: Lowering) -> None:
         unknown = sorted(op.inputs.keys() - lowering.forms.keys())
@@ -146,6 +174,9 @@ class Planner:
 
     def _fold(self, step: Step) -> None:
         """Runs a constant expression now; its result is a constant from here on."""
+        computed = [value.name for value in step.op.input_values() if not self._is_known(value)]
+        if computed:
+            raise BundleError(f"{self._package}: {step.op.type} {step.op.name!r} reads {computed[0]!r}; it takes constants alone")
         execute((step,), self.environment, self._package)
         for value, (slot, _) in zip(step.op.outputs, step.writes, strict=True):
             self.constants[id(value)] = self.environment[slot], value.name
@@ -193,19 +224,25 @@ def walk(plan: Plan, environment: list[Any], values: Sequence[Any], package: str
     return tuple(environment[slot] for slot in plan.outputs)
 
 
+def arguments_of(step: Step, environment: list[Any], package: str, observe: Observer | None = None) -> dict[str, Any]:
+    """What the function of ``step`` is called with, read from ``environment``."""
+    arguments = step.fixed.copy()
+    for name, slot in step.reads:
+        arguments[name] = environment[slot]
+    for name, form, source in step.converts:
+        found = environment[source] if isinstance(source, int) else tuple(environment[slot] for slot in source)
+        arguments[name] = convert(form, found)
+    if step.blocks:
+        arguments["blocks"] = tuple(partial(_block, block, environment, package, observe) for block in step.blocks)
+    return arguments
+
+
 def execute(steps: Sequence[Step], environment: list[Any], package: str, observe: Observer | None = None) -> None:
     """Runs the steps in turn on ``environment``; ``UnsupportedError`` names the op that fails."""
     step = None
     try:
         for step in steps:
-            arguments = step.fixed.copy()
-            for name, slot in step.reads:
-                arguments[name] = environment[slot]
-            for name, form, source in step.converts:
-                found = environment[source] if isinstance(source, int) else tuple(environment[slot] for slot in source)
-                arguments[name] = convert(form, found)
-            if step.blocks:
-                arguments["blocks"] = tuple(partial(_block, block, environment, package, observe) for block in step.blocks)
+            arguments = arguments_of(step, environment, package, observe)
             result = step.function(**arguments)
             writes = step.writes
             results = result if isinstance(result, tuple) else (result,)
@@ -222,8 +259,22 @@ def execute(steps: Sequence[Step], environment: list[Any], package: str, observe
         raise UnsupportedError(f"{package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
 
 
+def _truncated(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.int32)
+
+
 def _block(plan: Plan, environment: list[Any], package: str, observe: Observer | None, *values: Any) -> tuple[Any, ...]:
     return walk(plan, environment, values, package, observe)
+
+
+def _stand_in(form: Form, argument: Value | tuple[Value, ...]) -> Any:
+    """For a computed argument something of its declared shape and no elements; None where that is open, or the elements are what counts."""
+    shapes = [value.shape for value in (argument if isinstance(argument, tuple) else (argument,))]
+    fixed = [tuple(extent for extent in shape if extent is not None) for shape in shapes if shape is not None]
+    if form not in ("tensor", "tensors") or fixed != shapes:
+        return None
+    tensors = tuple(torch.empty(shape, device="meta") for shape in fixed)
+    return tensors if form == "tensors" else tensors[0]
 
 
 def _read_values(op: Op) -> list[Value]:

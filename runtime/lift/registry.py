@@ -34,12 +34,16 @@ _CONTEXT = ("float_dtype", "device", "blocks")
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """One op's function; ``exact`` promises that every result value is one of the inputs' values (or as coarse as they are)."""
+    """One op's function; ``exact`` promises that every result value is one of the inputs' values (or as coarse as they are).
+
+    ``guard`` takes the same arguments, of tensors only the shapes, and raises where the result would be too large to be made.
+    """
 
     op: str
     function: Function
     since: int
     exact: bool
+    guard: Function | None
     forms: Mapping[str, Form]
     required: frozenset[str]
     context: frozenset[str]
@@ -48,11 +52,11 @@ class Lowering:
 _LOWERINGS: dict[str, dict[int, Lowering]] = {}
 
 
-def lowering(op: str, *, since: str = "iOS15", exact: bool = False) -> Callable[[Function], Function]:
+def lowering(op: str, *, since: str = "iOS15", exact: bool = False, guard: Function | None = None) -> Callable[[Function], Function]:
     """Registers the decorated function for ``op`` from the opset ``since`` on; a second one for the same opset is refused.
 
     ``exact``: the op cannot make a value that its inputs' element type does not hold (it moves, picks or compares values), so nothing
-    has to be rounded after it.
+    has to be rounded after it. ``guard``: asked when the program is planned; only if some shape is open then, before every call.
     """
 
     def register(function: Function) -> Function:
@@ -67,6 +71,7 @@ def lowering(op: str, *, since: str = "iOS15", exact: bool = False) -> Callable[
             function=function,
             since=release,
             exact=exact,
+            guard=guard,
             forms={name: _form(hints[name]) for name in parameters if name not in _CONTEXT},
             required=frozenset(
                 name for name, parameter in parameters.items() if name not in _CONTEXT and parameter.default is inspect.Parameter.empty

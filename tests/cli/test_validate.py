@@ -1,45 +1,245 @@
 """``coreflow validate`` as a user and a script meet it."""
 
 import json
+import re
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from coreflow.cli.main import main
+from coreflow.validate import validate_bundle
+from coreflow.validate.report.json import read_report, to_json, write_report
+from coreflow.validate.report.model import BundleReport
 
 ROOT = Path(__file__).parents[2]
+SOURCE = f"{ROOT}/examples/recipes.py:CLASSIFIER"
+Run = Callable[..., tuple[int, str, str]]
 
 
-def test_a_healthy_bundle_passes_and_its_report_is_json(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["validate", str(exported / "bundle"), "--backend", "lifted", "--json", "--report", str(tmp_path / "report.json")])
-    printed = json.loads(capsys.readouterr().out)
+@pytest.fixture
+def coreflow(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(each) for each in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the example's recipe."""
+    out = tmp_path_factory.mktemp("example") / "example"
+    assert main(["export", SOURCE, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def judged(example: Path) -> BundleReport:
+    """The report on it."""
+    from coreflow.export.source import load_recipes
+
+    return validate_bundle(example, recipes=load_recipes(SOURCE), backend="lifted")
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch, judged: BundleReport) -> Callable[[BundleReport], None]:
+    """``coreflow validate`` finds what it is told, at once: ``judged``, or another report."""
+    from coreflow.cli import validate
+
+    def find(report: BundleReport) -> None:
+        monkeypatch.setattr(validate, "validate_with_bar", lambda *_, **__: report)
+
+    find(judged)
+    return find
+
+
+def with_rho(report: BundleReport, factor: float) -> BundleReport:
+    """Every ratio times ``factor``; the gates stay as they are."""
+    stages = {
+        name: replace(stage, outputs={key: replace(each, rho_rms=each.rho_rms * factor) for key, each in stage.outputs.items()})
+        for name, stage in report.stages.items()
+    }
+    return replace(report, stages=stages)
+
+
+def test_a_healthy_bundle_passes_and_its_report_is_json(exported: Path, tmp_path: Path, coreflow: Run) -> None:
+    code, out, _ = coreflow("validate", exported / "bundle", "--backend", "lifted", "--json", "--report", tmp_path / "report.json")
+    printed = json.loads(out)
     assert code == 0
     assert printed["verdict"] == "pass"
     assert set(printed["stages"]) == {"encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory", "decoder_step"}
-    assert json.loads((tmp_path / "report.json").read_text()) == printed
+    assert read_report(tmp_path / "report.json") == printed
 
 
-def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, coreflow: Run) -> None:
     weights = next(bundle.glob("packages/*/mapper_out.mlpackage/Data/*/weights/weight.bin"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     weights.write_bytes(data)
-    code = main(["validate", str(bundle), "--backend", "lifted"])
-    out = capsys.readouterr().out
+    code, out, _ = coreflow("validate", bundle, "--backend", "lifted")
     assert code == 1
     verdict = next(line for line in out.splitlines() if line.startswith("FAIL"))
     assert "mapper_out" in verdict
 
 
-def test_an_own_recipe_is_judged_against_its_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = f"{ROOT}/examples/recipes.py:CLASSIFIER"
-    assert main(["export", source, "--out", str(tmp_path / "example")]) == 0
-    assert main(["validate", str(tmp_path / "example"), "--reference", source, "--backend", "lifted"]) == 0
-    assert "PASS" in capsys.readouterr().out
-    package = next((tmp_path / "example").glob("packages/*/*.mlpackage"))
-    assert main(["validate", str(package), "--reference", source, "--backend", "lifted"]) == 0
-    capsys.readouterr()
-    assert main(["validate", str(tmp_path / "example"), "--backend", "lifted"]) == 5
-    assert "INCOMPLETE" in capsys.readouterr().out
-    assert main(["validate", str(package)]) == 2
-    assert "Give --reference FILE.py:NAME" in " ".join(capsys.readouterr().err.split())
+def test_an_own_recipe_is_judged_against_its_module(example: Path, coreflow: Run) -> None:
+    code, out, _ = coreflow("validate", example, "--reference", SOURCE, "--backend", "lifted")
+    assert code == 0 and "PASS" in out
+    package = next(example.glob("packages/*/*.mlpackage"))
+    assert coreflow("validate", package, "--reference", SOURCE, "--backend", "lifted")[0] == 0
+    code, out, _ = coreflow("validate", example, "--backend", "lifted")
+    assert code == 5 and "INCOMPLETE" in out
+    code, _, err = coreflow("validate", package)
+    assert code == 2 and "Give --reference FILE.py:NAME" in " ".join(err.split())
+
+
+def test_a_package_is_compared_with_another_package(example: Path, tmp_path: Path, coreflow: Run) -> None:
+    package = next(example.glob("packages/*/*.mlpackage"))
+    other = Path(shutil.copytree(package, tmp_path / "other.mlpackage"))
+    code, out, _ = coreflow("validate", package, "--reference", other, "--backend", "lifted", "--json")
+    found = json.loads(out)
+    assert code == found["exit_code"] and "other.mlpackage" in found["reference"] and found["outputs"]["scores"]["rho_rms"] is not None
+    code, _, err = coreflow("validate", package, "--reference", tmp_path / "model.tflite", "--backend", "lifted")
+    assert code == 2 and "model.tflite" in err
+
+
+def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, tmp_path: Path, coreflow: Run) -> None:
+    files = [tmp_path / "deep" / f"report.{suffix}" for suffix in ("json", "html", "xml", "md")]
+    code, out, _ = coreflow("validate", example, *(word for file in files for word in ("--report", file)))
+    assert code == 0
+    assert all(f"report: {file}" in out for file in files)
+    assert read_report(files[0])["verdict"] == "pass"
+    assert files[1].read_text().startswith("<!DOCTYPE html>")
+    assert ElementTree.fromstring(files[2].read_text()).get("failures") == "0"
+    assert files[3].read_text().startswith("### ✓ **PASS**")
+    assert sorted(each.name for each in (tmp_path / "deep").iterdir()) == sorted(file.name for file in files), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--report", "report.pdf"), "--report report.pdf: the suffix chooses the format; .json (JSON), .html (HTML), .xml (JUnit XML)"),
+        (("--report", "report"), "the suffix chooses the format"),
+        (("--update-baseline",), "--update-baseline: which file? Give --baseline FILE.json too"),
+        (("--baseline", "nowhere.json"), "--baseline nowhere.json is not there; --update-baseline writes it"),
+        (("--baseline", "baseline.xml", "--update-baseline"), "a baseline is a report in JSON"),
+        (("--baseline", "{package}"), "is of a package, and example is a bundle"),
+        (("--baseline", "{broken}"), "is not JSON"),
+    ],
+    ids=["pdf", "no suffix", "update what", "no baseline", "not JSON", "of a package", "broken"],
+)
+def test_what_cannot_be_written_or_compared_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, judged: BundleReport, tmp_path: Path, coreflow: Run, options: tuple[str, ...], said: str
+) -> None:
+    from coreflow.cli import validate
+
+    monkeypatch.setattr(validate, "validate_with_bar", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.chdir(tmp_path)
+    write_report(tmp_path / "package.json", next(iter(judged.stages.values())))
+    (tmp_path / "broken.json").write_text("{")
+    filled = [each.format(package="package.json", broken="broken.json") for each in options]
+    code, out, err = coreflow("validate", "example", *filled)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split()) and err.startswith("error: ")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["broken.json", "package.json"]
+
+
+def test_a_baseline_is_written_then_compared_with(instant: Any, judged: BundleReport, example: Path, tmp_path: Path, coreflow: Run) -> None:
+    baseline = tmp_path / "baseline.json"
+    code, out, err = coreflow("validate", example, "--baseline", baseline, "--update-baseline")
+    assert code == 0 and f"baseline: {baseline}" in err and "baseline" not in out
+    kept = read_report(baseline)
+    assert kept["stages"]["classifier"]["ops"] == [] and kept["stages"]["classifier"]["outputs"]["scores"]["rho_rms"] > 0
+
+    code, out, _ = coreflow("validate", example, "--baseline", baseline)
+    assert code == 0 and "against the baseline:\nNO WORSE" in out
+
+    instant(with_rho(judged, 1.2))
+    code, out, _ = coreflow("validate", example, "--baseline", baseline)
+    assert code == 1 and "worse: classifier: scores: rho_rms" in out
+    code, out, _ = coreflow("validate", example, "--baseline", baseline, "--json")
+    printed = json.loads(out)
+    assert code == 1 and printed["baseline"]["worse"] == 1 and printed["validation"]["verdict"] == "pass"
+
+    code, _, _ = coreflow("validate", example, "--baseline", baseline, "--update-baseline")
+    assert code == 0 and coreflow("validate", example, "--baseline", baseline)[0] == 0
+
+
+def test_a_failing_validation_keeps_its_own_exit_code(
+    instant: Any, judged: BundleReport, example: Path, tmp_path: Path, coreflow: Run
+) -> None:
+    write_report(tmp_path / "baseline.json", judged)
+    instant(replace(judged, verdict="fail", cause="translation"))
+    assert coreflow("validate", example, "--baseline", tmp_path / "baseline.json")[0] == 4
+
+
+def test_two_reports_are_compared(judged: BundleReport, tmp_path: Path, coreflow: Run) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    write_report(old, judged)
+    write_report(new, with_rho(judged, 1.2))
+    code, out, _ = coreflow("validate", "diff", old, old)
+    assert code == 0 and out.startswith("NO WORSE  pass -> pass")
+    code, out, _ = coreflow("validate", "diff", old, new)
+    assert code == 1 and out.startswith("WORSE  pass -> pass; 1 thing got worse")
+    code, out, _ = coreflow("validate", "diff", new, old, "--json")
+    assert code == 0 and json.loads(out)["changes"][0]["direction"] == "better"
+
+
+def test_what_cannot_be_compared_is_exit_code_2(judged: BundleReport, tmp_path: Path, coreflow: Run) -> None:
+    old, package, last_year = (tmp_path / f"{name}.json" for name in ("old", "package", "last_year"))
+    write_report(old, judged)
+    write_report(package, next(iter(judged.stages.values())))
+    last_year.write_text(json.dumps({**to_json(judged), "schema_version": 1}))
+    for other, said in ((package, "give two of a kind"), (last_year, "schema version 1"), (tmp_path / "nowhere.json", "cannot be read")):
+        code, out, err = coreflow("validate", "diff", old, other)
+        assert (code, out) == (2, "") and said in " ".join(err.split())
+    assert coreflow("validate", "diff", old)[0] == 2
+
+
+def test_a_folder_may_be_called_diff(instant: Any, coreflow: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coreflow.cli import validate
+
+    asked: list[Path] = []
+    found = validate.validate_with_bar
+    monkeypatch.setattr(validate, "validate_with_bar", lambda path, *_, **__: asked.append(path) or found(path))
+    assert coreflow("validate", "./diff")[0] == 0 and coreflow("validate", "--strict", "replay")[0] == 0
+    assert asked == [Path("diff"), Path("replay")]
+
+
+def test_a_replay_is_reported_like_a_validation(
+    judged: BundleReport, coreflow: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    report = replace(next(iter(judged.stages.values())), verdict="fail", cause="fp16", text="again")
+
+    def again(path: Path, **options: Any) -> Any:
+        asked.append((path, options))
+        return report
+
+    monkeypatch.setitem(sys.modules, "coreflow.validate.replay", types.SimpleNamespace(replay=again))
+    code, out, _ = coreflow("validate", "replay", "worst.safetensors", "--report", tmp_path / "report.md", "--package", "here.mlpackage")
+    assert code == 1 and "FAIL (fp16)  again" in out
+    assert asked == [(Path("worst.safetensors"), {"reference": None, "package": Path("here.mlpackage"), "backend": None})]
+    assert "FAIL" in (tmp_path / "report.md").read_text()
+    code, out, _ = coreflow("validate", "replay", "worst.safetensors", "--json")
+    assert code == 1 and json.loads(out)["text"] == "again"
+    assert coreflow("validate", "replay")[0] == 2
+
+
+def test_help_tells_of_the_other_two_commands(coreflow: Run) -> None:
+    def words(*arguments: str) -> str:
+        return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", coreflow(*arguments)[1]).split())
+
+    assert "validate diff" in words("--help") and "validate replay" in words("--help")
+    assert "coreflow validate diff OLD NEW" in words("validate", "--help") and " validate [OPTIONS]" in words("validate", "--help")
+    assert " validate diff [OPTIONS]" in words("validate", "diff", "--help")

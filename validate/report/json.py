@@ -1,29 +1,21 @@
-"""A report as JSON: stable keys, no NaN literals."""
+"""A report as JSON, and back: stable keys, no NaN literals."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coreflow.models.errors import InputError
 from coreflow.models.storage import write_json
-from coreflow.validate.report.model import BundleReport, Report
-
-SCHEMA_VERSION = 1
-# Values that a dataclass computes and a reader of the file wants.
-_COMPUTED = {
-    "OutputReport": ("outcome", "headroom", "largest_jump"),
-    "Report": ("exit_code",),
-    "BundleReport": ("exit_code", "failing_stages"),
-    "Samples": ("total", "left_out"),
-    "TokenAgreement": ("share",),
-}
+from coreflow.validate.report.model import BundleReport, CascadeReport, OutputReport, Plots, Report
+from coreflow.validate.report.schema import COMPUTED, KINDS, SCHEMA_VERSION, misfit, schema
 
 
 def to_json(report: Report | BundleReport) -> dict[str, Any]:
     """Plain data; numbers that are not finite become null."""
-    of = "bundle" if isinstance(report, BundleReport) else "package"
-    return {"schema_version": SCHEMA_VERSION, "report": f"coreflow validation of a {of}", **_plain(report)}
+    return {"schema_version": SCHEMA_VERSION, "report": KINDS[type(report)], **_plain(report)}
 
 
 def write_report(path: Path, report: Report | BundleReport) -> None:
@@ -31,9 +23,49 @@ def write_report(path: Path, report: Report | BundleReport) -> None:
     write_json(path, to_json(report))
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """A report as ``to_json`` gave it. Anything else is an ``InputError`` that says what is wrong with it."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(plain, dict) or plain.get("report") not in KINDS.values():
+        raise InputError(f"{path} is not a report; `coreflow validate ... --report FILE.json` writes one")
+    if plain.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is a report of schema version {plain.get('schema_version')}, and this coreflow reads {SCHEMA_VERSION}; "
+            "validate again to write a new one"
+        )
+    rules = schema()
+    kind = next(kind for kind, said in KINDS.items() if said == plain["report"])
+    if wrong := misfit(plain, rules["$defs"][f"{kind.__name__}File"], rules["$defs"]):
+        raise InputError(f"{path} is not a whole report: {wrong}")
+    return plain
+
+
+def without_pictures(report: Report | BundleReport) -> Report | BundleReport:
+    """The report without plots and op table: what a baseline that is committed needs."""
+    if isinstance(report, Report):
+        return replace(report, ops=(), outputs=_bare(report.outputs))
+    cascade = report.cascade
+    stages = {name: replace(stage, ops=(), outputs=_bare(stage.outputs)) for name, stage in report.stages.items()}
+    bare: CascadeReport | None = None if cascade is None else replace(cascade, outputs=_bare(cascade.outputs))
+    return replace(report, stages=stages, cascade=bare)
+
+
+def _bare(outputs: Mapping[str, OutputReport]) -> dict[str, OutputReport]:
+    return {name: replace(output, plots=Plots()) for name, output in outputs.items()}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)] + list(_COMPUTED.get(type(value).__name__, ()))
+        names = [field.name for field in fields(value)] + list(COMPUTED.get(type(value).__name__, ()))
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}

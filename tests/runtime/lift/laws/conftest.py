@@ -1,0 +1,312 @@
+"""What every law needs: random arguments, one op run in all the ways there are, and what MIL itself infers of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.program import Feature, Graph, Interface, Op, Value
+from coreflow.runtime.lift.interpreter import Interpreter
+from coreflow.runtime.lift.module import LiftedModule
+from coreflow.runtime.lift.numerics import numerics_named
+
+Arguments = dict[str, Any]
+OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")
+FEW, MANY = 10, 150
+
+
+class Draw:
+    """Random arguments for one example. An array's elements come from a seed: what matters here are shapes and options."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._rng = np.random.default_rng(data.draw(st.integers(0, 2**16), label="seed"))
+
+    def one(self, choices: Sequence[Any]) -> Any:
+        return self._data.draw(st.sampled_from(choices))
+
+    def flag(self) -> bool:
+        return bool(self._data.draw(st.booleans()))
+
+    def whole(self, low: int, high: int) -> int:
+        return int(self._data.draw(st.integers(low, high)))
+
+    def wholes(self, count: int, low: int, high: int) -> list[int]:
+        return [self.whole(low, high) for _ in range(count)]
+
+    def since(self, opset: str) -> str:
+        """An opset from this one on."""
+        return str(self.one(OPSETS[OPSETS.index(opset) :]))
+
+    def shape(self, low: int = 1, high: int = 5, *, least: int = 1, most: int = 4) -> list[int]:
+        """Extents of ``low`` to ``high`` axes."""
+        return self.wholes(self.whole(low, high), least, most)
+
+    def axis(self, rank: int) -> int:
+        return self.whole(-rank, rank - 1)
+
+    def axes(self, rank: int, least: int = 1) -> list[int]:
+        """Some axes, in any order, counted from either end."""
+        chosen = self._data.draw(st.lists(st.integers(0, rank - 1), min_size=least, max_size=rank, unique=True))
+        return [axis - rank if self.flag() else axis for axis in chosen]
+
+    def perm(self, rank: int) -> list[int]:
+        return list(self._data.draw(st.permutations(range(rank))))
+
+    def floats(self, *shape: int, low: float | None = None, high: float | None = None) -> Any:
+        """Normal numbers, or small whole ones (ties, zeros); within limits, evenly spread ones."""
+        if low is not None and high is not None:
+            return self._rng.uniform(low, high, shape).astype(np.float32)
+        if self.flag():
+            return self._rng.normal(size=shape).astype(np.float32)
+        return self._rng.integers(-3, 4, shape).astype(np.float32)
+
+    def distinct(self, *shape: int) -> Any:
+        """Numbers of which no two are the same, on both sides of 0."""
+        count = int(np.prod(shape))
+        return self._rng.permutation(count).reshape(shape).astype(self.one((np.float32, np.int32))) - count // 3
+
+    def ints(self, *shape: int, low: int = -5, high: int = 5, dtype: Any = np.int32) -> Any:
+        return self._rng.integers(low, high, shape, endpoint=True).astype(dtype)
+
+    def bools(self, *shape: int) -> Any:
+        return self._rng.integers(0, 2, shape).astype(bool)
+
+    def numbers(self, *shape: int) -> Any:
+        """Floats or whole numbers."""
+        return self.floats(*shape) if self.flag() else self.ints(*shape)
+
+    def anything(self, *shape: int) -> Any:
+        """Elements of any type."""
+        return self.one((self.floats, self.ints, self.bools))(*shape)
+
+    def broadcastable(self, count: int) -> list[list[int]]:
+        """Shapes that go together: of any rank up to 5, with any axes of extent 1 or missing."""
+        whole = self.shape(0, 5)
+        shapes = []
+        for _ in range(count):
+            own = [1 if self.whole(0, 3) == 0 else extent for extent in whole]
+            shapes.append(own[self.whole(0, len(own)) :] if self.flag() else own)
+        return shapes
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What MIL infers of one result: an open extent is None; ``value`` is None where MIL does not compute."""
+
+    shape: tuple[int | None, ...]
+    kind: str  # f, i or b
+    value: Any
+
+
+def infer(op: str, arguments: Arguments, opset: str, *, values: bool = True) -> tuple[Declared, ...]:
+    """MIL's type inference; and its value inference for constant arguments, unless the first of them is to be an input."""
+    ct = quiet_coremltools()
+    from coremltools.converters.mil.mil import Builder, Function, types
+
+    target = dict(zip(OPSETS, (ct.target.iOS15, ct.target.iOS16, ct.target.iOS17, ct.target.iOS18), strict=True))[opset]
+    inputs = {}
+    if not values:
+        name, first = next((name, data) for name, data in arguments.items() if isinstance(data, np.ndarray))
+        inputs[name] = Builder.placeholder(first.shape, types.numpy_type_to_builtin_type(first.dtype))
+    with Function(inputs, opset_version=target) as function, np.errstate(all="ignore"):
+        found = getattr(Builder, op)(**{**arguments, **function.inputs})
+    parts = found if isinstance(found, tuple | list) else (found,)
+    return tuple(
+        Declared(
+            tuple(int(extent) if isinstance(extent, int | np.integer | np.floating) else None for extent in part.shape),
+            np.dtype(types.nptype_from_builtin(part.dtype)).kind.replace("u", "i"),
+            part.val,
+        )
+        for part in parts
+    )
+
+
+def _value(name: str, data: Any, *, constant: bool) -> Value:
+    if isinstance(data, str):
+        return Value("", "string", (), data=data)
+    array = _array(data)
+    return Value(name, array.dtype.name, array.shape, data=array if constant else None)
+
+
+def _array(data: Any) -> Any:
+    array = np.asarray(data)
+    if isinstance(data, np.ndarray | np.generic):
+        return array
+    return array.astype({"i": np.int32, "f": np.float32}.get(array.dtype.kind, array.dtype))
+
+
+How = Literal["constants", "computed", "module"]
+HOW: tuple[How, ...] = get_args(How)[1:]
+
+
+def run(
+    op: str,
+    arguments: Arguments,
+    *,
+    opset: str,
+    results: int = 1,
+    numerics: str = "fp64",
+    declared: str = "float32",
+    how: How = "constants",
+) -> tuple[Any, ...]:
+    """The results of one op as the interpreter gives them.
+
+    ``computed``: arrays come in as a program's inputs and not as its constants. ``module``: constants that are a module's parameters.
+    """
+    chosen = numerics_named(numerics)
+    given: dict[str, torch.Tensor] = {}
+    values: dict[str, Any] = {}
+    inputs: list[Value] = []
+
+    def value_of(name: str, data: Any) -> Value:
+        constant = how != "computed" or not isinstance(data, np.ndarray | list)
+        value = _value(name, data, constant=constant)
+        if not constant:
+            tensor = torch.from_numpy(_array(data).copy())
+            given[name] = tensor.to(chosen.dtype) if tensor.is_floating_point() else tensor if tensor.dtype == torch.bool else tensor.int()
+            inputs.append(value)
+        return value
+
+    for name, data in arguments.items():
+        several = isinstance(data, list) and len(data) > 0 and isinstance(data[0], np.ndarray)
+        values[name] = tuple(value_of(f"{name}{i}", part) for i, part in enumerate(data)) if several else value_of(name, data)
+    outputs = tuple(Value(f"y{i}", declared, None) for i in range(results))
+    graph = Graph("main", opset, tuple(inputs), outputs, (Op(op, "op", values, outputs),), ())
+    if how != "module":
+        return tuple(value.numpy() for value in Interpreter(graph, chosen).run(given).values())
+    interface = Interface(inputs=(), outputs=tuple(Feature(value.name, "array") for value in outputs), states=())
+    with torch.inference_mode():
+        return tuple(value.numpy() for value in LiftedModule(graph, interface, chosen)())
+
+
+def _in_half(data: Any) -> Any:
+    """The same arguments with every float32 array in fp16."""
+    if isinstance(data, dict):
+        return {name: _in_half(each) for name, each in data.items()}
+    if isinstance(data, list) and data and isinstance(data[0], np.ndarray):
+        return [_in_half(each) for each in data]
+    return data.astype(np.float16) if isinstance(data, np.ndarray | np.generic) and data.dtype == np.float32 else data
+
+
+class Law:
+    """Tries a rule on random examples."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+
+    def __call__(self, rule: Callable[[Draw], None]) -> None:
+        """``rule`` draws its example and asserts."""
+
+        @settings(
+            max_examples=self._examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+            phases=(Phase.generate, Phase.shrink),
+        )
+        @given(data=st.data())
+        def tried(data: Any) -> None:
+            rule(Draw(data))
+
+        tried()
+
+    def agrees_with_mil(
+        self, op: str, arguments_of: Callable[[Draw], Arguments], oracle: Callable[..., Any] | None = None, *, values: bool = True
+    ) -> None:
+        """Results have the shape, the kind and, where MIL computes, the values that MIL infers; the oracle's values where there is one.
+
+        ``values=False``: types only, where MIL's own values are wrong.
+        Computed arguments and a module's parameters give what constants give; no fp16 result holds a number that fp16 does not.
+        """
+
+        def rule(draw: Draw) -> None:
+            arguments, opset = _drawn(arguments_of, draw)
+            wanted = infer(op, arguments, opset, values=values)
+            found = run(op, arguments, opset=opset, results=len(wanted))
+            for got, want in zip(found, wanted, strict=True):
+                extents = tuple(g if w is None else w for g, w in zip(got.shape, want.shape, strict=False))
+                assert (got.shape, got.dtype.kind) == (extents + want.shape[len(extents) :], want.kind)
+                if want.value is not None:
+                    np.testing.assert_allclose(got, want.value, rtol=1e-4, atol=1e-5)
+            _check(op, arguments, opset, found, oracle)
+
+        self(rule)
+
+    def agrees_with(self, oracle: Callable[..., Any], op: str, arguments_of: Callable[[Draw], Arguments]) -> None:
+        """The same without MIL, where its inference is wrong or knows less."""
+
+        def rule(draw: Draw) -> None:
+            arguments, opset = _drawn(arguments_of, draw)
+            wanted = oracle(**arguments)
+            found = run(op, arguments, opset=opset, results=len(wanted) if isinstance(wanted, tuple) else 1)
+            _check(op, arguments, opset, found, oracle)
+
+        self(rule)
+
+    def rounds_to_half(self, op: str, arguments_of: Callable[[Draw], Arguments]) -> None:
+        """On fp16 arguments, fp16 numerics give what fp64 gives to a rounding of fp16: nothing inside is narrower than fp32."""
+
+        def rule(draw: Draw) -> None:
+            arguments, opset = _drawn(arguments_of, draw)
+            halves = _in_half(arguments)
+            results = len(infer(op, arguments, opset))
+            exact = run(op, halves, opset=opset, results=results)
+            for half, want in zip(run(op, halves, opset=opset, results=results, numerics="fp16", declared="float16"), exact, strict=True):
+                within = np.abs(want) < np.finfo(np.float16).max
+                np.testing.assert_allclose(half[within], want[within], rtol=2**-10, atol=1e-5)
+
+        self(rule)
+
+
+def _drawn(arguments_of: Callable[[Draw], Arguments], draw: Draw) -> tuple[Arguments, str]:
+    """The arguments that were drawn, and the opset: theirs, or any."""
+    arguments = {name: data for name, data in arguments_of(draw).items() if data is not None}
+    opset = arguments.pop("opset", None) or draw.one(OPSETS)
+    large = {name for name, data in arguments.items() if getattr(data, "size", 0) > 8}
+    note(f"{opset}, {', '.join(f'{n}: {d.dtype} {d.shape}' if n in large else f'{n}: {d!r}' for n, d in arguments.items())}")
+    return arguments, opset
+
+
+def _check(op: str, arguments: Arguments, opset: str, found: tuple[Any, ...], oracle: Callable[..., Any] | None) -> None:
+    if oracle is not None:
+        values = oracle(**arguments)
+        for got, value in zip(found, values if isinstance(values, tuple) else (values,), strict=True):
+            assert got.shape == np.shape(value)
+            np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-5)
+    for how in ("module",) if op.startswith("constexpr_") else HOW:
+        for got, again in zip(found, run(op, arguments, opset=opset, results=len(found), how=how), strict=True):
+            np.testing.assert_array_equal(got, again)
+    for half in run(op, _in_half(arguments), opset=opset, results=len(found), numerics="fp16", declared="float16"):
+        assert half.dtype.kind != "f" or np.array_equal(half, half.astype(np.float16).astype(half.dtype), equal_nan=True)
+
+
+@pytest.fixture(params=[pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
+def law(request: pytest.FixtureRequest) -> Law:
+    """``law(rule)`` and ``law.agrees_with_mil(op, arguments_of, oracle)``, on few examples or, among the slow tests, on many."""
+    return Law(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_overflow_warnings() -> Iterator[None]:
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_op() -> Callable[..., Any]:
+    """``run``, for laws of another form."""
+    return run
+
+
+@pytest.fixture(scope="session")
+def infer_op() -> Callable[..., Any]:
+    """``infer``, likewise."""
+    return infer

@@ -1,0 +1,158 @@
+"""What a CI system and a pull request show: JUnit XML and Markdown. What was not judged is never among what passed."""
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from markdown_it import MarkdownIt
+
+from coreflow.validate.report.junit import to_junit
+from coreflow.validate.report.markdown import code, escape, to_markdown
+
+# GitHub's tables, and no HTML but what is ours.
+READER = MarkdownIt("commonmark").enable("table")
+
+
+def cases(document: str) -> dict[str, ElementTree.Element]:
+    return {f"{case.get('classname')} / {case.get('name')}": case for case in ElementTree.fromstring(document).iter("testcase")}
+
+
+def state(case: ElementTree.Element) -> str:
+    return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+
+
+def test_junit_has_a_case_per_package_and_per_output_and_gate(make) -> None:
+    found = {name: state(case) for name, case in cases(to_junit(make.whole())).items()}
+    assert found == {
+        "encoder / verdict": "failure",
+        "encoder / surface: rho_rms": "passed",
+        "encoder / surface: contract": "passed",
+        "encoder / hidden: finite": "failure",
+        "encoder / hidden: rho_rms": "failure",
+        "encoder / hidden: reacts": "error",
+        "encoder / hidden: rho_max": "passed",
+        "encoder / hidden: ceiling": "failure",
+    }
+
+
+def test_junit_failures_say_what_was_found(make) -> None:
+    found = cases(to_junit(make.whole()))
+    verdict = found["encoder / verdict"].find("failure")
+    assert verdict is not None and verdict.text is not None
+    assert verdict.text.startswith("said so\nrounding: op_0_linear (linear), 40.00 times what is healthy; layers.3, net.py:30")
+    assert "replay: coreflow validate replay 'runs/my replay.safetensors'" in verdict.text
+    finite = found["encoder / hidden: finite"].find("failure")
+    assert finite is not None and finite.get("message") == "FAIL: finite 3, limit 0" and "3 values are NaN" in str(finite.text)
+    warned = found["encoder / hidden: rho_max"].find("system-out")
+    assert warned is not None and str(warned.text).startswith("WARN")
+
+
+def test_junit_counts_what_it_holds(make) -> None:
+    report = make.bundle(make.whole(), make.stage(make.output(), name="other"), make.stage(name="none", verdict="incomplete"))
+    root = ElementTree.fromstring(to_junit(report))
+    assert [suite.get("name") for suite in root] == ["demo", "demo.encoder", "demo.other", "demo.none", "demo.cascade"]
+    for holder in (*root, root):
+        held = [state(case) for case in holder.iter("testcase")]
+        assert {kind: holder.get(kind) for kind in ("tests", "failures", "errors", "skipped")} == {
+            "tests": str(len(held)),
+            "failures": str(held.count("failure")),
+            "errors": str(held.count("error")),
+            "skipped": "0",
+        }
+
+
+def test_junit_never_passes_what_was_not_judged(make) -> None:
+    no_gates = make.stage(make.output(gates=()), name="no gates")
+    report = make.bundle(no_gates, make.stage(name="none", verdict="incomplete"), problems=("no reference for none",))
+    found = {name: state(case) for name, case in cases(to_junit(report)).items()}
+    assert {name for name, each in found.items() if each == "error"} == {
+        "demo / verdict",
+        "demo.no gates / verdict",
+        "demo.no gates / surface: gates",
+        "demo.none / verdict",
+    }
+    assert "not judged: no reference for none" in to_junit(report)
+
+
+def test_strict_makes_a_warning_a_failure(make) -> None:
+    report = make.whole()
+    assert state(cases(to_junit(report, strict=True))["encoder / hidden: rho_max"]) == "failure"
+
+
+def test_junit_of_a_real_failure(real: Any) -> None:
+    found = {name: state(case) for name, case in cases(to_junit(real)).items()}
+    assert found["network / y: rho_rms"] == "failure" and found["network / y: finite"] == "passed"
+    assert "layers.1.contract" in to_junit(real)
+
+
+def test_hostile_names_are_text_in_xml(make) -> None:
+    found = cases(to_junit(make.bundle(make.hostile(), name=make.HOSTILE)))
+    kept = "<script>alert(1)</script>\"'&|`[bold]\ufffd[31m\ufffd\ufffd\ufffd"
+    assert f"{kept}.{kept} / {kept}: rho_slice" in found
+
+
+def test_markdown_says_the_verdict_first_then_what_fails_then_why(make) -> None:
+    text = to_markdown(make.whole())
+    assert text.startswith("### ✗ **FAIL** (fp16): coreflow validate `encoder`\n\nsaid so\n\n|")
+    order = [
+        "`hidden`",
+        "Culprits in `encoder`",
+        "1. **rounding** `op_0_linear`",
+        "5. ",
+        "Replay: `coreflow",
+        "1 of 2 outputs pass",
+        "`surface`",
+    ]
+    places = [text.index(each) for each in order]
+    assert places == sorted(places)
+    assert "6. " not in text and "\n\n\n" not in text
+    assert len(text.splitlines()) < 30
+
+
+def test_markdown_lists_packages_that_were_not_compared(make) -> None:
+    report = make.bundle(
+        make.stage(make.output()),
+        make.stage(name="none", verdict="incomplete", problems=("other golden samples",)),
+        problems=("no reference",),
+        warnings=("weight.bin was changed",),
+    )
+    text = to_markdown(report)
+    assert text.startswith("### ? **INCOMPLETE**: coreflow validate `demo`")
+    assert "| `none` | nothing compared | ? **INCOMPLETE** |" in text
+    for said in ("- `none` not judged: other golden samples", "- `demo` not judged: no reference", "- warning: weight.bin was changed"):
+        assert said in text
+    assert "8 of 9 equal" in text and "NOT compared: none" in text
+
+
+def test_markdown_of_a_pass_is_short(make) -> None:
+    text = to_markdown(make.stage(make.output()))
+    assert text.startswith("### ✓ **PASS**") and "Culprits" not in text and text.index("<details>") < text.index("`surface`")
+
+
+def test_hostile_names_are_text_in_markdown(make) -> None:
+    text = to_markdown(make.bundle(make.hostile(), name=make.HOSTILE, warnings=(make.HOSTILE,)))
+    page = READER.render(text)
+    assert "<script" not in page
+    assert not {"\x1b", "\x00", "\u202e", "\ud800"} & set(text)
+    rows = [row.count("<td") for row in re.findall("<tr>(.*?)</tr>", page, re.DOTALL) if "<td" in row]
+    assert rows == [9, 9], "no name opens a cell of its own"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a_b", "_a_", "*b*", "`c`", "a|b", "<i>", "&amp;", "[x](y)", "![x](y)", "# no", "1. no", "- no", "> no", "\\*", "~~x~~", "a\nb"],
+)
+def test_escaped_text_reads_as_it_was(text: str) -> None:
+    tokens = READER.parse(escape(text))
+    assert [each.type for each in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    children = tokens[1].children or []
+    assert "".join(each.content for each in children) == text.replace("\n", " ")
+    assert {each.type for each in children} <= {"text", "text_special"}
+
+
+@pytest.mark.parametrize("text", ["a", "`", "a`b", "``a``", "", "a\nb", "<i>", "*a*"])
+def test_a_code_span_holds_any_text(text: str) -> None:
+    children = READER.parse(code(text))[1].children or []
+    assert [each.type for each in children] == ["code_inline"]
+    assert children[0].content.strip() == text.replace("\n", " ")

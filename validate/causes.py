@@ -1,0 +1,118 @@
+"""Whose fault an error is: the lowest rung that fails by itself, and the ops to which it can be traced."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from coreflow.runtime.lifted import LiftedModel
+from coreflow.validate.culprits import lossy, mistranslated, origins_of, poorly_held
+from coreflow.validate.gates import Compared, judge
+from coreflow.validate.ladder import Judged, Ladder, Observed, program_of
+from coreflow.validate.provenance import Matcher, trace_values
+from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
+from coreflow.validate.tolerance import FP32, LIFTED
+
+# How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
+# program alone, by up to 2^-12 each, and so are weights that the converter folds. A ResNet-50 with folded norms comes to 1.6e-3, the T5
+# decoder to 1.1e-4.
+_SAVED_MATCH = 4e-3
+# A fresh conversion at FLOAT32 folds constants in fp32.
+_WIDE_MATCH = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What was found of the ops; empty when they were not looked at."""
+
+    ops: tuple[OpReport, ...] = ()
+    culprits: tuple[Culprit, ...] = ()
+    constants: tuple[ConstantReport, ...] = ()
+
+
+def cause_of(
+    compared: Sequence[Compared],
+    outputs: Mapping[str, OutputReport],
+    judged: Judged,
+    observed: Sequence[Observed],
+    *,
+    same_ops: bool | None,
+) -> Cause:
+    """The lowest rung that fails by itself.
+
+    R3 fails for wrong weights and for a wrong program: the latter has other ops than a fresh conversion of the reference (``same_ops``
+    False; None where there is none).
+    """
+    gates = [gate for each in outputs.values() for gate in each.gates if gate.outcome == "fail"]
+    if any(gate.name == "finite" for gate in gates):
+        return "non-finite"
+    if any(gate.name == "translation" for gate in gates):
+        return "translation"
+    if _fails_by_itself("R3", compared, outputs, judged, observed):
+        return "translation" if same_ops is False else "weights"
+    if _fails_by_itself("R4", compared, outputs, judged, observed):
+        return "fp16"
+    return "fp16" if judged.last == "R4" else "device"
+
+
+def _fails_by_itself(
+    rung: str, compared: Sequence[Compared], outputs: Mapping[str, OutputReport], judged: Judged, observed: Sequence[Observed]
+) -> bool:
+    if rung == judged.last or rung not in judged.rungs:
+        return False
+    tolerance = judged.tolerance if judged.last == "R4" else FP32 if judged.precision == "fp32" else LIFTED
+    failing = [each for each in compared if outputs[each.name].outcome == "fail"]
+    values = (replace(each, actual=np.stack([seen.rungs[rung][each.name] for seen in observed])) for each in failing)
+    return any(judge(each, tolerance, {}).outcome == "fail" for each in values)
+
+
+def explain(
+    ladder: Ladder,
+    module: nn.Module | None,
+    observed: Sequence[Observed],
+    verdict: Outcome,
+    cause: Cause | None,
+    outputs: Mapping[str, OutputReport],
+) -> Explanation:
+    """Every op with its errors and its place in the source; and of these the ones that explain what failed.
+
+    Origins come from one sample, the first whose reference is finite: values name an op, and one sample has enough of them.
+    """
+    constants = poorly_held(ladder.judged.graph, None if ladder.wide_package is None else program_of(ladder.wide_package))
+    if ladder.localiser is None:
+        return Explanation(constants=constants)
+    sample = next((seen.sample for seen in observed if all(np.isfinite(each).all() for each in seen.exact)), observed[0].sample)
+    given, ratio = ladder.rounded(sample), max((each.rho_rms for each in outputs.values() if each.rho_rms == each.rho_rms), default=0.0)
+    if module is None:
+        reports = ladder.localiser.reports({})
+        return Explanation(ops=reports, culprits=lossy(reports), constants=constants)
+    traced = trace_values(module, given, weights="half" if ladder.judged.precision == "fp16" else "exact")
+    values = ladder.localiser.wide_values(sample.inputs)
+    matcher = Matcher(traced, _SAVED_MATCH if ladder.judged.precision == "fp16" else _WIDE_MATCH)
+    origins, places = origins_of(ladder.localiser.ops, values, matcher)
+    reports = ladder.localiser.reports(origins)
+    wrong: tuple[Culprit, ...] = ()
+    if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
+        wrong = mistranslated(ladder.judged.graph, ladder.localiser.ops, places, traced, ratio)
+        gates = [gate for each in outputs.values() for gate in each.gates]
+        if any(gate.name == "translation" and gate.outcome == "fail" for gate in gates):
+            wrong = _in_fresh_conversion(ladder.open_wide(), module, given, ratio) or wrong
+    found = lossy(reports)
+    first = [each for each in found if each.kind == "non-finite"] if cause == "non-finite" else []
+    culprits = (*first, *wrong, *(each for each in found if each not in first))
+    return Explanation(ops=reports, culprits=culprits, constants=constants)
+
+
+def _in_fresh_conversion(wide: LiftedModel, module: nn.Module, given: Mapping[str, np.ndarray], ratio: float) -> tuple[Culprit, ...]:
+    """Where a conversion at FLOAT32 leaves torch: nothing is rounded there, so that the smallest difference shows."""
+    traced = trace_values(module, given)
+    ops, values = [], []
+
+    def see(op: object, results: tuple[object, ...]) -> None:
+        ops.append(op)
+        values.append(results[0] if results and isinstance(results[0], Tensor) else None)
+
+    wide.predict(dict(zip(wide.inputs, given.values(), strict=True)), observe=see)
+    _, places = origins_of(ops, values, Matcher(traced, _WIDE_MATCH))  # type: ignore[arg-type]
+    return mistranslated(wide.interpreter.graph, ops, places, traced, ratio)  # type: ignore[arg-type]

@@ -1,0 +1,258 @@
+"""Which op of a program loses what: the program walked in two arithmetics at once, every result measured and let go.
+
+The fp16 walk (rung R4) is what is judged. Beside every one of its results stand the same op without its rounding, on the same inputs (the
+*local* error: what this op loses by itself, whatever came before), and the result of the walk in fp64 (R3; the *accumulated* error). Local
+errors are not amplified by what follows and assume nothing about depth; the ratio of an op's accumulated error to that of its inputs is its
+*amplification*, by which a subtraction that cancels shows, although it loses nothing itself.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreflow.export.program import Op, Value
+from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.lift.plan import Step, arguments_of
+from coreflow.runtime.lift.registry import find
+from coreflow.runtime.lifted import LiftedModel
+from coreflow.validate.metrics import ratio
+from coreflow.validate.report.model import OpReport, Origin
+from coreflow.validate.risks import never_exercised
+
+# RMS error of rounding to fp16, as a share of the RMS of what is rounded: ulp / sqrt(12) of each value, averaged over a normal
+# distribution's binades (simulated with 1e7 draws: 0.41 unit roundoffs).
+ROUNDING = 0.41 * 2.0**-11
+SMALLEST_NORMAL = 2.0**-14
+# A unit of error that is no error: what fp64 against fp64 may differ by.
+_NEGLIGIBLE = 1e-12
+
+
+@dataclass(slots=True)
+class Range:
+    """Which values were seen, over all samples; finite ones only."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    smallest: float = math.inf  # magnitude, without zeros
+
+    def widen(self, values: Tensor) -> None:
+        """Take ``values`` in."""
+        if not values.numel() or not values.is_floating_point():
+            return
+        low, high = (float(each) for each in torch.aminmax(values))
+        if not math.isfinite(low + high):
+            values = values[torch.isfinite(values)]
+            if not values.numel():
+                return
+            low, high = (float(each) for each in torch.aminmax(values))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        sizes = values.abs()
+        self.smallest = min(self.smallest, float(torch.where(sizes > 0, sizes, math.inf).min()))
+
+    @property
+    def largest(self) -> float:
+        """Magnitude; 0 when nothing finite was seen."""
+        return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over all elements and samples of one op's first floating result."""
+
+    elements: int = 0
+    local: float = 0.0  # sum of squares of the local error
+    wide: float = 0.0  # and of what it is an error of
+    error: float = 0.0  # and of the accumulated error
+    exact: float = 0.0
+    local_max: float = 0.0
+    wide_max: float = 0.0
+    overflowed: int = 0
+    underflowed: int = 0
+    range: Range = field(default_factory=Range)
+
+    @property
+    def relative(self) -> float:
+        """Accumulated error as a share of the result."""
+        return math.sqrt(ratio(self.error, self.exact))
+
+    @property
+    def local_rho(self) -> float:
+        """Local error in roundings."""
+        return ratio(math.sqrt(self.local), ROUNDING * math.sqrt(self.wide))
+
+    @property
+    def ulps(self) -> float:
+        """Largest local error in units of the last place of the largest result."""
+        return self.local_max / _spacing(self.wide_max) if self.wide_max else 0.0
+
+
+class Localiser:
+    """Runs a program's fp16 and fp64 forms side by side, sample after sample, and keeps what the ops lost.
+
+    ``narrow`` and ``wide`` are the same function of the same package. Tensors live as long as the program needs them; what stays are
+    some numbers an op. A program that keeps states is refused.
+    """
+
+    def __init__(self, narrow: LiftedModel, wide: LiftedModel) -> None:
+        if narrow.states:
+            raise UnsupportedError(f"{narrow.program.path.name} keeps states; ops are looked at in programs without")
+        self.narrow, self.wide = narrow, wide
+        self._steps = list(zip(narrow.interpreter.plan.steps, wide.interpreter.plan.steps, strict=True))
+        self._tallies = [_Tally() for _ in self._steps]
+        self._exact = [_moves_only(step, narrow) for step, _ in self._steps]
+        self._ranges: dict[int, Range] = {}  # id of an input Value of the graph
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The ops that are looked at, in execution order."""
+        return tuple(step.op for step, _ in self._steps)
+
+    def wide_values(self, inputs: Mapping[str, Any]) -> list[Tensor | None]:
+        """Every op's first result in fp64, in execution order."""
+        seen: list[Tensor | None] = []
+        tops = {id(op) for op in self.ops}
+
+        def observe(op: Op, results: tuple[Any, ...]) -> None:
+            if id(op) in tops:  # not what the blocks of another do
+                seen.append(results[0] if results and isinstance(results[0], Tensor) else None)
+
+        self.wide.predict(inputs, observe=observe)
+        return seen
+
+    def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``narrow`` and ``wide`` predict, as ``predict`` gives it."""
+        sides = [model.interpreter.environment(model.prepared(inputs)) for model in (self.narrow, self.wide)]
+        for value, slot in zip(self.narrow.interpreter.graph.inputs, self.narrow.interpreter.plan.inputs, strict=True):
+            self._ranges.setdefault(id(value), Range()).widen(sides[0][slot])
+        package = self.narrow.program.path.name
+        with torch.inference_mode():
+            for (narrow, wide), tally, exact in zip(self._steps, self._tallies, self._exact, strict=True):
+                raw, results = _call(narrow, sides[0], package)
+                _, reference = _call(wide, sides[1], package)
+                for place, result in enumerate(results):
+                    if isinstance(result, Tensor) and result.is_floating_point():
+                        _count(tally, result if exact else raw[place], result, reference[place])
+                        break
+                for step, side in ((narrow, sides[0]), (wide, sides[1])):
+                    for slot in step.frees:
+                        side[slot] = None
+        narrow_results, wide_results = (
+            model.finished({value.name: side[slot] for value, slot in _outputs(model)})
+            for model, side in zip((self.narrow, self.wide), sides, strict=True)
+        )
+        return narrow_results, wide_results
+
+    def reports(self, origins: Mapping[int, Origin]) -> tuple[OpReport, ...]:
+        """What was found of every op; ``origins`` by the op's place."""
+        made = {id(value): tally for (step, _), tally in zip(self._steps, self._tallies, strict=True) for value in step.op.outputs}
+        ranges = self._ranges | {key: tally.range for key, tally in made.items()}
+        return tuple(
+            OpReport(
+                index=index,
+                name=step.op.name,
+                type=step.op.type,
+                shape=tuple(extent or 0 for extent in step.op.outputs[0].shape or ()) if step.op.outputs else (),
+                origin=origins.get(index),
+                local_rho=tally.local_rho,
+                ulps=tally.ulps,
+                ulps_limit=2 + math.sqrt(terms) / 16 if (terms := terms_of(step.op)) > 1 else 2.0,
+                accumulated=tally.relative,
+                amplification=tally.relative / max(ROUNDING, *_relatives(step.op, made)) if tally.relative > _NEGLIGIBLE else 0.0,
+                largest=tally.range.largest,
+                smallest=tally.range.smallest if math.isfinite(tally.range.smallest) else 0.0,
+                overflowed=tally.overflowed,
+                underflowed=tally.underflowed / tally.elements if tally.elements else 0.0,
+                never_exercised=never_exercised(step.op, ranges),
+            )
+            for index, ((step, _), tally) in enumerate(zip(self._steps, self._tallies, strict=True))
+        )
+
+
+def terms_of(op: Op) -> int:
+    """How many products or terms are added up for one element of the result; 1 for what computes element by element."""
+    shapes = {name: value.shape for name, value in op.inputs.items() if isinstance(value, Value)}
+    weight, x = shapes.get("weight"), shapes.get("x") or shapes.get("query")
+    if weight is not None and len(weight) > 1:
+        return _product(weight) // max(weight[0] or 1, 1)
+    if op.type in ("matmul", "einsum", "scaled_dot_product_attention"):
+        first = x or next((value.shape for value in op.input_values()), None)
+        return (first[-1] or 1) if first else 1
+    if op.type.startswith("reduce_") or op.type.endswith(("_norm", "_pool")) or op.type in ("softmax", "cumsum"):
+        axes = op.inputs.get("axes") or op.inputs.get("axis")
+        if x is None:
+            return 1
+        places = axes.data if isinstance(axes, Value) and axes.data is not None else range(len(x))
+        chosen = [int(each) for each in torch.as_tensor(places).reshape(-1).tolist()]
+        return _product(tuple(x[place] for place in chosen if -len(x) <= place < len(x)))
+    return 1
+
+
+def _product(shape: tuple[int | None, ...]) -> int:
+    return math.prod(extent or 1 for extent in shape)
+
+
+def _outputs(model: LiftedModel) -> Iterator[tuple[Value, int]]:
+    return zip(model.interpreter.graph.outputs, model.interpreter.plan.outputs, strict=True)
+
+
+def _call(step: Step, environment: list[Any], package: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The results of a step before and after their rounding; the latter go to the environment."""
+    try:
+        given = step.function(**arguments_of(step, environment, package))
+    except Exception as error:
+        raise UnsupportedError(f"{package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
+    raw = given if isinstance(given, tuple) else (given,)
+    rounded = tuple(value if rounding is None else rounding(value) for (_, rounding), value in zip(step.writes, raw, strict=True))
+    for (slot, _), value in zip(step.writes, rounded, strict=True):
+        environment[slot] = value
+    return raw, rounded
+
+
+def _moves_only(step: Step, model: LiftedModel) -> bool:
+    """Whether the op gives values that it was given: nothing to lose, and no range of its own."""
+    lowering = find(step.op.type, model.interpreter.graph.opset)
+    return lowering is not None and lowering.exact
+
+
+def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor) -> None:
+    """Add one sample. ``raw`` is ``result`` before its rounding, ``exact`` the value in fp64; what is not finite is only counted."""
+    if exact.shape != result.shape:  # a shape that depends on values, and these on the arithmetic
+        return
+    raw, result, exact = raw.reshape(-1), result.reshape(-1), exact.reshape(-1)
+    tally.elements += result.numel()
+    tally.range.widen(result)
+    difference = exact - result
+    error = float(torch.dot(difference, difference))
+    if not math.isfinite(error):
+        finite = torch.isfinite(result) & torch.isfinite(exact)
+        tally.overflowed += int((torch.isfinite(raw) & torch.isfinite(exact) & ~torch.isfinite(result)).sum())
+        raw, result, exact = raw[finite], result[finite], exact[finite]
+        difference = exact - result
+        error = float(torch.dot(difference, difference))
+    tally.error += error
+    tally.exact += float(torch.dot(exact, exact))
+    if raw is result or not result.numel():
+        return
+    loss, sizes = result - raw, raw.abs()
+    tally.local += float(torch.dot(loss, loss))
+    tally.wide += float(torch.dot(raw, raw))
+    tally.local_max = max(tally.local_max, float(loss.abs().max()))
+    tally.wide_max = max(tally.wide_max, float(sizes.max()))
+    tally.underflowed += int(((sizes < SMALLEST_NORMAL) & (sizes > 0)).sum())
+
+
+def _relatives(op: Op, made: Mapping[int, _Tally]) -> Iterator[float]:
+    """The accumulated errors of what ``op`` reads."""
+    yield 0.0
+    for value in op.input_values():
+        if id(value) in made:
+            yield made[id(value)].relative
+
+
+def _spacing(size: float) -> float:
+    """Distance of the fp16 numbers at ``size``, however large."""
+    return 2.0 ** (max(math.floor(math.log2(size)), -14) - 10)

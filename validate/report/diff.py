@@ -1,0 +1,250 @@
+"""What changed between two reports, and whether anything got worse. Reports are plain data, as ``read_report`` gives them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+from coreflow.models.errors import InputError
+from coreflow.validate.report.model import SEVERITY
+from coreflow.validate.report.wording import gate_number, number
+
+Plain = Mapping[str, Any]
+Direction = Literal["worse", "better", "changed"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """A ratio got worse when it grew by more than both: the share lets large ratios move, the step small ones."""
+
+    share: float
+    step: float
+
+    def exceeded(self, before: float | None, after: float | None) -> bool:
+        """None stands for a number that is not finite: nothing is worse than that, and it is no worse than itself."""
+        if before is None or after is None:
+            return before is not None
+        return after > before * (1 + self.share) and after > before + self.step
+
+
+# The largest element and the worst slice are single draws, which move by themselves with the version of a kernel: their limits are wider.
+GROWTH: Mapping[str, Growth] = {
+    "rho_rms": Growth(share=0.10, step=0.05),
+    "rho_max": Growth(share=0.50, step=0.50),
+    "rho_slice": Growth(share=0.50, step=0.50),
+}
+COUNTS = ("flips", "non_finite", "overflowed")  # any growth is worse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing that is not as it was."""
+
+    part: str  # a package of the bundle, "cascade", or the name of the whole
+    what: str  # "verdict", an output, an output and its gate, ...
+    before: str
+    after: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputChange:
+    """An output of both reports; None is a number that is not finite."""
+
+    part: str
+    output: str
+    rho_before: float | None
+    rho_after: float | None
+    relative_rms_before: float | None
+    relative_rms_after: float | None
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDiff:
+    """Everything that changed, what got worse first."""
+
+    old_verdict: str
+    new_verdict: str
+    changes: tuple[Change, ...]
+    outputs: tuple[OutputChange, ...]
+
+    @property
+    def worse(self) -> tuple[Change, ...]:
+        """What got worse."""
+        return tuple(change for change in self.changes if change.direction == "worse")
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing got worse, 1 when something did."""
+        return 1 if self.worse else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"worse": len(self.worse), **asdict(self)}
+
+
+def compare(old: Plain, new: Plain) -> ReportDiff:
+    """Changes from ``old`` to ``new``; an ``InputError`` where one is of a bundle and the other of a package."""
+    if old["report"] != new["report"]:
+        raise InputError("one of the reports is of a bundle and the other of a package; give two of a kind")
+    before, after = _parts(old), _parts(new)
+    changes = [*_verdict(new["name"], old, new), *_versions(old, new), *_presence(before, after, "not judged")]
+    outputs: list[OutputChange] = []
+    for name, was, becomes in _both(before, after):
+        if was is not old:  # of a package the part is the whole
+            changes += _verdict(name, was, becomes)
+        changes += _run(name, was, becomes)
+        changes += _presence(was["outputs"], becomes["outputs"], "not compared", part=name)
+        for output, one, other in _both(was["outputs"], becomes["outputs"]):
+            found = [*_gates(name, output, one, other), *_numbers(name, output, one, other)]
+            changes += found
+            outputs.append(_output(name, output, one, other, any(each.direction == "worse" for each in found)))
+        changes += _culprits(name, was, becomes)
+        changes += _tokens(name, was, becomes)
+    order = ("worse", "changed", "better")
+    return ReportDiff(
+        old_verdict=old["verdict"],
+        new_verdict=new["verdict"],
+        changes=tuple(sorted(changes, key=lambda each: order.index(each.direction))),
+        outputs=tuple(outputs),
+    )
+
+
+def direction_of(before: str, after: str) -> Direction:
+    """Of outcomes. What is no longer judged has not got better, even where it failed before."""
+    if before == after:
+        return "changed"
+    if SEVERITY.index(after) < SEVERITY.index(before):
+        return "worse"
+    return "changed" if after == "incomplete" else "better"
+
+
+def _parts(report: Plain) -> dict[str, Plain]:
+    """The package, or the stages and the cascade."""
+    if "stages" not in report:
+        return {report["name"]: report}
+    return {**report["stages"], **({} if report["cascade"] is None else {"cascade": report["cascade"]})}
+
+
+def _both(old: Mapping[str, _T], new: Mapping[str, _T]) -> Iterator[tuple[str, _T, _T]]:
+    return ((name, old[name], new[name]) for name in new if name in old)
+
+
+def _verdict(part: str, old: Plain, new: Plain) -> Iterator[Change]:
+    before, after = ((each["verdict"] if each["cause"] is None else f"{each['verdict']} ({each['cause']})") for each in (old, new))
+    if before != after:
+        yield Change(part=part, what="verdict", before=before, after=after, direction=direction_of(old["verdict"], new["verdict"]))
+
+
+def _presence(old: Mapping[str, Plain], new: Mapping[str, Plain], unjudged: str, part: str | None = None) -> Iterator[Change]:
+    """Packages or outputs that are gone, which is worse, or new, which is worse unless they pass."""
+    for name in old:
+        if name not in new:
+            yield Change(part=part or name, what=name, before=_outcome(old[name]), after=f"gone: {unjudged}", direction="worse")
+    for name in new:
+        if name not in old:
+            found = _outcome(new[name])
+            yield Change(part=part or name, what=name, before="new", after=found, direction="changed" if found == "pass" else "worse")
+
+
+def _outcome(part: Plain) -> str:
+    return str(part.get("verdict", part.get("outcome")))
+
+
+def _run(part: str, old: Plain, new: Plain) -> Iterator[Change]:
+    """Other circumstances: ratios of different executions are not alike."""
+    for key in ("backend", "numerics", "compute_units", "precision", "reference", "budget", "digest", "weights_digest"):
+        if old.get(key) != new.get(key):
+            before, after = (str(each.get(key))[: 12 if key.endswith("digest") else None] for each in (old, new))
+            yield Change(part=part, what=key, before=before, after=after, direction="changed")
+    before, after = (each["samples"]["total"] - each["samples"]["left_out"] for each in (old, new))
+    if before != after:
+        yield Change(part=part, what="samples judged", before=str(before), after=str(after), direction="changed")
+
+
+def _versions(old: Plain, new: Plain) -> Iterator[Change]:
+    for name in {**old["versions"], **new["versions"]}:
+        before, after = (each["versions"].get(name, "absent") for each in (old, new))
+        if before != after:
+            yield Change(part=new["name"], what=f"version of {name}", before=before, after=after, direction="changed")
+
+
+def _gates(part: str, output: str, old: Plain, new: Plain) -> Iterator[Change]:
+    before, after = ({gate["name"]: gate for gate in each["gates"]} for each in (old, new))
+    for name, was, becomes in _both(before, after):
+        if was["outcome"] != becomes["outcome"]:
+            yield Change(
+                part=part,
+                what=f"{output}: {name}",
+                before=f"{was['outcome']} at {_gate_number(was['value'])}",
+                after=f"{becomes['outcome']} at {_gate_number(becomes['value'])}, limit {_gate_number(becomes['limit'])}",
+                direction=direction_of(was["outcome"], becomes["outcome"]),
+            )
+    for name, gate in before.items():
+        if name not in after:  # a check that passed and is no longer made
+            direction: Direction = "worse" if gate["outcome"] == "pass" else "changed"
+            yield Change(part=part, what=f"{output}: {name}", before=gate["outcome"], after="gone: not checked", direction=direction)
+    for name, gate in after.items():
+        if name not in before:
+            direction = "changed" if gate["outcome"] == "pass" else "worse"
+            yield Change(part=part, what=f"{output}: {name}", before="new", after=gate["outcome"], direction=direction)
+
+
+def _numbers(part: str, output: str, old: Plain, new: Plain) -> Iterator[Change]:
+    for key, growth in GROWTH.items():
+        before, after = old[key], new[key]
+        worse, better = growth.exceeded(before, after), growth.exceeded(after, before)
+        if worse or better:
+            direction: Direction = "worse" if worse else "better"
+            yield Change(part=part, what=f"{output}: {key}", before=_number(before), after=_number(after), direction=direction)
+    for key in COUNTS:
+        if old[key] != new[key]:
+            direction = "worse" if new[key] > old[key] else "better"
+            yield Change(part=part, what=f"{output}: {key}", before=str(old[key]), after=str(new[key]), direction=direction)
+
+
+def _output(part: str, output: str, old: Plain, new: Plain, worse: bool) -> OutputChange:
+    return OutputChange(
+        part=part,
+        output=output,
+        rho_before=old["rho_rms"],
+        rho_after=new["rho_rms"],
+        relative_rms_before=old["relative_rms"],
+        relative_rms_after=new["relative_rms"],
+        worse=worse,
+    )
+
+
+def _culprits(part: str, old: Plain, new: Plain) -> Iterator[Change]:
+    """New ones are told, and judged by the gates that they break: an op that is renamed is new too."""
+    for kind, listed in (("culprit", "culprits"), ("constant", "constants")):
+        known = {_key(each) for each in old.get(listed, ())}
+        for each in new.get(listed, ()):
+            if _key(each) not in known:
+                text = each.get("text") or each.get("problem", "")
+                yield Change(part=part, what=f"{kind} {each['name']}", before="new", after=text, direction="changed")
+
+
+def _key(found: Plain) -> tuple[str, ...]:
+    return found["name"], found.get("kind", ""), found.get("problem", "")
+
+
+def _tokens(part: str, old: Plain, new: Plain) -> Iterator[Change]:
+    if "tokens" not in old:
+        return
+    counts: Sequence[int] = [len(each["tokens"]["unexplained"]) for each in (old, new)]
+    if counts[0] != counts[1]:
+        direction: Direction = "worse" if counts[1] > counts[0] else "better"
+        yield Change(part=part, what="unexplained tokens", before=str(counts[0]), after=str(counts[1]), direction=direction)
+    equal = [f"{each['tokens']['equal']} of {each['tokens']['tokens']}" for each in (old, new)]
+    if equal[0] != equal[1]:
+        yield Change(part=part, what="equal tokens", before=equal[0], after=equal[1], direction="changed")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else number(value)
+
+
+def _gate_number(value: float | None) -> str:
+    return "not finite" if value is None else gate_number(value)

@@ -1,0 +1,300 @@
+"""A report as one HTML file: no network, no fonts or scripts from elsewhere, every picture drawn as SVG with its table behind it."""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+
+from coreflow.validate.report.markup import Html, details, join, table, tag, trusted
+from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
+from coreflow.validate.report.plots import output_plots
+from coreflow.validate.report.program import op_table, program_plots
+from coreflow.validate.report.wording import (
+    NOT_LOOKED_AT,
+    SIGNS,
+    ambiguity,
+    contract,
+    coverage,
+    exact_number,
+    execution,
+    flips,
+    gate_number,
+    headroom,
+    jump,
+    non_finite,
+    number,
+    ops_found,
+    parts_of,
+    place,
+    ranked,
+    replay_command,
+    times,
+    versions,
+)
+
+
+def to_html(report: Report | BundleReport) -> str:
+    """The whole page."""
+    title = f"{report.verdict.upper()}: {report.name}"
+    style, script = (trusted(files(__package__).joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    # Nothing may be fetched and nothing run but our own style and script, whatever names the report holds.
+    policy = f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", style),
+    )
+    body = join(_bundle(report) if isinstance(report, BundleReport) else _package(report))
+    page = tag("html", head, tag("body", tag("main", body), tag("script", script)), lang="en")
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _package(report: Report) -> Iterator[Html | None]:
+    yield tag("h1", f"Validation of {report.name}")
+    yield _lead(report.verdict, report.cause, report.text)
+    yield from _stage(report, "p")
+    yield tag("footer", f"{coverage([report], None)}. Judged in {report.seconds:.1f} s.")
+
+
+def _bundle(report: BundleReport) -> Iterator[Html | None]:
+    stages = list(parts_of(report))
+    yield tag("h1", f"Validation of bundle {report.name}")
+    yield _lead(report.verdict, report.cause, report.text)
+    yield _facts((("bundle", report.bundle), ("kind", report.kind), ("exported", report.created), ("versions", versions(report.versions))))
+    yield _list("Warnings", report.warnings)
+    yield _list("Not judged", report.problems)
+    rows = [
+        (
+            tag("a", stage.name, href=f"#s{which}"),
+            _word(stage.verdict),
+            stage.cause or "",
+            number(max(ranked(each.rho_rms) for each in stage.outputs.values())) if stage.outputs else NOT_LOOKED_AT,
+            f"{sum(each.elements for each in stage.outputs.values()):,}",
+            tag("span", stage.text, class_="wrap"),
+        )
+        for which, stage in enumerate(stages)
+    ]
+    yield table(
+        "Stages",
+        ("stage", "verdict", "cause", "largest rho_rms", "elements", "what was found"),
+        rows,
+        texts=("verdict", "cause", "what was found"),
+    )
+    yield tag("h2", "Cascade", id="cascade")
+    if report.cascade is None:
+        yield tag("p", f"Cascade: {NOT_LOOKED_AT}.", class_="absent")
+    else:
+        yield from _cascade(report.cascade)
+    for which, stage in enumerate(stages):
+        yield tag("h2", f"Stage {stage.name}", id=f"s{which}")
+        yield _lead(stage.verdict, stage.cause, stage.text)
+        yield from _stage(stage, f"s{which}")
+    yield tag("footer", f"{coverage(stages, report.cascade)}. Judged in {report.seconds:.1f} s.")
+
+
+def _stage(report: Report, key: str) -> Iterator[Html | None]:
+    """Everything about one package; ``key`` makes its ids unique in the page."""
+    yield _facts(
+        (
+            ("package", report.package),
+            ("sha256", report.digest),
+            ("weights", report.weights_digest or "none"),
+            ("execution", f"{execution(report)}, precision {report.precision}"),
+            ("reference", report.reference),
+            ("budget", report.budget),
+            ("versions", versions(report.versions)),
+        )
+    )
+    yield _list("Not judged", report.problems)
+    yield _list("Notes", report.notes)
+    yield from _explanation(report)
+    yield from _outputs(report.by_headroom, key)
+    yield from (tag("p", said) for said in ambiguity(report.samples))
+    yield _ambiguous(report.samples)
+    yield tag("h3", "The program")
+    yield _constants(report)
+    yield program_plots(report)
+    yield op_table(report, f"{key}-ops")
+
+
+def _explanation(report: Report) -> Iterator[Html | None]:
+    """Culprits and how to see the failure again; nothing for a package that passes without any."""
+    if report.verdict == "pass" and not report.culprits:
+        return
+    yield tag("h3", "What explains it")
+    if report.culprits:
+        items = [
+            tag(
+                "li",
+                tag("strong", f"{each.kind}: "),
+                tag("code", each.name),
+                f" ({each.type}){times(each)}",
+                tag("br"),
+                tag("span", place(each.origin), class_="muted"),
+                tag("br"),
+                each.text,
+            )
+            for each in report.culprits
+        ]
+        yield tag("ol", *items, class_="culprits")
+    else:
+        yield tag("p", f"No culprit is named; {ops_found(report)}.", class_="absent")
+    if command := replay_command(report):
+        yield tag("p", "The worst sample alone runs again with")
+        yield tag("pre", tag("code", command), tabindex=0)
+
+
+def _outputs(outputs: Sequence[OutputReport], key: str) -> Iterator[Html | None]:
+    """The table of all, the tightest first, then a part per output, open where it does not pass."""
+    yield tag("h3", "Outputs")
+    if not outputs:
+        yield tag("p", "No output was compared.", class_="absent")
+        return
+    columns = (
+        "output",
+        "verdict",
+        "RMS(ref)",
+        "relative RMS",
+        "SNR dB",
+        "budget",
+        "rho_rms",
+        "rho_max",
+        "rho_slice",
+        "worst slice",
+        "contract",
+        "flips",
+        "non-finite",
+        "headroom",
+    )
+    rows = [
+        (
+            tag("a", each.name, href=f"#{key}-{which}"),
+            _word(each.outcome),
+            number(each.reference_rms),
+            number(each.relative_rms),
+            number(each.snr_db, 1),
+            number(each.budget),
+            number(each.rho_rms),
+            number(each.rho_max),
+            number(each.rho_slice),
+            each.worst_slice,
+            contract(each),
+            flips(each),
+            non_finite(each),
+            headroom(each),
+        )
+        for which, each in enumerate(outputs)
+    ]
+    yield table("Outputs, the tightest first", columns, rows, texts=("verdict", "worst slice"))
+    for which, each in enumerate(outputs):
+        yield _output(each, f"{key}-{which}")
+
+
+def _output(output: OutputReport, key: str) -> Html:
+    shape = " × ".join(map(str, output.shape)) or "scalar"
+    gates = [
+        (
+            gate.name,
+            _word(gate.outcome),
+            gate_number(gate.value),
+            gate_number(gate.limit),
+            tag("span", gate.text, class_="wrap") if gate.text else "",
+        )
+        for gate in output.gates
+    ]
+    return tag(
+        "details",
+        tag("summary", tag("h3", output.name), " ", _word(output.outcome), f" {shape}, {output.dtype}"),
+        tag("p", "Largest jump of the ladder: ", tag("strong", jump(output)), "."),
+        table(
+            f"Gates of {output.name}; a value up to its limit passes",
+            ("gate", "outcome", "value", "limit", "found"),
+            gates,
+            texts=("outcome", "found"),
+        ),
+        _facts(
+            (
+                ("elements", f"{output.elements:,}"),
+                ("largest error", number(output.max_abs)),
+                ("mean drift", number(output.mean_drift)),
+                ("std drift", number(output.std_drift)),
+            )
+        ),
+        _elements(output),
+        output_plots(output),
+        id=key,
+        class_="output",
+        open=output.outcome != "pass",
+    )
+
+
+def _elements(output: OutputReport) -> Html:
+    if not output.worst_elements:
+        return tag("p", f"Worst elements: {NOT_LOOKED_AT}.", class_="absent")
+    rows = [
+        (each.sample, str(list(each.index)), exact_number(each.reference), exact_number(each.simulated), exact_number(each.actual))
+        for each in output.worst_elements
+    ]
+    columns = ("sample", "index", "reference", "simulated", "package")
+    return table(f"Worst elements of {output.name}", columns, rows, texts=("index",))
+
+
+def _cascade(cascade: CascadeReport) -> Iterator[Html | None]:
+    yield tag("p", "The stages wired together, from text and embeddings to logits, each on what the package before it gave.")
+    yield _lead(cascade.verdict, cascade.cause, cascade.text)
+    yield _list("Not judged", cascade.problems)
+    rows = [
+        (row.stage, number(row.teacher_forced), _word(row.alone), number(row.cascaded), _word(row.outcome), row.output)
+        for row in cascade.rows
+    ]
+    columns = ("stage", "teacher-forced", "alone", "cascaded", "up to here", "at")
+    yield table("rho_rms of each stage alone, and of everything up to and with it", columns, rows, texts=("alone", "up to here", "at"))
+    tokens = cascade.tokens
+    yield tag("p", f"Tokens of {tokens.sentences} golden sentences: {tokens.equal} of {tokens.tokens} equal ({tokens.share:.1%}).")
+    yield _list("Tokens that differ, unexplained", tokens.unexplained)
+    yield _list("Tokens that differ where the reference is undecided", tokens.explained)
+    yield from _outputs(tuple(cascade.outputs.values()), "c")
+    yield from (tag("p", said) for said in ambiguity(cascade.samples))
+    yield _ambiguous(cascade.samples)
+
+
+def _ambiguous(samples: Samples) -> Html | None:
+    if not samples.ambiguous:
+        return None
+    rows = [(each.label, number(each.nearness), str(each.differing), "no" if each.left_out else "yes") for each in samples.ambiguous]
+    columns = ("sample", "distance from a border", "differing elements", "in the ratios")
+    return details("Ambiguous samples", table("Ambiguous samples; a distance of 1 is clear", columns, rows, texts=("in the ratios",)))
+
+
+def _constants(report: Report) -> Html:
+    if not report.constants:
+        seen = "none that fp16 does not hold" if report.ops else NOT_LOOKED_AT
+        return tag("p", f"Constants: {seen}.", class_="absent")
+    rows = [(each.name, each.op, each.problem, exact_number(each.value), f"{each.elements:,}") for each in report.constants]
+    columns = ("constant", "read by", "problem", "worst value", "elements")
+    return table("Constants that fp16 does not hold", columns, rows, texts=("read by", "problem"))
+
+
+def _lead(verdict: Outcome, cause: str | None, text: str) -> Html:
+    said = f" ({cause}) " if cause is not None else " "
+    return tag("p", _word(verdict), tag("span", tag("strong", said), text), class_=f"lead {verdict}")
+
+
+def _word(outcome: Outcome) -> Html:
+    return tag("span", f"{SIGNS[outcome]} {outcome.upper()}", class_=f"verdict {outcome}")
+
+
+def _facts(of: Sequence[tuple[str, str]]) -> Html:
+    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in of])
+
+
+def _list(title: str, lines: Sequence[str]) -> Html | None:
+    return join((tag("h3", title), tag("ul", [tag("li", each) for each in lines]))) if lines else None
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
