@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +23,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON."
 
 def validate(
     path: Annotated[Path, typer.Argument(help="A bundle of `coreflow export`, or one .mlpackage.")],
-    reference: Annotated[
-        str | None,
+    against: Annotated[
+        Path | None, typer.Argument(help="What one package is compared with: another package or an ONNX file.", show_default=False)
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="FILE.py:NAME of the recipes that your own packages were made from.")] = None,
+    inputs: Annotated[
+        Path | None,
         typer.Option(
-            help="FILE.py:NAME of the recipes that your own packages were made from; for one package also a package or ONNX file."
+            help="Samples beside the seeds: .npz, .safetensors, .jsonl, pictures or a folder of them; for a bundle texts, .txt or .jsonl."
         ),
     ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Add extreme inputs: bounds, magnitudes, padding patterns, ids.")] = False,
+    within: Annotated[
+        float | None, typer.Option(help="Judge by this share of the output's RMS alone, as for compressed packages.", show_default=False)
+    ] = None,
+    evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
     compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
     report: Reports = None,
@@ -61,7 +70,19 @@ def validate(
     if old is not None and ("stages" in old) == (path.suffix == ".mlpackage"):
         kinds = ("bundle", "package") if "stages" in old else ("package", "bundle")
         raise ConfigError(f"--baseline {baseline} is of a {kinds[0]}, and {path} is a {kinds[1]}")
-    found = validate_with_bar(path, reference, backend, compute_units, verify=not unsealed)
+    if against is not None and reference is not None:
+        raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
+    found = validate_with_bar(
+        path,
+        reference if against is None else str(against),
+        backend,
+        compute_units,
+        verify=not unsealed,
+        inputs=inputs,
+        sweep=sweep,
+        within=within,
+        evidence=evidence,
+    )
     if baseline is not None and update_baseline:
         write_report(baseline, without_pictures(found))
         err().print(f"baseline: {baseline}", soft_wrap=True, markup=False)
@@ -139,21 +160,35 @@ def _present(
 
 
 def validate_with_bar(
-    path: Path, reference: str | None = None, backend: str = "auto", compute_units: str = "all", *, verify: bool = True
+    path: Path,
+    reference: str | None = None,
+    backend: str = "auto",
+    compute_units: str = "all",
+    *,
+    verify: bool = True,
+    inputs: Path | None = None,
+    sweep: bool = False,
+    within: float | None = None,
+    evidence: Path | None = None,
 ) -> "BundleReport | Report":
     """Judge a bundle or a package while a bar counts its parts."""
     from coreflow.export.source import is_recipe_source, load_recipes
+    from coreflow.models.errors import ConfigError
     from coreflow.validate import judge_bundle
-    from coreflow.validate import validate as judge
     from coreflow.validate.report.model import BundleReport
+    from coreflow.validate.tolerance import by_share
 
-    if path.suffix == ".mlpackage" and reference is not None and not is_recipe_source(reference):
-        return judge(path, Path(reference), backend=backend, compute_units=compute_units)  # type: ignore[arg-type]
-    recipes = None if reference is None else load_recipes(reference)
+    tolerance = None if within is None else by_share(within)
+    options: dict[str, Any] = {"backend": backend, "compute_units": compute_units, "tolerance": tolerance, "sweep": sweep}
+    own = reference is None or is_recipe_source(reference)
     if path.suffix == ".mlpackage":
-        return judge(path, _only_recipe(path, recipes), backend=backend, compute_units=compute_units)  # type: ignore[arg-type]
+        against = _only_recipe(path, load_recipes(reference) if own and reference else None) if own else Path(str(reference))
+        return _judge_one(path, against, reference, inputs, evidence, options)
+    if not own:
+        raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
+    recipes = None if reference is None else load_recipes(reference)
     with progress_bar("validating") as (bar, task):
-        for event in judge_bundle(path, recipes=recipes, backend=backend, compute_units=compute_units, verify=verify):  # type: ignore[arg-type]
+        for event in judge_bundle(path, recipes=recipes, verify=verify, texts=inputs, evidence=evidence, **options):
             if isinstance(event, BundleReport):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.part)
@@ -162,11 +197,35 @@ def validate_with_bar(
     raise AssertionError("a validation ends with its report")
 
 
+def _judge_one(
+    path: Path, against: "Recipe | Path", named: str | None, inputs: Path | None, evidence: Path | None, options: dict[str, Any]
+) -> "Report":
+    """One package against its recipe, another package or an ONNX file."""
+    from coreflow.export.program import read_program
+    from coreflow.runtime.interface import input_specs
+    from coreflow.validate import validate as judge
+    from coreflow.validate.evidence import Evidence
+    from coreflow.validate.samples import read_samples
+
+    given = None
+    if inputs is not None:
+        program = read_program(path)
+        graph, interface = program.function()
+        given = read_samples(inputs, input_specs(program, graph, interface), interface=interface)
+    with progress_bar("validating", total=None):
+        draw = None if isinstance(against, Path) else against.inputs_for
+        kept = None if evidence is None else Evidence(folder=evidence, reference=named)
+        return judge(path, against, given, draw=draw, evidence=kept, **options)
+
+
 def _only_recipe(package: Path, recipes: "tuple[Recipe, ...] | None") -> "Recipe":
     from coreflow.models.errors import ConfigError
 
     if not recipes:
-        raise ConfigError(f"{package.name}: what is it to be compared with? Give --reference FILE.py:NAME of its recipe")
+        raise ConfigError(
+            f"{package.name}: what is it to be compared with? Give another package or an ONNX file after it, "
+            "or --reference FILE.py:NAME of its recipe"
+        )
     matching = [recipe for recipe in recipes if recipe.name == package.stem] or list(recipes)
     if len(matching) > 1:
         raise ConfigError(f"no recipe is named {package.stem!r}; there are {', '.join(recipe.name for recipe in matching)}")

@@ -23,9 +23,10 @@ from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.budget import Executions
 from coreflow.validate.cascade import Sentence, judge_cascade
+from coreflow.validate.evidence import Evidence
 from coreflow.validate.ladder import Judged, open_package
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, Report, first_cause, worst
-from coreflow.validate.samples import Sample
+from coreflow.validate.samples import Sample, read_samples
 from coreflow.validate.tolerance import Tolerance
 from coreflow.validate.validator import describer, judge_package, versions
 
@@ -50,12 +51,15 @@ def validate_bundle(
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
     verify: bool = True,
+    texts: Path | None = None,
+    sweep: bool = False,
+    evidence: Path | None = None,
 ) -> BundleReport:
     """The last event of ``judge_bundle``, which takes the same arguments."""
     report = None
-    for event in judge_bundle(
-        bundle, recipes=recipes, backend=backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance, verify=verify
-    ):
+    options: dict[str, Any] = {"recipes": recipes, "backend": backend, "numerics": numerics, "compute_units": compute_units}
+    options |= {"tolerance": tolerance, "verify": verify, "texts": texts, "sweep": sweep, "evidence": evidence}
+    for event in judge_bundle(bundle, **options):
         report = event
     assert isinstance(report, BundleReport)
     return report
@@ -70,12 +74,16 @@ def judge_bundle(
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
     verify: bool = True,
+    texts: Path | None = None,
+    sweep: bool = False,
+    evidence: Path | None = None,
 ) -> Iterator[PartJudged | BundleReport]:
     """A ``PartJudged`` per stage and for the cascade, then the report.
 
     The reference of an energy-flow bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
     whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
-    unless ``verify`` is False, which makes the change a warning. A changed reference is refused.
+    unless ``verify`` is False, which makes the change a warning. A changed reference is refused. ``texts``, a file of sentences, joins the
+    golden ones of an energy-flow bundle; ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
     """
     started = time.monotonic()
     folder = Path(bundle)
@@ -84,7 +92,7 @@ def judge_bundle(
     packages = tuple(f"{stage.package}/" for stage in manifest.stages.values())
     if verify and not all(line.startswith(packages) and not line.endswith(OUTSIDE) for line in changed):
         read_manifest(folder, verify=True)  # which refuses it
-    judging = _Judging(folder, manifest, recipes, backend, numerics, compute_units, tolerance)
+    judging = _Judging(folder, manifest, recipes, backend, numerics, compute_units, tolerance, texts, sweep, evidence)
     total = len(manifest.stages) + judging.has_cascade
     reports: dict[str, Report] = {}
     for name in manifest.stages:
@@ -114,8 +122,13 @@ class _Judging:
         numerics: str,
         compute_units: ComputeUnits,
         tolerance: Tolerance | None,
+        texts: Path | None,
+        sweep: bool,
+        evidence: Path | None,
     ) -> None:
         self.folder, self.manifest = folder, manifest
+        self._texts, self._sweep = texts, sweep
+        self._evidence = None if evidence is None else Evidence(folder=evidence, reference=folder if manifest.kind == KIND else None)
         self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
         self._backend: Backend = backend
         self._config: EnergyConfig | None = None
@@ -126,6 +139,8 @@ class _Judging:
             if found is not None:
                 raise ConfigError(f"{folder} brings its own reference; recipes are for bundles that were exported from recipes")
             self._config, found = self._energy_recipes()
+        if texts is not None and self._config is None:
+            raise ConfigError(f"{folder} is no energy flow, which takes texts; validate one of its packages with the file {texts}")
         self.recipes = {recipe.name: recipe for recipe in found or ()}
         if missing := [name for name in manifest.stages if name not in self.recipes]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
@@ -151,7 +166,9 @@ class _Judging:
             text = "no reference: nothing was compared"
             return describer(target, name)("incomplete", None, text, problems=(text,))
         given = self._golden(name) if self._config is not None else []
-        return judge_package(target, recipe, given, recipe.inputs_for)
+        if self._config is not None and name == "encoder":
+            given += self._given_texts(self._config)
+        return judge_package(target, recipe, given, recipe.inputs_for, sweep=self._sweep, evidence=self._evidence)
 
     def cascade(self, reports: Mapping[str, Report]) -> CascadeReport:
         """The verdict on the chain."""
@@ -188,7 +205,16 @@ class _Judging:
             raise BundleError(f"{path} does not hold golden sentences: {error}") from error
         tokenizer = TextTokenizer.load(self.companions / WORDPIECE)
         encoded = [tokenizer.encode(text, config.text_length) for text in texts]
-        return [Sentence(text=text, ids=each.ids[None], mask=each.mask[None]) for text, each in zip(texts, encoded, strict=True)]
+        golden = [Sentence(text=text, ids=each.ids[None], mask=each.mask[None]) for text, each in zip(texts, encoded, strict=True)]
+        given = self._given_texts(config)
+        return golden + [Sentence(text=each.label, ids=each.inputs["ids"], mask=each.inputs["mask"]) for each in given]
+
+    def _given_texts(self, config: EnergyConfig) -> list[Sample]:
+        """The sentences of the file that the caller gave, as the encoder reads them."""
+        if self._texts is None:
+            return []
+        tokenizer = TextTokenizer.load(self.companions / WORDPIECE)
+        return read_samples(self._texts, self.recipes["encoder"].inputs, tokenizer)
 
 
 def _sealed(report: BundleReport) -> BundleReport:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.culprits import lossy, mistranslated, origins_of, poorly_held
+from coreflow.validate.culprits import holds_only_weights_of, lossy, mistranslated, origins_of, poorly_held
 from coreflow.validate.gates import Compared, judge
 from coreflow.validate.ladder import Judged, Ladder, Observed, program_of
 from coreflow.validate.provenance import Matcher, trace_values
@@ -38,11 +38,12 @@ def cause_of(
     observed: Sequence[Observed],
     *,
     same_ops: bool | None,
+    module: nn.Module | None = None,
 ) -> Cause:
     """The lowest rung that fails by itself.
 
     R3 fails for wrong weights and for a wrong program: the latter has other ops than a fresh conversion of the reference (``same_ops``
-    False; None where there is none).
+    False), or, where there is no such conversion (None), all its weights are those of ``module`` and fp16 holds its constants.
     """
     gates = [gate for each in outputs.values() for gate in each.gates if gate.outcome == "fail"]
     if any(gate.name == "finite" for gate in gates):
@@ -50,7 +51,9 @@ def cause_of(
     if any(gate.name == "translation" for gate in gates):
         return "translation"
     if _fails_by_itself("R3", compared, outputs, judged, observed):
-        return "translation" if same_ops is False else "weights"
+        graph = judged.graph
+        right = same_ops is None and module is not None and holds_only_weights_of(graph, module) and not poorly_held(graph, None)
+        return "translation" if same_ops is False or right else "weights"
     if _fails_by_itself("R4", compared, outputs, judged, observed):
         return "fp16"
     return "fp16" if judged.last == "R4" else "device"

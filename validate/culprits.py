@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from coreflow.export.program import Graph, Op, Value
 from coreflow.runtime.lift.registry import find
@@ -18,6 +18,11 @@ from coreflow.validate.tolerance import FP16_MAX
 _MUCH_LOST = 3.0
 # Above this an op is said to amplify. A softmax of sharp scores reaches 20 in healthy transformers, and harms nothing.
 _MUCH_AMPLIFIED = 25.0
+_MOVING = (
+    *("_reshape_alias", "_unsafe_view", "_to_copy", "alias", "clone", "copy_", "detach", "expand", "permute", "repeat", "select", "slice"),
+    *("squeeze", "t", "transpose", "unsqueeze", "view"),
+)
+_CUTTING = ("clip", "threshold", "clamped_relu")  # a limit beyond all fp16 numbers limits nothing
 _KINDS = ("translation", "non-finite", "underflow", "rounding", "amplification")
 _SMALLEST_SUBNORMAL = 2.0**-24
 
@@ -63,7 +68,9 @@ def mistranslated(
             continue
         before = max((places[source] for source in sources[index] if source in places), default=-1)
         size = math.prod(extent or 1 for extent in ops[index].outputs[0].shape or ()) if ops[index].outputs else 0
-        expected = next((each for each in traced[before + 1 :] if each.index not in used and each.fingerprint.count == size), None)
+        expected = next(
+            (each for each in traced[before + 1 :] if each.index not in used and each.fingerprint.count == size and _computes(each)), None
+        )
         should = f"; torch computes {expected.origin.operation} there" if expected is not None else ""
         found.append(
             Culprit(
@@ -76,6 +83,11 @@ def mistranslated(
             )
         )
     return tuple(found)
+
+
+def _computes(value: TracedValue) -> bool:
+    """Whether the torch operation makes new values; a program may move them in other ways."""
+    return value.origin.operation.split(".")[1] not in _MOVING
 
 
 def lossy(reports: Sequence[OpReport]) -> tuple[Culprit, ...]:
@@ -113,6 +125,29 @@ def poorly_held(saved: Graph, fresh: Graph | None) -> tuple[ConstantReport, ...]
     return tuple(found.values())
 
 
+def holds_only_weights_of(saved: Graph, module: nn.Module) -> bool:
+    """Whether every floating constant of several elements is a parameter or buffer of ``module``, number for number in its own dtype.
+
+    Laid out alike or transposed. What a converter folded or compressed is not found: True means that the weights are right, False says
+    little.
+    """
+    tensors = [each.detach().cpu() for each in (*module.parameters(), *module.buffers()) if each.is_floating_point()]
+    layouts = (*tensors, *(each.t() for each in tensors if each.ndim == 2))
+    known = [each.reshape(-1).float().numpy() for each in layouts]
+    weights = [
+        each.data.reshape(-1)
+        for op in saved.walk()
+        for value in op.inputs.values()
+        for each in (value if isinstance(value, tuple) else (value,))
+        if isinstance(each.data, np.ndarray) and each.data.dtype.kind == "f" and each.data.size > 1
+    ]
+    compressed = any(op.type.startswith("constexpr_") for op in saved.walk())
+    with np.errstate(over="ignore"):
+        return not compressed and all(
+            any(np.array_equal(weight, each.astype(weight.dtype)) for each in known if each.size == weight.size) for weight in weights
+        )
+
+
 def _is_default(op: Op, argument: str, value: float, opset: str) -> bool:
     """Whether the op has this value if nobody gives another: the converter writes it down, and no model asked for it."""
     lowering = find(op.type, opset)
@@ -128,7 +163,7 @@ def _constant(op: Op, argument: str, value: Value) -> ConstantReport | None:
     name = value.name or f"{op.name}.{argument}"
     # ("subnormal" is worth saying of a number that stands alone: among many weights it is below their rounding.)
     checks = (
-        ("overflows", (sizes > FP16_MAX) & np.isfinite(sizes), True),
+        ("overflows", (sizes > FP16_MAX) & np.isfinite(sizes), op.type not in _CUTTING),
         ("is 0 in fp16", (sizes > 0) & (sizes < _SMALLEST_SUBNORMAL / 2), value.data.size == 1),
         ("is subnormal in fp16", (sizes >= _SMALLEST_SUBNORMAL / 2) & (sizes < SMALLEST_NORMAL), value.data.size == 1),
     )

@@ -1,6 +1,7 @@
 """The conditions that an output must meet. They return values and never raise; every one is written so that NaN fails."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from coreflow.models.spec import TensorSpec
+from coreflow.validate.embeddings import embedding_gates
 from coreflow.validate.metrics import Array, max_abs, non_finite, ratio, relative_rms, rms, snr_db, wide, worst_slice
 from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung
 from coreflow.validate.tolerance import DECISION_FACTOR, FP16_MAX, TRANSLATION, Tolerance, few_elements_factor
 
+# Outputs whose rows are compared with one another, by their names.
+_EMBEDDING = re.compile(r"embedding", re.IGNORECASE)
 # An output that moves less than this share of its own size, over all its elements and samples, compares nothing.
 _CONSTANT = 1e-6
 
@@ -98,6 +102,8 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) 
                 _ceiling_gate(raw_budget, reference_rms, tolerance),
             ]
         gates.append(_contract_gate(rms(errors), raw_budget, reference_rms, tolerance))
+        if _EMBEDDING.search(compared.name) and not compared.heuristic and np.isfinite(kept_actual).all():
+            gates += embedding_gates(kept_exact, simulated[kept], kept_actual, tolerance.slice_ratio * factor)
         if "R2" in rungs:
             gates.append(_translation_gate(ratio(rungs["R2"], reference_rms), ratio(rungs.get("R1", 0.0), reference_rms)))
         rho_slice = worst.ratio

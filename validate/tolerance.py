@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+from coreflow.models.errors import ConfigError
+
 # Relative spacing of the numbers just above 1, halved: the most that one rounding changes a number, relative to it.
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "fp32": 2.0**-24}
 # The largest number that fp16 holds.
@@ -100,6 +102,26 @@ FP32 = Tolerance(
     unit_roundoff=UNIT_ROUNDOFF["fp32"],
     why="For packages in fp32. The budget is the error of torch's own fp32, whose order of summation is one of many.",
 )
+
+
+def by_share(share: float) -> Tolerance:
+    """Limits for a package that is meant to differ, as a compressed one: the RMS error may be ``share`` of the output's RMS, and only that
+    counts.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"a share of {share:g}; between 0 and 1 is right, 0.05 for 5 %")
+    return Tolerance(
+        rms_pass=math.inf,
+        rms_warn=math.inf,
+        max_ratio=math.inf,
+        slice_ratio=math.inf,
+        floor=0.5,
+        ceiling=math.inf,
+        atol=0.0,
+        rtol=share,
+        unit_roundoff=UNIT_ROUNDOFF["fp16"],
+        why="The caller's own limit.",
+    )
 
 
 @cache

@@ -1,5 +1,6 @@
 """One package against what it was made from: run the ladder, judge every output, say which cause and which op."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.validate.budget import Executions
 from coreflow.validate.causes import cause_of, explain
 from coreflow.validate.decisions import agreeing, margin_noise, nearness
+from coreflow.validate.evidence import Evidence
 from coreflow.validate.gates import Compared, differing, judge, structure_problems
 from coreflow.validate.ladder import Draw, Judged, Ladder, Observed, open_package, other_ops, program_of, wide_or_reason
 from coreflow.validate.metrics import relative_rms, rms, wide
@@ -27,6 +29,7 @@ from coreflow.validate.plots import plots_of, worst_elements
 from coreflow.validate.references import GoldenReference, OnnxReference, PackageReference, Reference, heuristic_budget
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
 from coreflow.validate.samples import Arrays, Sample
+from coreflow.validate.sweeps import sweep_samples
 from coreflow.validate.tolerance import (
     DECISION_FACTOR,
     FP32_NOISE,
@@ -51,6 +54,8 @@ def validate(
     numerics: str = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
+    sweep: bool = False,
+    evidence: Evidence | None = None,
 ) -> Report:
     """The verdict on ``package``, with ``reference`` executed in float64 on the same inputs.
 
@@ -58,7 +63,8 @@ def validate(
     samples in ``inputs`` carry are. The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless
     given; without a recipe it is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand
     alone. A module is called with the inputs in the package's order, and its outputs are the package's, in order. A recipe also fixes
-    names, and so do packages and ONNX files.
+    names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes, padding patterns, ids), and ``evidence``
+    says where a failure leaves a file that replays it.
     """
     recipe = reference if isinstance(reference, Recipe) else None
     judged = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
@@ -74,7 +80,9 @@ def validate(
         draw, source = None, GoldenReference(given, list(judged.model.outputs))
     else:
         source = _opened(Path(reference), judged)
-    return judge_package(judged, source, given, draw)
+    if sweep and reference is None:
+        raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
+    return judge_package(judged, source, given, draw, sweep=sweep, evidence=evidence)
 
 
 def _opened(path: Path, judged: Judged) -> Reference:
@@ -87,9 +95,16 @@ def _opened(path: Path, judged: Judged) -> Reference:
 
 
 def judge_package(
-    judged: Judged, source: nn.Module | Recipe | Reference, given: Sequence[Sample], draw: Draw | None, *, name: str | None = None
+    judged: Judged,
+    source: nn.Module | Recipe | Reference,
+    given: Sequence[Sample],
+    draw: Draw | None,
+    *,
+    name: str | None = None,
+    sweep: bool = False,
+    evidence: Evidence | None = None,
 ) -> Report:
-    """The report on an opened package; ``given`` samples beside the seeds of ``draw``."""
+    """The report on an opened package; ``given`` samples beside the seeds of ``draw`` and the sweeps."""
     recipe = source if isinstance(source, Recipe) else None
     module = source if isinstance(source, nn.Module) else recipe.module if recipe is not None else None
     whole = any(spec.dtype == "int32" for spec in judged.model.outputs.values())
@@ -103,7 +118,8 @@ def judge_package(
         return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
     wide_package, no_wide = wide_or_reason(judged, module, recipe, draw) if module is not None else (None, "")
     ladder = Ladder(judged, open_reference, wide_package)
-    observed = ladder.observe((*_seeds(draw, range(SEEDS)), *given))
+    swept = sweep_samples(judged.model.inputs, draw or _draw_by_specs(judged.model.inputs)) if sweep else ()
+    observed = ladder.observe((*_seeds(draw, range(SEEDS)), *given, *swept))
     if not observed:
         return describe("incomplete", None, "no inputs: nothing was compared", problems=("give inputs, or a draw",))
     specs = judged.model.outputs
@@ -136,12 +152,12 @@ def judge_package(
         notes.append(f"{other}, compared with a fresh conversion of the reference")
     cause: Cause | None = None
     if verdict == "fail":
-        cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other)
+        cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other, module=module)
     found = explain(ladder, module, observed, verdict, cause, outputs)
-    return describe(
+    report = describe(
         verdict,
         cause,
-        verdict_text(verdict, cause, outputs, tolerance, unclear, notes),
+        verdict_text(verdict, cause, outputs, tolerance, unclear, notes, described(source, judged)[1]),
         outputs=outputs,
         samples=samples,
         problems=(unclear,) if unclear else (),
@@ -150,6 +166,7 @@ def judge_package(
         culprits=found.culprits,
         constants=found.constants,
     )
+    return report if evidence is None or verdict in ("pass", "warn") else evidence.keep(report, judged, observed)
 
 
 def too_ambiguous(judged: int, total: int) -> str:
@@ -167,6 +184,7 @@ def verdict_text(
     tolerance: Tolerance,
     unclear: str = "",
     notes: Sequence[str] = (),
+    budget: str = "torch's own fp16",
 ) -> str:
     """The verdict in one line: what was found, and where it is worst."""
     if verdict == "incomplete" and unclear:
@@ -175,7 +193,11 @@ def verdict_text(
         return notes[0] if notes else "a part of the checks did not run"
     if verdict == "pass":
         tightest = max((each.rho_rms for each in outputs.values()), default=0.0)
-        return f"errors are at most {tightest:.2f} times those of torch's own fp16; {tolerance.rms_pass:g} is the limit"
+        if not math.isfinite(tolerance.rms_pass):
+            most = max((each.relative_rms for each in outputs.values()), default=0.0)
+            return f"errors are at most {most:.2g} of the outputs; {tolerance.rtol:g} is the limit"
+        whose = "a heuristic for networks as deep" if budget == "heuristic" else f"those of {budget}"
+        return f"errors are at most {tightest:.2f} times {whose}; {tolerance.rms_pass:g} is the limit"
     of_verdict = [each for each in outputs.values() if each.outcome == verdict]
     worst_output = min(of_verdict, key=lambda each: each.headroom)
     gate = max((each for each in worst_output.failed_gates if each.outcome == verdict), key=lambda each: each.used)

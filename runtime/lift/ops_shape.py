@@ -101,8 +101,9 @@ def slice_by_index(
 ) -> Tensor:
     """numpy's x[begin:end:stride] on every axis; a masked begin or end is open, a squeezed axis is taken at begin and dropped.
 
-    Where begin is masked and the axis squeezed, MIL's own value takes the first element. A place before the first element is the first
-    one, also for a negative stride, where numpy would go past it.
+    Where begin is masked and the axis squeezed, MIL's own value takes the first element. In the shapes that MIL declares, a place before
+    the first element is the first one, also for a negative stride, where numpy would go past it; but not where the axis has one element
+    or the stride leaves room for one.
     """
     rank = x.dim()
     strides = stride or (1,) * rank
@@ -113,7 +114,10 @@ def slice_by_index(
         if squeezed[axis]:
             x = x.select(axis, 0 if begin_open[axis] else begin[axis])
         else:
-            first, last = _from_start(begin[axis], x.shape[axis]), _from_start(end[axis], x.shape[axis])
+            first, last = begin[axis], end[axis]
+            one = x.shape[axis] == 1 or (first < 0 and last < 0 and first - last <= -strides[axis])
+            if not one:
+                first, last = _from_start(first, x.shape[axis]), _from_start(last, x.shape[axis])
             x = take_slice(x, axis, slice(None if begin_open[axis] else first, None if end_open[axis] else last, strides[axis]))
     return x
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from coreflow.cli.main import main
+from coreflow.export.bundle import build
 from coreflow.validate import validate_bundle
 from coreflow.validate.report.json import read_report, to_json, write_report
 from coreflow.validate.report.model import BundleReport
@@ -243,3 +245,57 @@ def test_help_tells_of_the_other_two_commands(coreflow: Run) -> None:
     assert "validate diff" in words("--help") and "validate replay" in words("--help")
     assert "coreflow validate diff OLD NEW" in words("validate", "--help") and " validate [OPTIONS]" in words("validate", "--help")
     assert " validate diff [OPTIONS]" in words("validate", "diff", "--help")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's, converted."""
+    from coreflow.export.source import load_recipes
+
+    (recipe,) = load_recipes(SOURCE)
+    return build(recipe, tmp_path_factory.mktemp("one"))
+
+
+class TestOnePackage:
+    """Against its recipe, another package, an ONNX file; with files of inputs and sweeps."""
+
+    def test_beside_another_package_and_an_onnx_file(self, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["lift", str(package), "--to", "onnx", "--out", str(tmp_path / "c.onnx")]) == 0
+        for other, budget in ((package, "the reference package's own fp16"), (tmp_path / "c.onnx", "heuristic")):
+            capsys.readouterr()
+            assert main(["validate", str(package), str(other), "--json"]) == 0
+            report = json.loads(capsys.readouterr().out)
+            assert (report["verdict"], report["budget"]) == ("pass", budget) and Path(other).name in report["reference"]
+
+    def test_a_failure_leaves_a_replay_that_fails_alone(self, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        source = tmp_path / "other.py"
+        source.write_text(
+            (ROOT / "examples" / "recipes.py").read_text() + "\n\nwith torch.no_grad():\n    CLASSIFIER.module.head[1].weight[3] *= 1.05\n"
+        )
+        where = tmp_path / "kept"
+        command = ["validate", str(package), "--reference", f"{source}:CLASSIFIER", "--evidence", str(where)]
+        assert main([*command, "--json"]) == 1
+        report = json.loads(capsys.readouterr().out)
+        assert (report["verdict"], report["cause"]) == ("fail", "weights") and report["culprits"][0]["type"] == "linear"
+        assert report["culprits"][0]["origin"]["module"] == "head.1"
+        assert main(["validate", "replay", report["replay"], "--package", str(package), "--json"]) == 1
+        again = json.loads(capsys.readouterr().out)
+        assert (again["verdict"], again["samples"]["total"]) == ("fail", 1)
+        (alone,) = where.glob("*/op.mlpackage")
+        assert alone.parent.joinpath("inputs.safetensors").exists()
+
+    def test_files_and_sweeps_join_the_seeds(self, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        np.savez(tmp_path / "more.npz", ids=np.ones((2, 1, 64), np.int32), mask=np.ones((2, 1, 64), np.float16))
+        command = ["validate", str(package), "--reference", SOURCE, "--inputs", str(tmp_path / "more.npz"), "--sweep"]
+        assert main([*command, "--json"]) == 0
+        samples = json.loads(capsys.readouterr().out)["samples"]
+        assert samples["drawn"] == 8 and samples["given"] > 10
+
+    def test_within_judges_by_a_share_alone(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ["validate", str(package), "--reference", SOURCE]
+        assert main([*command, "--within", "0.01"]) == 0 and "0.01 is the limit" in capsys.readouterr().out
+        assert main([*command, "--within", "1e-5"]) == 6  # nor does torch in fp16 keep to it
+        assert main([*command, "--within", "3"]) == 2 and "between 0 and 1 is right" in capsys.readouterr().err
+
+    def test_a_package_alone_is_told_what_is_missing(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["validate", str(package)]) == 2 and "another package or an ONNX file" in capsys.readouterr().err

@@ -313,7 +313,7 @@ class TestPicturesAndClasses:
             model.predict({"x": np.ones((1, 10))})
 
 
-@pytest.mark.parametrize("change", [lambda x: x[..., ::-1], lambda x: x.astype(x.dtype.newbyteorder(">")), lambda x: np.asfortranarray(x)])
+@pytest.mark.parametrize("change", [lambda x: x[..., ::-1], lambda x: x.astype(x.dtype.newbyteorder(">")), np.asfortranarray])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_an_input_may_lie_in_memory_as_it_likes(small_package: Path, change: Callable[[Any], Any], dtype: str) -> None:
     mask = (np.arange(16) < 12).astype(dtype)[None]

@@ -134,7 +134,7 @@ def test_an_epsilon_that_fp16_does_not_hold_is_traced_to_its_op(tmp_path: Path, 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_wrong_activation_is_traced_to_its_op(tmp_path: Path, depth: int) -> None:
     package, _ = package_of(network(depth, Activation(torch.nn.functional.silu)), tmp_path)
-    report = validate(package, network(depth, Activation(torch.nn.functional.gelu)), draw=lambda seed: inputs(seed))
+    report = validate(package, network(depth, Activation(torch.nn.functional.gelu)), draw=inputs)
     assert (report.verdict, report.cause) == ("fail", "translation")
     first = report.culprits[0]
     assert (first.kind, first.type, first.module) == ("translation", "silu", "fault")

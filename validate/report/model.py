@@ -27,7 +27,7 @@ def exit_code_of(verdict: Outcome, cause: Cause | None, *, strict: bool = False)
 class Gate:
     """One condition and how it came out; ``value <= limit`` passes."""
 
-    name: str  # finite, rho_rms, rho_max, rho_slice, ceiling, contract, exact, reacts
+    name: str  # finite, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, exact, cosine, neighbours
     outcome: Outcome
     value: float
     limit: float

@@ -18,7 +18,7 @@ from coreflow.runtime.lift.numerics import numerics_named
 
 Arguments = dict[str, Any]
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")
-FEW, MANY = 10, 150
+FEW, MANY = 10, 100
 
 
 class Draw:
