@@ -1,6 +1,6 @@
 """Whose fault an error is: the lowest rung that fails by itself, and the ops to which it can be traced."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,9 +102,19 @@ def explain(
         if any(gate.name == "translation" and gate.outcome == "fail" for gate in gates):
             wrong = _in_fresh_conversion(ladder.open_wide(), module, given, ratio) or wrong
     found = lossy(reports)
-    first = [each for each in found if each.kind == "non-finite"] if cause == "non-finite" else []
-    culprits = (*first, *wrong, *(each for each in found if each not in first))
+    if cause == "non-finite":
+        first = [each for each in found if each.kind == "non-finite"]
+        found = tuple(each for each in found if each not in first)
+        wrong = (*_placed(first, wrong, [op.name for op in ladder.localiser.ops]), *wrong)
+    culprits = (*wrong, *found)
     return Explanation(ops=reports, culprits=culprits, constants=constants)
+
+
+def _placed(found: Sequence[Culprit], wrong: Sequence[Culprit], names: Sequence[str]) -> Iterator[Culprit]:
+    """``found`` with origins: an op whose result torch does not have belongs to the op before it at which the program left torch."""
+    for each in found:
+        before = [other for other in wrong if other.name in names and names.index(other.name) <= names.index(each.name)]
+        yield replace(each, origin=before[-1].origin) if each.origin is None and before else each
 
 
 def _in_fresh_conversion(wide: LiftedModel, module: nn.Module, given: Mapping[str, np.ndarray], ratio: float) -> tuple[Culprit, ...]:

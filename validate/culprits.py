@@ -68,9 +68,8 @@ def mistranslated(
             continue
         before = max((places[source] for source in sources[index] if source in places), default=-1)
         size = math.prod(extent or 1 for extent in ops[index].outputs[0].shape or ()) if ops[index].outputs else 0
-        expected = next(
-            (each for each in traced[before + 1 :] if each.index not in used and each.fingerprint.count == size and _computes(each)), None
-        )
+        likely = (each for each in traced[before + 1 :] if each.index not in used and each.fingerprint.count == size)
+        expected = next((each for each in likely if _computes(each) or _moves(ops[index], graph)), None)
         should = f"; torch computes {expected.origin.operation} there" if expected is not None else ""
         found.append(
             Culprit(
@@ -88,6 +87,12 @@ def mistranslated(
 def _computes(value: TracedValue) -> bool:
     """Whether the torch operation makes new values; a program may move them in other ways."""
     return value.origin.operation.split(".")[1] not in _MOVING
+
+
+def _moves(op: Op, graph: Graph) -> bool:
+    """Whether the op only moves values: then so may what it should have been."""
+    lowering = find(op.type, graph.opset)
+    return lowering is not None and lowering.exact
 
 
 def lossy(reports: Sequence[OpReport]) -> tuple[Culprit, ...]:

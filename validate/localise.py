@@ -7,7 +7,7 @@ errors are not amplified by what follows and assume nothing about depth; the rat
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +135,8 @@ class Localiser:
                 _, reference = _call(wide, sides[1], package)
                 for place, result in enumerate(results):
                     if isinstance(result, Tensor) and result.is_floating_point():
-                        _count(tally, result if exact else raw[place], result, reference[place])
+                        given = (sides[0][slot] for slot in _slots(narrow))
+                        _count(tally, result if exact else raw[place], result, reference[place], given)
                         break
                 for step, side in ((narrow, sides[0]), (wide, sides[1])):
                     for slot in step.frees:
@@ -218,8 +219,18 @@ def _moves_only(step: Step, model: LiftedModel) -> bool:
     return lowering is not None and lowering.exact
 
 
-def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor) -> None:
-    """Add one sample. ``raw`` is ``result`` before its rounding, ``exact`` the value in fp64; what is not finite is only counted."""
+def _slots(step: Step) -> Iterator[int]:
+    """Where the values lie that a step reads and that others made."""
+    yield from (slot for _, slot in step.reads)
+    for _, _, slots in step.converts:
+        yield from slots if isinstance(slots, tuple) else (slots,)
+
+
+def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor, given: Iterable[Any]) -> None:
+    """Add one sample. ``raw`` is ``result`` before its rounding, ``exact`` the value in fp64; what is not finite is only counted.
+
+    ``given`` is what the op read, looked at only where it made what is not a number.
+    """
     if exact.shape != result.shape:  # a shape that depends on values, and these on the arithmetic
         return
     raw, result, exact = raw.reshape(-1), result.reshape(-1), exact.reshape(-1)
@@ -230,6 +241,9 @@ def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor) -> None:
     if not math.isfinite(error):
         finite = torch.isfinite(result) & torch.isfinite(exact)
         tally.overflowed += int((torch.isfinite(raw) & torch.isfinite(exact) & ~torch.isfinite(result)).sum())
+        invalid = int(torch.isnan(raw).sum())
+        if invalid and all(bool(torch.isfinite(each).all()) for each in given if isinstance(each, Tensor)):
+            tally.overflowed += invalid
         raw, result, exact = raw[finite], result[finite], exact[finite]
         difference = exact - result
         error = float(torch.dot(difference, difference))

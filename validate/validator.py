@@ -56,6 +56,7 @@ def validate(
     tolerance: Tolerance | None = None,
     sweep: bool = False,
     evidence: Evidence | None = None,
+    wide_package: Path | None = None,
 ) -> Report:
     """The verdict on ``package``, with ``reference`` executed in float64 on the same inputs.
 
@@ -64,7 +65,8 @@ def validate(
     given; without a recipe it is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand
     alone. A module is called with the inputs in the package's order, and its outputs are the package's, in order. A recipe also fixes
     names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes, padding patterns, ids), and ``evidence``
-    says where a failure leaves a file that replays it.
+    says where a failure leaves a file that replays it. ``wide_package`` is the module converted at FLOAT32, its inputs and outputs in the
+    package's order; without it a module is converted anew (R2).
     """
     recipe = reference if isinstance(reference, Recipe) else None
     judged = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
@@ -82,7 +84,7 @@ def validate(
         source = _opened(Path(reference), judged)
     if sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
-    return judge_package(judged, source, given, draw, sweep=sweep, evidence=evidence)
+    return judge_package(judged, source, given, draw, sweep=sweep, evidence=evidence, wide_package=wide_package)
 
 
 def _opened(path: Path, judged: Judged) -> Reference:
@@ -103,6 +105,7 @@ def judge_package(
     name: str | None = None,
     sweep: bool = False,
     evidence: Evidence | None = None,
+    wide_package: Path | None = None,
 ) -> Report:
     """The report on an opened package; ``given`` samples beside the seeds of ``draw`` and the sweeps."""
     recipe = source if isinstance(source, Recipe) else None
@@ -116,7 +119,13 @@ def judge_package(
     problems = _interface_problems(judged.model, recipe)
     if problems:
         return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
-    wide_package, no_wide = wide_or_reason(judged, module, recipe, draw) if module is not None else (None, "")
+    problems = _whole_number_problems(judged.model, [*_seeds(draw, range(1)), *given], open_reference) if module is not None else []
+    if problems:
+        return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
+    if wide_package is not None or module is None:
+        no_wide = ""
+    else:
+        wide_package, no_wide = wide_or_reason(judged, module, recipe, draw)
     ladder = Ladder(judged, open_reference, wide_package)
     swept = sweep_samples(judged.model.inputs, draw or _draw_by_specs(judged.model.inputs)) if sweep else ()
     observed = ladder.observe((*_seeds(draw, range(SEEDS)), *given, *swept))
@@ -297,6 +306,23 @@ def _interface_problems(model: Model, recipe: Recipe | None) -> list[str]:
     if list(recipe.outputs) != list(model.outputs):
         problems.append(f"the outputs are {', '.join(model.outputs)}; {', '.join(recipe.outputs)} in this order are right")
     return problems
+
+
+def _whole_number_problems(model: Model, samples: Sequence[Sample], open_reference: Callable[[], Reference]) -> list[str]:
+    """Inputs that the package takes as floats although the reference runs on whole numbers only, as it does on token ids."""
+    if not samples:
+        return []
+    given = {name: np.asarray(array) for name, array in samples[0].inputs.items()}
+    whole = [name for name, spec in model.inputs.items() if name in given and given[name].dtype.kind in "iu" and spec.dtype != "int32"]
+    if not whole or set(given) != set(model.inputs):
+        return []
+    reference = open_reference()
+    try:
+        reference.exact({name: given[name].astype(np.float32) if name in whole else given[name] for name in model.inputs})
+    except ConfigError:
+        reference.exact({name: given[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
+        return [f"input {name!r} is {model.inputs[name].dtype}; int32 is right" for name in whole]
+    return []
 
 
 def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged) -> list[str]:

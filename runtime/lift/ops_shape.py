@@ -115,8 +115,8 @@ def slice_by_index(
             x = x.select(axis, 0 if begin_open[axis] else begin[axis])
         else:
             first, last = begin[axis], end[axis]
-            one = x.shape[axis] == 1 or (first < 0 and last < 0 and first - last <= -strides[axis])
-            if not one:
+            one = not begin_open[axis] and not end_open[axis] and first < 0 and last < 0 and first - last <= -strides[axis]
+            if not one and x.shape[axis] > 1:
                 first, last = _from_start(first, x.shape[axis]), _from_start(last, x.shape[axis])
             x = take_slice(x, axis, slice(None if begin_open[axis] else first, None if end_open[axis] else last, strides[axis]))
     return x
