@@ -13,6 +13,7 @@ is taken apart, because a saved program holds its products and its softmax one b
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -43,15 +44,22 @@ class HalfRounding(TorchDispatchMode):
         """Run ``func`` and round what it made."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        schema = func._schema
-        written = [each for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
-        if not written and any(each.alias_info is not None for each in schema.returns):
-            return result  # a view: nothing new, and a rounded copy would not follow later writes
+        names, written, views = _effects(func)
+        if not written:
+            # A view is nothing new, and a rounded copy would not follow later writes.
+            return result if views else _rounded(result) if isinstance(result, Tensor) else tree_map(_rounded, result)
         touched: set[int] = set()
-        if written:
-            by_name = {each.name: value for each, value in zip(schema.arguments, args, strict=False)} | kwargs
-            tree_map(lambda value: _round_in_place(value, touched), [by_name.get(each.name) for each in written])
+        by_name = dict(zip(names, args, strict=False)) | kwargs
+        tree_map(lambda value: _round_in_place(value, touched), [by_name.get(each) for each in written])
         return tree_map(lambda value: value if id(value) in touched else _rounded(value), result)
+
+
+@functools.cache
+def _effects(func: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The arguments of an operation, those that it writes to, and whether what it gives shares memory with one."""
+    arguments, returns = func._schema.arguments, func._schema.returns
+    written = tuple(each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write)
+    return tuple(each.name for each in arguments), written, any(each.alias_info is not None for each in returns)
 
 
 def _is_wide(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Whose fault an error is: the lowest rung that fails by itself, and the ops to which it can be traced."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,12 +13,15 @@ from coreflow.validate.gates import Compared, judge
 from coreflow.validate.ladder import Judged, Ladder, Observed, program_of
 from coreflow.validate.provenance import Matcher, trace_values
 from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
+from coreflow.validate.samples import Sample
 from coreflow.validate.tolerance import FP32, LIFTED
 
 # How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
 # program alone, by up to 2^-12 each, and so are weights that the converter folds. A ResNet-50 with folded norms comes to 1.6e-3, the T5
 # decoder to 1.1e-4.
 _SAVED_MATCH = 4e-3
+# Of a fault the sums over a whole tensor show less and less further on: where the program left torch is looked for more closely.
+_SAVED_FAULT = 2e-3
 # A fresh conversion at FLOAT32 folds constants in fp32.
 _WIDE_MATCH = 1e-5
 
@@ -80,34 +84,41 @@ def explain(
 ) -> Explanation:
     """Every op with its errors and its place in the source; and of these the ones that explain what failed.
 
-    Origins come from one sample, the first whose reference is finite: values name an op, and one sample has enough of them.
+    Origins come from one sample whose reference is finite: values name an op, and one sample has enough of them.
     """
     constants = poorly_held(ladder.judged.graph, None if ladder.wide_package is None else program_of(ladder.wide_package))
     if ladder.localiser is None:
         return Explanation(constants=constants)
-    sample = next((seen.sample for seen in observed if all(np.isfinite(each).all() for each in seen.exact)), observed[0].sample)
+    finite = [seen for seen in observed if all(np.isfinite(each).all() for each in seen.exact)]
+    sample = _telling(finite or observed[:1], ladder.judged.last)
     given, ratio = ladder.rounded(sample), max((each.rho_rms for each in outputs.values() if each.rho_rms == each.rho_rms), default=0.0)
     if module is None:
         reports = ladder.localiser.reports({})
         return Explanation(ops=reports, culprits=lossy(reports), constants=constants)
     traced = trace_values(module, given, weights="half" if ladder.judged.precision == "fp16" else "exact")
     values = ladder.localiser.wide_values(sample.inputs)
-    matcher = Matcher(traced, _SAVED_MATCH if ladder.judged.precision == "fp16" else _WIDE_MATCH)
-    origins, places = origins_of(ladder.localiser.ops, values, matcher)
+    halves = ladder.judged.precision == "fp16"
+    origins, _ = origins_of(ladder.localiser.ops, values, Matcher(traced, _SAVED_MATCH if halves else _WIDE_MATCH))
     reports = ladder.localiser.reports(origins)
     wrong: tuple[Culprit, ...] = ()
+    saved: tuple[Culprit, ...] = ()
     if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
-        wrong = mistranslated(ladder.judged.graph, ladder.localiser.ops, places, traced, ratio)
+        _, places = origins_of(ladder.localiser.ops, values, Matcher(traced, _SAVED_FAULT if halves else _WIDE_MATCH))
+        wrong = saved = mistranslated(ladder.judged.graph, ladder.localiser.ops, places, traced, ratio)
         gates = [gate for each in outputs.values() for gate in each.gates]
         if any(gate.name == "translation" and gate.outcome == "fail" for gate in gates):
             wrong = _in_fresh_conversion(ladder.open_wide(), module, given, ratio) or wrong
-    found = lossy(reports)
-    if cause == "non-finite":
-        first = [each for each in found if each.kind == "non-finite"]
-        found = tuple(each for each in found if each not in first)
-        wrong = (*_placed(first, wrong, [op.name for op in ladder.localiser.ops]), *wrong)
-    culprits = (*wrong, *found)
+    found = list(_placed(lossy(reports), saved, [op.name for op in ladder.localiser.ops]))
+    first = [each for each in found if each.kind == "non-finite"] if cause == "non-finite" else []
+    culprits = (*first, *wrong, *(each for each in found if each not in first))
     return Explanation(ops=reports, culprits=culprits, constants=constants)
+
+
+def _telling(observed: Sequence[Observed], rung: str) -> Sample:
+    """The first sample in which the fault shows, which it may do in some only: its error is a tenth of the largest, or more."""
+    squares = [sum(seen.squares[rung]) for seen in observed]
+    errors = [math.inf if math.isnan(square) else square for square in squares]
+    return next(seen.sample for seen, error in zip(observed, errors, strict=True) if error >= max(errors) / 100)
 
 
 def _placed(found: Sequence[Culprit], wrong: Sequence[Culprit], names: Sequence[str]) -> Iterator[Culprit]:

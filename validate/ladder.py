@@ -208,7 +208,7 @@ def convert_wide(judged: Judged, module: nn.Module, recipe: Recipe | None, draw:
         outputs=tuple(f"output_{place}" for place in range(len(judged.model.outputs))),
         target=recipe.target if recipe is not None else _TARGETS.get(judged.graph.opset, "iOS17"),
         precision="fp32",
-        draw=None if source is None else _renamed(source, tuple(judged.model.inputs), tuple(specs)),
+        draw=None if source is None else _as_taken(source, judged.model.inputs, tuple(specs)),
     )
     captured = capture(wide_recipe)
     holder = cache_folder() / "wide" / captured.fingerprint
@@ -256,12 +256,14 @@ def wide_or_reason(judged: Judged, module: nn.Module, recipe: Recipe | None, dra
     return package, ""
 
 
-def _renamed(draw: Draw, names: tuple[str, ...], others: tuple[str, ...]) -> Draw:
-    def renamed(seed: int) -> Arrays:
-        drawn = draw(seed)
-        return {other: drawn[name] for name, other in zip(names, others, strict=True)}
+def _as_taken(draw: Draw, inputs: Mapping[str, TensorSpec], others: tuple[str, ...]) -> Draw:
+    """``draw`` under other names, and in the dtypes that the package takes."""
 
-    return renamed
+    def taken(seed: int) -> Arrays:
+        drawn = draw(seed)
+        return {other: np.asarray(drawn[name]).astype(spec.dtype) for other, (name, spec) in zip(others, inputs.items(), strict=True)}
+
+    return taken
 
 
 def _halved(outputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -102,7 +102,7 @@ def test_an_own_recipe_is_judged_against_its_module(example: Path, coreflow: Run
     code, out, _ = coreflow("validate", example, "--backend", "lifted")
     assert code == 5 and "INCOMPLETE" in out
     code, _, err = coreflow("validate", package)
-    assert code == 2 and "Give --reference FILE.py:NAME" in " ".join(err.split())
+    assert code == 2 and "or --reference FILE.py:NAME of its recipe" in " ".join(err.split())
 
 
 def test_a_package_is_compared_with_another_package(example: Path, tmp_path: Path, coreflow: Run) -> None:

@@ -1,9 +1,11 @@
 """A small transformer, its package, and packages of it with other weights."""
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,37 +16,40 @@ from coreflow.export.bundle import build
 from coreflow.export.recipe import Recipe
 from coreflow.models.spec import TensorSpec
 
-WIDTH, HEADS, HIDDEN, LENGTH, LAYERS = 64, 8, 128, 16, 2
+WIDTH, HEADS, LENGTH, LAYERS = 64, 8, 16, 2
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "tanh-gelu": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 
 class Layer(nn.Module):
     """Pre-norm attention and feed-forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, activation: str, eps: float) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH, eps=1e-4), nn.LayerNorm(WIDTH, eps=1e-4)
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.expand, self.contract = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.quick_gelu = False
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.width, self.activation = width, activation
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm_1(x)
         query, key, value = (each(normed).view(1, LENGTH, HEADS, -1).transpose(1, 2) for each in (self.query, self.key, self.value))
-        weights = (query @ key.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5).softmax(-1)
-        x = x + self.out((weights @ value).transpose(1, 2).reshape(1, LENGTH, WIDTH))
-        hidden = self.expand(self.norm_2(x))
-        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else nn.functional.gelu(hidden)
-        return x + self.contract(hidden)
+        weights = (query @ key.transpose(-1, -2) * (self.width // HEADS) ** -0.5).softmax(-1)
+        x = x + self.out((weights @ value).transpose(1, 2).reshape(1, LENGTH, self.width))
+        return x + self.contract(ACTIVATIONS[self.activation](self.expand(self.norm_2(x))))
 
 
 class Network(nn.Module):
     """(1, L, C) -> (1, L, C)."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, layers: int = LAYERS, width: int = WIDTH, activation: str = "gelu", eps: float = 1e-4) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH, eps=1e-4)
-        self.head = nn.Linear(WIDTH, WIDTH)
+        self.layers = nn.ModuleList(Layer(width, activation, eps) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.head = nn.Linear(width, width)
         random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -61,13 +66,13 @@ class Network(nn.Module):
         return self.head(self.norm(x))
 
 
-def replace_weights(package: Path, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
-    """Every weight of ``old`` in ``weight.bin`` becomes the one of ``new``, found by its bytes in fp16."""
+def replace_weights(package: Path, old: Mapping[str, Tensor], new: Mapping[str, Tensor], dtype: type[np.generic] = np.float16) -> None:
+    """Every weight of ``old`` in ``weight.bin`` becomes the one of ``new``, found by its bytes in ``dtype``."""
     file = next(package.rglob("weight.bin"))
     original = file.read_bytes()
     content = bytearray(original)
     for name, tensor in old.items():
-        was, becomes = (each.detach().numpy().astype(np.float16).tobytes() for each in (tensor, new[name]))
+        was, becomes = (each.detach().numpy().astype(dtype).tobytes() for each in (tensor, new[name]))
         if was != becomes:
             assert original.count(was) == 1, f"{name} is {original.count(was)} times in the file"
             place = original.index(was)
@@ -81,16 +86,17 @@ class Converted:
 
     package: Path
     network: Network
+    precision: Literal["fp16", "fp32"] = "fp16"
 
     def recipe(self, seed: int = 0) -> Recipe:
-        return network_recipe(Network(seed))
+        return network_recipe(Network(seed, len(self.network.layers), self.network.head.in_features))
 
     def copy(self, target: Path) -> Path:
         return Path(shutil.copytree(self.package, target))
 
     def with_weights(self, target: Path, new: Mapping[str, Tensor]) -> Path:
         self.copy(target)
-        replace_weights(target, self.network.state_dict(), new)
+        replace_weights(target, self.network.state_dict(), new, np.float16 if self.precision == "fp16" else np.float32)
         return target
 
     def with_fault(self, target: Path, fault: Callable[[dict[str, Tensor]], None]) -> Path:
@@ -99,14 +105,26 @@ class Converted:
         return self.with_weights(target, weights)
 
 
-def network_recipe(module: nn.Module) -> Recipe:
-    return Recipe(name="network", module=module, inputs={"x": TensorSpec((1, LENGTH, WIDTH))}, outputs=("y",))
+def network_recipe(network: Network, precision: Literal["fp16", "fp32"] = "fp16") -> Recipe:
+    inputs = {"x": TensorSpec((1, LENGTH, network.head.in_features))}
+    return Recipe(name="network", module=network, inputs=inputs, outputs=("y",), precision=precision)
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    network = Network()
-    return Converted(build(network_recipe(network), tmp_path_factory.mktemp("network")), network)
+def convert_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Converted]:
+    """Networks of seed 0, each architecture converted once at each precision."""
+
+    @functools.cache
+    def convert(layers: int, width: int, precision: Literal["fp16", "fp32"] = "fp16", **other: Any) -> Converted:
+        network = Network(0, layers, width, **other)
+        return Converted(build(network_recipe(network, precision), tmp_path_factory.mktemp("network")), network, precision)
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def converted(convert_network: Callable[..., Converted]) -> Converted:
+    return convert_network(LAYERS, WIDTH)
 
 
 @pytest.fixture

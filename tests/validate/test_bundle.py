@@ -23,8 +23,14 @@ STAGES = ("encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory"
 
 
 @pytest.fixture(scope="module")
-def healthy(exported: Path) -> BundleReport:
-    return validate_bundle(exported / "bundle")
+def events(exported: Path) -> list[PartJudged | BundleReport]:
+    return list(judge_bundle(exported / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def healthy(events: list[PartJudged | BundleReport]) -> BundleReport:
+    assert isinstance(events[-1], BundleReport)
+    return events[-1]
 
 
 def test_a_healthy_bundle_passes_stage_by_stage_and_as_a_chain(healthy: BundleReport) -> None:
@@ -46,8 +52,7 @@ def test_the_chain_is_judged_where_the_stages_meet(healthy: BundleReport) -> Non
     assert cascade.outputs["decoder.logits"].elements > 8 * 300
 
 
-def test_every_part_is_an_event_and_the_report_the_last(exported: Path) -> None:
-    events = list(judge_bundle(exported / "bundle"))
+def test_every_part_is_an_event_and_the_report_the_last(events: list[PartJudged | BundleReport]) -> None:
     assert [event.part for event in events if isinstance(event, PartJudged)] == [*STAGES, "cascade"]
     assert [event.done for event in events if isinstance(event, PartJudged)] == list(range(1, 8))
     assert isinstance(events[-1], BundleReport)
@@ -88,7 +93,9 @@ def plant(bundle: Path, stage: str, fault: Callable[[Weights], None], edit: Edit
     edit(bundle / manifest.stages[stage].package, healthy, wrong)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [fault if place == 0 else pytest.param(fault, marks=pytest.mark.slow) for place, fault in enumerate(FAULTS)]
+)
 def test_a_fault_in_one_package_fails_and_names_the_stage(fault: str, bundle: Path, edit_weights: Edit) -> None:
     change, stage = FAULTS[fault]
     plant(bundle, stage, change, edit_weights)
@@ -102,6 +109,7 @@ def test_a_fault_in_one_package_fails_and_names_the_stage(fault: str, bundle: Pa
     assert [name for name, verdict in alone.items() if verdict == "fail"] == [stage]
 
 
+@pytest.mark.slow  # three validations; tests/cli has one
 def test_a_changed_package_never_passes_however_good_its_numbers(bundle: Path) -> None:
     package = next(bundle.glob("packages/*/mapper_in.mlpackage"))
     (package / "note.txt").write_text("nothing that a program reads")
@@ -123,6 +131,7 @@ def test_a_changed_reference_is_refused(bundle: Path) -> None:
         validate_bundle(bundle)
 
 
+@pytest.mark.slow
 def test_golden_samples_of_another_model_leave_the_verdict_open(bundle: Path) -> None:
     companions = next((bundle / COMPANIONS).iterdir())
     weights = load_tensors(companions / WEIGHTS)

@@ -112,7 +112,7 @@ class TestWalk:
         weight = half("w", np.ones((4, 4)))
         graph = chain(("linear", {"weight": weight}), ("linear", {"weight": weight}))
         interpreter = Interpreter(graph, numerics_named("fp32"))
-        first, second = (step.fixed["weight"] for step in interpreter._plan.steps)
+        first, second = (step.fixed["weight"] for step in interpreter.plan.steps)
         assert first is second
 
     def test_an_op_that_fails_is_named(self) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.runtime.lift.ops_shape import slice_by_index
 
 Arguments = dict[str, Any]
 
@@ -380,3 +384,25 @@ def test_scalars_are_put_together_as_vectors_of_one(law: Any) -> None:
         return {"values": [np.array(draw.floats(1)[0]) for _ in range(draw.whole(1, 3))], "axis": 0}
 
     law.agrees_with(lambda values, axis: np.array(values), "concat", arguments)
+
+
+@pytest.mark.parametrize("extent", [1, 2, 3, 4])
+def test_every_slice_of_a_short_axis_is_mils_where_mil_agrees_with_itself(extent: int) -> None:
+    """Its declared shapes and its values come from two functions, which differ for places before the first element."""
+    quiet_coremltools()
+    from coremltools.converters.mil.mil.ops.defs._utils import solve_slice_by_index_shape, solve_slice_by_index_slice
+
+    x, beyond = np.arange(extent), range(-extent - 2, extent + 3)
+    agreed = 0
+    for begin, end, step, *masks in itertools.product(range(-extent, extent), beyond, (1, 2, -1, -2), (False, True), (False, True)):
+        arguments = [begin], [end], [step], [masks[0]], [masks[1]]
+        try:
+            (count,) = solve_slice_by_index_shape([extent], *map(list, arguments), None)
+        except ValueError:
+            continue
+        want = x[tuple(solve_slice_by_index_slice([extent], *map(list, arguments), None))]
+        if len(want) == count:
+            agreed += 1
+            found = slice_by_index(torch.from_numpy(x), *arguments[:2], stride=[step], begin_mask=[masks[0]], end_mask=[masks[1]])
+            assert found.tolist() == want.tolist(), arguments
+    assert agreed > 50
