@@ -34,7 +34,7 @@ from coreflow.runtime.interface import (
 )
 from coreflow.runtime.lift.engines import AutoEngine, ModuleEngine, Runs
 from coreflow.runtime.lift.interpreter import Interpreter, Observer
-from coreflow.runtime.lift.numerics import numerics_named
+from coreflow.runtime.lift.numerics import numerics_named, whole_products
 from coreflow.runtime.lift.onnx import OnnxEngine
 from coreflow.runtime.lift.ops_state import StateBuffer
 
@@ -85,7 +85,8 @@ class LiftedModel:
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
         tensors.update(written)
-        results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
+        with whole_products(self.device):
+            results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
         return self.finished(results)
 

@@ -1,0 +1,472 @@
+"""Conversions that end well and are wrong, made as a user makes them, by coremltools itself: none of them passes.
+
+Every network is small; its fault is the one that larger ones have. The report names the op or the line that is wrong. Where the project's
+own export would make the same mistake it either refuses or does not make it, which is tested beside it.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.bundle import build
+from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.program import read_program
+from coreflow.export.recipe import Recipe
+from coreflow.export.summary import summarize
+from coreflow.models.errors import ExportError
+from coreflow.models.spec import TensorSpec
+from coreflow.validate import validate
+from coreflow.validate.report.model import Culprit, Report
+
+Arrays = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic] | None]]
+HALF, WHOLE = np.float16, np.int32
+
+
+def convert(
+    module: nn.Module,
+    folder: Path,
+    inputs: Shapes,
+    outputs: Sequence[str] = ("y",),
+    *,
+    front_end: Literal["trace", "export"] = "trace",
+    example: Callable[[], tuple[Tensor, ...]] | None = None,
+    target: str = "iOS17",
+    state: Mapping[str, tuple[int, ...]] | None = None,
+) -> Path:
+    """What a user saves without this project: traced or exported, converted at FLOAT16; ``None`` leaves out an input's dtype."""
+    ct = quiet_coremltools()
+    given = example() if example is not None else tuple(_example(*each) for each in inputs.values())
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a trace cannot follow it
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = (
+            torch.jit.trace(module.eval(), given, check_trace=False)
+            if front_end == "trace"
+            else torch.export.export(module.eval(), given, strict=False).run_decompositions({})
+        )
+        model = ct.convert(
+            program,
+            inputs=[
+                ct.TensorType(name=name, shape=shape, **({} if dtype is None else {"dtype": dtype}))
+                for name, (shape, dtype) in inputs.items()
+            ],
+            outputs=[ct.TensorType(name=name, dtype=HALF) for name in outputs],
+            states=[ct.StateType(wrapped_type=ct.TensorType(shape=shape, dtype=HALF), name=name) for name, shape in (state or {}).items()]
+            or None,
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=ct.precision.FLOAT16,
+            skip_model_load=True,
+        )
+    torch.backends.mha.set_fastpath_enabled(fast)
+    package = folder / "user.mlpackage"
+    model.save(str(package))
+    return package
+
+
+def _example(shape: tuple[int, ...], dtype: type[np.generic] | None) -> Tensor:
+    return torch.full(shape, 2, dtype=torch.int32) if dtype is not HALF else torch.ones(shape)
+
+
+def recipe_of(module: nn.Module, draw: Callable[[int], Arrays], outputs: tuple[str, ...] = ("y",)) -> Recipe:
+    specs = {name: TensorSpec(array.shape, str(array.dtype)) for name, array in draw(0).items()}  # type: ignore[arg-type]
+    return Recipe(name="user", module=module, inputs=specs, outputs=outputs, draw=draw)
+
+
+def line_of(owner: Any, text: str) -> int:
+    lines, first = inspect.getsourcelines(owner)
+    return first + next(place for place, line in enumerate(lines) if text in line)
+
+
+def at_line(culprit: Culprit, owner: Any, text: str) -> bool:
+    """Whether a culprit is traced to this line of this file."""
+    return (Path(culprit.file or "").name, culprit.line) == (Path(__file__).name, line_of(owner, text))
+
+
+def failing_gates(report: Report, output: str = "y") -> set[str]:
+    return {gate.name for gate in report.outputs[output].failed_gates}
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(HALF)
+
+
+# --- torch.export drops keyword arguments ---------------------------------------------------------------------------------------------
+
+
+class Padded(nn.Module):
+    """torch's own encoder with a key-padding mask; the padding is where the mask is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=mask < 0.5)
+
+
+def padded(seed: int) -> Arrays:
+    mask = np.ones((1, 8), HALF)
+    mask[0, 3 + seed % 4 :] = 0
+    return {"x": normal(seed, 1, 8, 16), "mask": mask}
+
+
+def test_a_padding_mask_that_torch_export_inverts(tmp_path: Path) -> None:
+    module = Padded()
+    shapes = {"x": ((1, 8, 16), HALF), "mask": ((1, 8), HALF)}
+    report = validate(convert(module, tmp_path, shapes, front_end="export"), module, draw=padded)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert report.outputs["y"].rho_rms > 100
+    assert report.culprits[0].kind == "translation" and report.culprits[0].module == "encoder.layers.0.self_attn"
+    assert at_line(report.culprits[0], Padded, "src_key_padding_mask=mask")
+
+
+def test_the_own_export_of_the_same_mask_is_right(tmp_path: Path) -> None:
+    recipe = recipe_of(Padded().eval(), padded)
+    assert validate(build(recipe, tmp_path), recipe).verdict == "pass"
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.tanh(self.before(x))
+        return self.after(torch.add(x, gate, alpha=0.5))
+
+
+def rows(seed: int) -> Arrays:
+    return {"x": normal(seed, 4, 16)}
+
+
+def test_an_alpha_of_add_that_torch_export_loses(tmp_path: Path) -> None:
+    """No conversion at FLOAT32 can be had (a trace refuses alpha): the cause is found without it, for every weight is the module's."""
+    module = Scaled()
+    report = validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}, front_end="export"), module, draw=rows)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert any("R2 was not run" in note for note in report.notes)
+    assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "add")
+    assert at_line(report.culprits[0], Scaled, "alpha=0.5")
+
+
+def test_wrong_weights_are_not_taken_for_translation_where_there_is_no_second_conversion(tmp_path: Path) -> None:
+    module = Scaled()
+    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, front_end="export")
+    with torch.no_grad():
+        module.before.weight[0, 0] += 0.5
+    assert validate(package, module, draw=rows).cause == "weights"
+
+
+def test_the_own_export_refuses_an_alpha_that_the_converter_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not support"):
+        build(recipe_of(Scaled().eval(), rows), tmp_path)
+
+
+# --- numbers that fp16 does not hold --------------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Attention whose mask is the most negative float32 where keys are absent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        bias = (1.0 - mask) * torch.finfo(torch.float32).min
+        scores = self.query(x) @ self.key(x).transpose(-1, -2) * 0.25
+        return (scores + bias[:, None]).softmax(-1) @ self.value(x)
+
+
+@pytest.mark.parametrize("by", ["coremltools", "the own export"])
+def test_a_mask_of_the_smallest_float_becomes_nan(by: str, tmp_path: Path) -> None:
+    """0 · -inf: the largest float32 is beyond fp16, so that where a key is present its bias is not a number."""
+    module = Masked().eval()
+    shapes = {"x": ((1, 8, 16), HALF), "mask": ((1, 8), HALF)}
+    package = convert(module, tmp_path, shapes) if by == "coremltools" else build(recipe_of(module, padded), tmp_path)
+    report = validate(package, module, draw=padded)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "non-finite", 3)
+    assert failing_gates(report) >= {"finite"}
+    assert (report.culprits[0].kind, report.culprits[0].type) == ("non-finite", "mul")
+    assert at_line(report.culprits[0], Masked, "finfo")
+    assert "overflows" in {each.problem for each in report.constants}
+
+
+class Normed(nn.Module):
+    def __init__(self, eps: float = 1e-7) -> None:
+        super().__init__()
+        self.before, self.norm, self.after = nn.Linear(16, 16, bias=False), nn.RMSNorm(16, eps=eps), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.norm(self.before(x)))
+
+
+def some_zero_rows(seed: int) -> Arrays:
+    x = normal(seed, 4, 16)
+    if seed % 4 == 3:  # in two of eight seeds: one sample must not hide behind the others
+        x[seed % 4] = 0
+    return {"x": x}
+
+
+def test_torchs_rms_norm_divides_zero_rows_by_zero(tmp_path: Path) -> None:
+    """The converter divides by the largest element first."""
+    module = Normed()
+    package = convert(module, tmp_path, {"x": ((4, 16), HALF)})
+    report = validate(package, module, draw=some_zero_rows)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "non-finite", 3)
+    assert failing_gates(report) >= {"finite", "translation"}
+    assert report.outputs["y"].non_finite == 2 * 16
+    assert (report.culprits[0].kind, report.culprits[0].type, report.culprits[0].module) == ("non-finite", "real_div", "norm")
+    assert at_line(report.culprits[0], Normed, "self.norm(self.before(x))")
+
+
+def test_torchs_rms_norm_adds_its_epsilon_after_it_divided(tmp_path: Path) -> None:
+    """No rounding hides this from the conversion at FLOAT32, and fp16 alone would not have told."""
+    module = Normed(eps=1e-4)
+    report = validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert failing_gates(report) == {"translation"}
+    assert report.culprits[0].kind == "translation" and report.culprits[0].module == "norm"
+
+
+def test_without_zero_rows_the_same_package_is_right(tmp_path: Path) -> None:
+    """What is not reached is not found: the inputs decide."""
+    module = Normed()
+    assert validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows).verdict == "pass"
+
+
+class SquareNorm(nn.Module):
+    """T5's: the mean of the squares, as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(variance + 1e-6))
+
+
+class Residual(nn.Module):
+    """A residual stream of several hundreds."""
+
+    def __init__(self, size: float = 1000.0) -> None:
+        super().__init__()
+        self.size = size
+        self.feed_forward, self.norm, self.out = nn.Linear(16, 16), SquareNorm(), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(x + self.feed_forward(x) * self.size))
+
+
+@pytest.mark.parametrize("by", ["coremltools", "the own export"])
+def test_residuals_above_256_overflow_in_the_square_of_a_t5_norm(by: str, tmp_path: Path) -> None:
+    """Torch's own fp16 overflows as well: the module, not the conversion, is unfit for fp16."""
+    module = Residual().eval()
+    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}) if by == "coremltools" else build(recipe_of(module, rows), tmp_path)
+    report = validate(package, module, draw=rows)
+    assert (report.verdict, report.exit_code) == ("fp16-unsafe", 6)
+    assert failing_gates(report) == {"ceiling", "contract"}
+    assert (report.culprits[0].kind, report.culprits[0].type, report.culprits[0].module) == ("non-finite", "pow", "norm")
+    assert at_line(report.culprits[0], SquareNorm, "x.pow(2)")
+
+
+def test_residuals_below_256_pass(tmp_path: Path) -> None:
+    module = Residual(size=30.0)
+    assert validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows).verdict == "pass"
+
+
+# --- what a trace freezes or loses ----------------------------------------------------------------------------------------------------
+
+
+class Cached(nn.Module):
+    """One new key of a cache that comes and goes as a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, cache: Tensor, position: Tensor) -> Tensor:
+        cache = cache * 1.0
+        cache[:, :, position] = self.key(x).unsqueeze(-1)
+        return cache
+
+
+def at_positions(seed: int) -> Arrays:
+    return {"x": normal(seed, 1, 8), "cache": normal(seed + 100, 1, 8, 6), "position": np.array([seed % 6], WHOLE)}
+
+
+@pytest.mark.parametrize("by", ["coremltools", "the own export"])
+def test_a_write_at_a_tensor_index_is_lost_by_the_converter(by: str, tmp_path: Path) -> None:
+    """The trace is right, so the own export has nothing to refuse; the conversion at FLOAT32 shows the loss."""
+    module = Cached().eval()
+    shapes = {"x": ((1, 8), HALF), "cache": ((1, 8, 6), HALF), "position": ((1,), WHOLE)}
+    package = convert(module, tmp_path, shapes) if by == "coremltools" else build(recipe_of(module, at_positions), tmp_path)
+    assert "linear" not in {op.type for op in read_program(package).function()[0].ops}, "what would be written is not even computed"
+    report = validate(package, module, draw=at_positions)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert failing_gates(report) >= {"translation", "rho_rms"}
+    assert report.culprits[0].kind == "translation" and report.culprits[0].module == "key"
+    assert at_line(report.culprits[0], Cached, "cache[:, :, position] =")
+
+
+class Buffered(nn.Module):
+    """The same with the cache in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(8, 8)
+        self.register_buffer("cache", torch.zeros(1, 8, 6))
+        self.cache: Tensor
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        self.cache[:, :, position] = self.key(x).unsqueeze(-1)
+        return self.cache.sum(-1)
+
+
+def new_keys(seed: int) -> Arrays:
+    return {"x": normal(seed, 1, 8), "position": np.array([seed % 6], WHOLE)}
+
+
+def test_a_buffer_that_a_trace_forgets_to_write(tmp_path: Path) -> None:
+    module = Buffered()
+    report = validate(convert(module, tmp_path, {"x": ((1, 8), HALF), "position": ((1,), WHOLE)}), module, draw=new_keys)
+    assert (report.verdict, report.cause) == ("fail", "translation")
+    assert report.culprits[0].kind == "translation" and report.culprits[0].module == "key"
+
+
+def test_the_own_export_refuses_a_module_that_writes_to_a_buffer(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="changes the buffer cache"):
+        build(recipe_of(Buffered().eval(), new_keys), tmp_path)
+
+
+class Positioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, table: Tensor, position: Tensor) -> Tensor:
+        place = int(position.item())
+        row = table[:, place : place + 1]
+        return self.out(row)
+
+
+def looked_up(seed: int) -> Arrays:
+    # The position traced is the first one drawn too: only other samples show that it was frozen.
+    return {"table": normal(seed, 4, 6, 8), "position": np.array([(seed + 2) % 6], WHOLE)}
+
+
+def test_a_position_read_by_item_is_frozen_by_a_trace(tmp_path: Path) -> None:
+    module = Positioned()
+    package = convert(module, tmp_path, {"table": ((4, 6, 8), HALF), "position": ((1,), WHOLE)})
+    report = validate(package, module, draw=looked_up)
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "slice_by_index")
+    assert at_line(report.culprits[0], Positioned, "row = table")
+    right = validate(package, module, [looked_up(0)])
+    assert right.verdict == "warn", "at the position traced nothing is wrong, and no second conversion could tell"
+
+
+def test_the_own_export_refuses_a_value_that_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"\.item\(\)"):
+        build(recipe_of(Positioned().eval(), looked_up), tmp_path)
+
+
+# --- names and types ------------------------------------------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return y, y
+
+
+def test_one_tensor_returned_twice_loses_both_names(tmp_path: Path) -> None:
+    module = Twice()
+    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, ("surface", "copy"))
+    for reference, words in (
+        (module, "the package has 1 outputs and the reference 2"),
+        (recipe_of(module, rows, ("surface", "copy")), "surface, copy in this order are right"),
+    ):
+        report = validate(package, reference, draw=rows)
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "structure", 3)
+        assert words in report.text
+
+
+def test_the_own_export_refuses_one_tensor_as_two_outputs(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="one tensor as two outputs"):
+        build(recipe_of(Twice().eval(), rows, ("surface", "copy")), tmp_path)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(3000, 8), nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.embedding(ids))
+
+
+def words_up_to(most: int) -> Callable[[int], Arrays]:
+    return lambda seed: {"ids": np.random.default_rng(seed).integers(0, most, (1, 16)).astype(WHOLE)}
+
+
+@pytest.mark.parametrize("most", [3000, 2000], ids=["ids that fp16 rounds", "ids that fp16 holds"])
+def test_tokens_that_became_floats_are_structure(most: int, tmp_path: Path) -> None:
+    """Without a dtype the converter takes ids as fp16; those above 2048 then meet a neighbour's embedding."""
+    module = Words()
+    package = convert(module, tmp_path, {"ids": ((1, 16), None)})
+    for reference in (module, recipe_of(module, words_up_to(most))):
+        report = validate(package, reference, draw=words_up_to(most))
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "structure", 3)
+        assert report.text == "input 'ids' is float16; int32 is right"
+
+
+class Gated(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return torch.tanh(x) * mask
+
+
+def test_whole_numbers_for_what_is_a_float_are_no_fault(tmp_path: Path) -> None:
+    """A mask of ones and zeros may well be given in integers: the module runs on floats as well."""
+    module = Gated()
+    package = convert(module, tmp_path, {"x": ((1, 8), HALF), "mask": ((1, 8), HALF)})
+    report = validate(package, module, draw=lambda seed: {"x": normal(seed, 1, 8), "mask": padded(seed)["mask"].astype(WHOLE)})
+    assert report.verdict == "pass", report.text
+
+
+# --- compression ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_pruning_that_prunes_nothing_is_no_error_and_shows_in_the_summary(tmp_path: Path) -> None:
+    """numpy 2 cannot find a percentile of more than 65504 fp16 numbers: nothing is pruned. The package computes what it did before, so
+    that no comparison fails; what it stores tells."""
+    optimize = pytest.importorskip("coremltools.optimize.coreml")
+    module = nn.Sequential(nn.Linear(256, 260))
+    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        half = optimize.OptimizationConfig(global_config=optimize.OpMagnitudePrunerConfig(target_sparsity=0.5))
+        pruned = tmp_path / "pruned.mlpackage"
+        model = quiet_coremltools().models.MLModel(str(parent), skip_model_load=True)
+        optimize.prune_weights(model, half).save(str(pruned))
+    report = validate(pruned, parent)
+    assert report.verdict == "pass" and report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
+    assert validate(pruned, module).verdict == "pass"
+    before, after = (summarize(read_program(package)) for package in (parent, pruned))
+    (group,) = (each for each in after.weights if "sparse" in each.compression)
+    assert group.stored_bytes > 2 * group.parameters > 2 * 65504, "a mask on top of every weight"
+    assert after.size_bytes > before.size_bytes
