@@ -7,7 +7,7 @@ result can be larger than what it reads asks ``bounded``, in its guard or itself
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from coreflow.export.program import Graph
@@ -47,7 +47,7 @@ def bounded(shape: Sequence[int]) -> tuple[int, ...]:
 def bounded_together(**tensors: Tensor) -> None:
     """Guard of an op that gives its tensors broadcast against each other."""
     if math.prod(tensor.numel() for tensor in tensors.values()) > MAX_ELEMENTS:
-        bounded(torch.broadcast_shapes(*(tensor.shape for tensor in tensors.values())))
+        bounded(np.broadcast_shapes(*(tensor.shape for tensor in tensors.values())))
 
 
 def bounded_axis(count: int) -> int:

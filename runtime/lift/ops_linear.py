@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +17,7 @@ def _bounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> No
 
 def _bounded_matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> None:
     """Torch repeats a matrix for every element of a batch that it is broadcast to, so those are counted too."""
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows, columns = x.shape[-1 if transpose_x else -2 :][:1], y.shape[-2 if transpose_y else -1 :][:1]
     for matrix in (x.shape[-2:], y.shape[-2:], (*rows, *columns)):
         bounded((*batch, *matrix))
@@ -32,7 +33,7 @@ def _bounded_einsum(values: Sequence[Tensor], equation: str) -> None:
 
 
 def _bounded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> None:
-    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     for rows, columns in ((query.shape[-2], key.shape[-2]), (query.shape[-2], value.shape[-1])):
         bounded((*batch, rows, columns))
 
