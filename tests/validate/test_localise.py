@@ -1,0 +1,105 @@
+"""What the walk says of single ops, against their definitions."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.bundle import build
+from coreflow.export.program import read_program
+from coreflow.export.recipe import Recipe
+from coreflow.models.spec import TensorSpec
+from coreflow.runtime.lifted import LiftedModel
+from coreflow.validate.localise import ROUNDING, Localiser, terms_of
+from coreflow.validate.report.model import OpReport
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: np.ndarray) -> tuple[Localiser, dict[str, OpReport]]:
+    """The op reports by type of a program that computes ``function``."""
+    recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
+    program = read_program(build(recipe, folder))
+    localiser = Localiser(*(LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64")))
+    for sample in samples:
+        localiser.run({"x": sample})
+    return localiser, {each.type: each for each in localiser.reports({})}
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+
+
+def test_the_rounding_of_normal_numbers_is_the_constant() -> None:
+    values = np.random.default_rng(0).standard_normal(1_000_000)
+    relative = math.sqrt(np.mean((values.astype(np.float16) - values) ** 2) / np.mean(values**2))
+    assert relative == pytest.approx(ROUNDING, rel=0.05)
+
+
+def test_local_and_accumulated_errors_are_those_of_the_definition(tmp_path: Path) -> None:
+    samples = draw(2, 64), draw(2, 64) * np.float16(0.5)
+    _, ops = looked_at(lambda x: torch.sigmoid(torch.tanh(x)), tmp_path, *samples)
+    rounded = [np.tanh(each.astype(np.float32)).astype(np.float16) for each in samples]
+    wide = [1 / (1 + np.exp(-each.astype(np.float64))) for each in rounded]
+    local = [each.astype(np.float16) - each for each in wide]
+    rms = math.sqrt(sum(float((each**2).sum()) for each in local) / sum(float((each**2).sum()) for each in wide))
+    assert ops["sigmoid"].local_rho == pytest.approx(rms / ROUNDING, rel=1e-3)
+    exact = [1 / (1 + np.exp(-np.tanh(each.astype(np.float64)))) for each in samples]
+    error = sum(float(((near.astype(np.float16) - true) ** 2).sum()) for near, true in zip(wide, exact, strict=True))
+    assert ops["sigmoid"].accumulated == pytest.approx(math.sqrt(error / sum(float((each**2).sum()) for each in exact)), rel=1e-3)
+    assert 0.3 < ops["tanh"].ulps <= 0.5 and ops["tanh"].ulps_limit == 2
+    assert ops["tanh"].largest == pytest.approx(float(np.abs(rounded[0]).max()))
+
+
+def test_predictions_are_those_of_the_two_models(tmp_path: Path) -> None:
+    localiser, _ = looked_at(lambda x: torch.exp(x) * 3, tmp_path, draw(1, 8))
+    inputs = {"x": draw(1, 8)}
+    for found, model in zip(localiser.run(inputs), (localiser.narrow, localiser.wide), strict=True):
+        want = model.predict(inputs)
+        assert list(found) == list(want) and all(np.array_equal(found[name], want[name]) for name in want)
+
+
+def test_a_difference_of_large_numbers_amplifies_and_loses_nothing_itself(tmp_path: Path) -> None:
+    _, ops = looked_at(lambda x: torch.relu(torch.tanh(x) + 500.0) - 500.0, tmp_path, draw(1, 64))
+    assert ops["sub"].amplification > 100 and ops["sub"].local_rho < 0.1
+    assert ops["add"].amplification < 3 and ops["add"].local_rho > 0.5
+
+
+def test_overflow_and_underflow_are_counted_where_they_happen(tmp_path: Path) -> None:
+    x = np.array([[1.0, 2.0, 300.0, 400.0]], np.float16)
+    _, ops = looked_at(torch.square, tmp_path / "large", x)
+    assert next(iter(ops.values())).overflowed == 2
+    _, ops = looked_at(torch.square, tmp_path / "small", np.array([[1e-4, 2e-4, 1.0, 0.0]], np.float16))
+    assert next(iter(ops.values())).underflowed == 0.5
+
+
+@pytest.mark.parametrize(("scale", "reached"), [(1.0, False), (40.0, True)])
+def test_what_no_input_reached_is_said(tmp_path: Path, scale: float, reached: bool) -> None:
+    _, ops = looked_at(nn.functional.softplus, tmp_path, np.clip(draw(1, 64), -1, 1) * np.float16(scale))
+    (found,) = [each for name, each in ops.items() if name.startswith("softplus")]
+    assert bool(found.never_exercised) is not reached
+    assert reached or "10.4" in found.never_exercised[0]
+
+
+def test_terms_are_those_that_are_added_up(tmp_path: Path) -> None:
+    linear, conv = nn.Linear(48, 5).requires_grad_(False), nn.Conv1d(6, 4, 3).requires_grad_(False)
+
+    def function(x: Tensor) -> Tensor:
+        return linear(x).sum(-1) + conv(x.reshape(1, 6, 8)).mean((1, 2))
+
+    localiser, _ = looked_at(function, tmp_path, draw(1, 48))
+    terms: dict[str, Any] = {op.type: terms_of(op) for op in localiser.ops}
+    assert (terms["linear"], terms["conv"], terms["reduce_sum"], terms["reduce_mean"]) == (48, 18, 5, 24)
+    assert terms["add"] == 1
