@@ -121,7 +121,7 @@ def test_a_fault_of_fp16_is_traced_to_its_op(
     assert Path(first.file or "").name == Path(__file__).name and first.line == line_of(fault, text)
 
 
-# What is off by 1 % of the values there has faded below the tolerance of a match 46 blocks later, and the program seems to leave torch then.
+# What is off by 1 % there has faded below the tolerance of a match 46 blocks later, and the program seems to leave torch only then.
 FADES = pytest.param(100, marks=[pytest.mark.slow, pytest.mark.xfail(reason="a fault that fades is named too late", strict=True)])
 
 
