@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from coreflow.export.program import Op
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.culprits import holds_only_weights_of, lossy, mistranslated, origins_of, poorly_held
+from coreflow.validate.culprits import holds_only_weights_of, lossy, misheld, mistranslated, origins_of, poorly_held
 from coreflow.validate.gates import Compared, judge
 from coreflow.validate.ladder import Judged, Ladder, Observed, program_of
+from coreflow.validate.localise import walk
 from coreflow.validate.provenance import Matcher, trace_values
 from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
 from coreflow.validate.samples import Sample
@@ -102,15 +104,22 @@ def explain(
     reports = ladder.localiser.reports(origins)
     wrong: tuple[Culprit, ...] = ()
     saved: tuple[Culprit, ...] = ()
+    held: tuple[Culprit, ...] = ()
     if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
         _, places = origins_of(ladder.localiser.ops, values, Matcher(traced, _SAVED_FAULT if halves else _WIDE_MATCH))
         wrong = saved = mistranslated(ladder.judged.graph, ladder.localiser.ops, places, traced, ratio)
         gates = [gate for each in outputs.values() for gate in each.gates]
-        if any(gate.name == "translation" and gate.outcome == "fail" for gate in gates):
-            wrong = _in_fresh_conversion(ladder.open_wide(), module, given, ratio) or wrong
+        mistaken = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
+        if mistaken or (constants and ladder.wide_package is not None):
+            fresh, held = _in_fresh_conversion(ladder.open_wide(), module, given, ratio, constants)
+            wrong, held = (tuple(_as_saved(each, ladder.localiser.ops)) for each in (fresh or wrong if mistaken else wrong, held))
+            wrong = tuple(each for each in wrong if each.name not in {other.name for other in held})
     found = list(_placed(lossy(reports), saved, [op.name for op in ladder.localiser.ops]))
     first = [each for each in found if each.kind == "non-finite"] if cause == "non-finite" else []
-    culprits = (*first, *wrong, *(each for each in found if each not in first))
+    # No constant explains what a conversion at FLOAT32 does too, and none that overflows a finite error: a mask of -inf may be right.
+    held = tuple(each for each in held if cause == "non-finite" or math.isfinite(each.ratio))
+    explained = (*wrong, *held) if cause == "translation" else (*held, *wrong)
+    culprits = (*first, *explained, *(each for each in found if each not in first))
     return Explanation(ops=reports, culprits=culprits, constants=constants)
 
 
@@ -128,15 +137,23 @@ def _placed(found: Sequence[Culprit], wrong: Sequence[Culprit], names: Sequence[
         yield replace(each, origin=before[-1].origin) if each.origin is None and before else each
 
 
-def _in_fresh_conversion(wide: LiftedModel, module: nn.Module, given: Mapping[str, np.ndarray], ratio: float) -> tuple[Culprit, ...]:
-    """Where a conversion at FLOAT32 leaves torch: nothing is rounded there, so that the smallest difference shows."""
+def _as_saved(culprits: Sequence[Culprit], ops: Sequence[Op]) -> Iterator[Culprit]:
+    """Under the names that the ops have in the saved program, where it has them: a conversion to fp16 adds to a name what it did."""
+    names = {op.name for op in ops}
+    for each in culprits:
+        halved = f"{each.name}_cast_fp16"
+        yield replace(each, name=halved) if each.name not in names and halved in names else each
+
+
+def _in_fresh_conversion(
+    wide: LiftedModel, module: nn.Module, given: Mapping[str, np.ndarray], ratio: float, constants: Sequence[ConstantReport]
+) -> tuple[tuple[Culprit, ...], tuple[Culprit, ...]]:
+    """Where a conversion at FLOAT32 leaves torch, and where it would with its ``constants`` in fp16.
+
+    Nothing else is rounded there, so that the smallest difference shows.
+    """
     traced = trace_values(module, given)
-    ops, values = [], []
-
-    def see(op: object, results: tuple[object, ...]) -> None:
-        ops.append(op)
-        values.append(results[0] if results and isinstance(results[0], Tensor) else None)
-
-    wide.predict(dict(zip(wide.inputs, given.values(), strict=True)), observe=see)
-    _, places = origins_of(ops, values, Matcher(traced, _WIDE_MATCH))  # type: ignore[arg-type]
-    return mistranslated(wide.interpreter.graph, ops, places, traced, ratio)  # type: ignore[arg-type]
+    walked = walk(wide, dict(zip(wide.inputs, given.values(), strict=True)), {each.op for each in constants})
+    origins, places = origins_of(walked.ops, walked.values, Matcher(traced, _WIDE_MATCH))
+    wrong = mistranslated(wide.interpreter.graph, walked.ops, places, traced, ratio)
+    return wrong, misheld(constants, walked, origins)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coreflow.export.program import Graph, Op, Value
 from coreflow.runtime.lift.registry import find
-from coreflow.validate.localise import SMALLEST_NORMAL
+from coreflow.validate.localise import SMALLEST_NORMAL, Walked
 from coreflow.validate.provenance import Matcher, TracedValue
 from coreflow.validate.report.model import ConstantReport, Culprit, OpReport, Origin
 from coreflow.validate.tolerance import FP16_MAX
@@ -99,6 +99,29 @@ def lossy(reports: Sequence[OpReport]) -> tuple[Culprit, ...]:
     """The ops whose own arithmetic explains an error, the worst first within each kind."""
     found = [culprit for report in reports for culprit in _kinds_of(report)]
     return tuple(sorted(found, key=lambda each: (_KINDS.index(each.kind), -each.ratio)))
+
+
+def misheld(constants: Sequence[ConstantReport], walked: Walked, origins: Mapping[int, Origin]) -> tuple[Culprit, ...]:
+    """The ops whose result is another with their constants in fp16, the worst first; ``walked`` is a program that holds them whole.
+
+    A constant that fp16 does not hold is no fault by itself: an epsilon may be added to what is large.
+    """
+    problems: dict[str, list[str]] = {}
+    for each in constants:
+        problems.setdefault(each.op, []).append(f"its constant {each.value:.3g} {each.problem}")
+    found = [
+        Culprit(
+            kind="constant",
+            name=op.name,
+            type=op.type,
+            ratio=walked.lost[op.name],
+            text=", and ".join(problems[op.name]),
+            origin=origins.get(index),
+        )
+        for index, op in enumerate(walked.ops)
+        if walked.lost.get(op.name, 0.0) > _MUCH_LOST
+    ]
+    return tuple(sorted(found, key=lambda each: -each.ratio))
 
 
 def _kinds_of(op: OpReport) -> Iterator[Culprit]:

@@ -7,7 +7,7 @@ errors are not amplified by what follows and assume nothing about depth; the rat
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,6 +211,56 @@ def _call(step: Step, environment: list[Any], package: str) -> tuple[tuple[Any, 
     for (slot, _), value in zip(step.writes, rounded, strict=True):
         environment[slot] = value
     return raw, rounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Walked:
+    """One walk through a program: its ops, their first results, and what the constants of some ops lose in fp16."""
+
+    ops: tuple[Op, ...]
+    values: tuple[Tensor | None, ...]
+    lost: Mapping[str, float]  # name of an op -> RMS change of its result, in roundings
+
+
+def walk(model: LiftedModel, inputs: Mapping[str, Any], suspects: Collection[str] = ()) -> Walked:
+    """Runs ``model`` on one sample; the ops named in ``suspects`` also on their constants as fp16 holds them.
+
+    What such an op loses by its constants alone is taken on the inputs that it really gets, so that a fault that fades in what follows
+    shows where it happens. A change to or from what is not finite is infinite.
+    """
+    environment = model.interpreter.environment(model.prepared(inputs))
+    values: list[Tensor | None] = []
+    lost: dict[str, float] = {}
+    steps, package = model.interpreter.plan.steps, model.program.path.name
+    with torch.inference_mode():
+        for step in steps:
+            arguments = arguments_of(step, environment, package) if step.op.name in suspects else None
+            _, results = _call(step, environment, package)
+            first = results[0] if results and isinstance(results[0], Tensor) else None
+            values.append(first)
+            if arguments is not None and first is not None and first.is_floating_point():
+                held = {
+                    name: _as_half(value) if name in step.fixed and name in step.op.inputs else value for name, value in arguments.items()
+                }
+                changed = step.function(**held)
+                lost[step.op.name] = _in_roundings(changed[0] if isinstance(changed, tuple) else changed, first)
+            for slot in step.frees:
+                environment[slot] = None
+    return Walked(ops=tuple(step.op for step in steps), values=tuple(values), lost=lost)
+
+
+def _as_half(value: Any) -> Any:
+    """A constant argument after a rounding to fp16; what is no floating number stays."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float16).to(value.dtype) if value.is_floating_point() else value
+    return float(torch.tensor(value, dtype=torch.float64).to(torch.float16)) if isinstance(value, float) else value
+
+
+def _in_roundings(changed: Tensor, right: Tensor) -> float:
+    difference = (changed - right).double()
+    if not bool(torch.isfinite(difference).all()):
+        return math.inf
+    return ratio(float(difference.square().mean().sqrt()), ROUNDING * float(right.double().square().mean().sqrt()))
 
 
 def _moves_only(step: Step, model: LiftedModel) -> bool:

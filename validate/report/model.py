@@ -190,7 +190,7 @@ class OpReport:
 class Culprit:
     """An op that explains an error."""
 
-    kind: Literal["translation", "non-finite", "underflow", "rounding", "amplification"]
+    kind: Literal["translation", "non-finite", "constant", "underflow", "rounding", "amplification"]
     name: str  # of the op in the program
     type: str
     ratio: float  # how many times more than is healthy
