@@ -23,6 +23,22 @@ class WeightGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One weight: the name of its constant, or of the constant expression that makes it, and how it is stored."""
+
+    name: str
+    dtype: str
+    compression: str  # empty for a plain one
+    parameters: int
+    stored_bytes: int
+
+    @property
+    def saves_nothing(self) -> bool:
+        """Whether it is compressed and takes as many bytes as it would plain, or more."""
+        return bool(self.compression) and self.dtype in BLOB_DTYPES and self.stored_bytes >= packed_bytes(self.dtype, self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
 class MultiplyAdds:
     """Multiply-adds of one prediction.
 
@@ -81,9 +97,20 @@ def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
     A weight is a float constant with an axis, or any constant in the weight file; shapes, axes and the like are none. A chain of constant
     expressions is one weight: what its last one gives, in as many bytes as all of them read.
     """
+    found: dict[tuple[str, str], list[StoredWeight]] = {}
+    for each in stored_weights(graph):
+        found.setdefault((each.dtype, each.compression), []).append(each)
+    groups = (
+        WeightGroup(dtype, kinds, len(weights), sum(each.parameters for each in weights), sum(each.stored_bytes for each in weights))
+        for (dtype, kinds), weights in found.items()
+    )
+    return tuple(sorted(groups, key=lambda group: (-group.stored_bytes, group.dtype, group.compression)))
+
+
+def stored_weights(graph: Graph) -> Iterator[StoredWeight]:
+    """Every weight, compressed ones first."""
     makers = {id(output): op for op in graph.walk() if op.type.startswith("constexpr_") for output in op.outputs}
     inner = {id(makers[id(value)]) for op in makers.values() for value in op.input_values() if id(value) in makers}
-    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
     compressed = set()
     for op in dict.fromkeys(makers.values()):
         chain = list(_chain(op, makers))
@@ -91,19 +118,13 @@ def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
         if id(op) in inner:
             continue
         kinds = " + ".join(dict.fromkeys(f"{each.type.removeprefix('constexpr_')}{_bits(each)}" for each in chain))
-        stored = {id(value): value for each in chain for value in each.input_values() if value.data is not None}
+        parts = {id(value): value for each in chain for value in each.input_values() if value.data is not None}
         dense = op.outputs[-1]
-        size = (_count(dense.shape) or 0, sum(_stored_bytes(value) for value in stored.values()))
-        found.setdefault((dense.dtype, kinds), []).append(size)
+        yield StoredWeight(op.name, dense.dtype, kinds, _count(dense.shape) or 0, sum(_stored_bytes(value) for value in parts.values()))
     for value in _constants(graph):
         data = value.data
         if isinstance(data, np.ndarray) and id(value) not in compressed and (is_mapped(data) or (data.dtype.kind == "f" and data.ndim)):
-            found.setdefault((value.dtype, ""), []).append((data.size, _stored_bytes(value)))
-    groups = (
-        WeightGroup(dtype, kinds, len(sizes), sum(count for count, _ in sizes), sum(size for _, size in sizes))
-        for (dtype, kinds), sizes in found.items()
-    )
-    return tuple(sorted(groups, key=lambda group: (-group.stored_bytes, group.dtype, group.compression)))
+            yield StoredWeight(value.name, value.dtype, "", data.size, _stored_bytes(value))
 
 
 def count_multiply_adds(graph: Graph) -> MultiplyAdds:

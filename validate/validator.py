@@ -15,6 +15,8 @@ from torch import nn
 from coreflow.export.manifest import file_digest
 from coreflow.export.program import package_digest
 from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.export.summary import stored_weights
+from coreflow.export.weights import packed_bytes
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
@@ -155,6 +157,9 @@ def judge_package(
     notes = []
     if no_wide and judged.precision == "fp16":
         notes.append(f"R2 was not run, so that small errors of translation would not be seen: {no_wide}")
+        verdict = "warn" if verdict == "pass" else verdict
+    if swollen := _compressed_in_vain(judged):
+        notes.append(swollen)
         verdict = "warn" if verdict == "pass" else verdict
     other = "" if wide_package is None else other_ops(judged.graph, program_of(wide_package))
     if other:
@@ -406,6 +411,20 @@ def _samples(
             for place, seen in enumerate(observed)
             if near[place] < 1
         ),
+    )
+
+
+def _compressed_in_vain(judged: Judged) -> str:
+    """Which weights a compression made larger, as pruning does that prunes nothing; empty for none. No comparison of outputs shows them."""
+    swollen = [each for each in stored_weights(judged.graph) if each.saves_nothing]
+    if not swollen:
+        return ""
+    worst_one = max(swollen, key=lambda each: each.stored_bytes)
+    more = f" (and {len(swollen) - 1} more weights)" if len(swollen) > 1 else ""
+    plain = packed_bytes(worst_one.dtype, worst_one.parameters)
+    return (
+        f"{worst_one.name} is compressed ({worst_one.compression}) and takes {worst_one.stored_bytes / 1e3:.1f} kB, "
+        f"uncompressed {plain / 1e3:.1f}{more}: the compression saves nothing"
     )
 
 

@@ -19,7 +19,7 @@ from coreflow.export.bundle import build
 from coreflow.export.coremltools_quiet import quiet_coremltools
 from coreflow.export.program import read_program
 from coreflow.export.recipe import Recipe
-from coreflow.export.summary import summarize
+from coreflow.export.summary import stored_weights, summarize
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
@@ -451,9 +451,9 @@ def test_whole_numbers_for_what_is_a_float_are_no_fault(tmp_path: Path) -> None:
 # --- compression ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_that_prunes_nothing_is_no_error_and_shows_in_the_summary(tmp_path: Path) -> None:
+def test_pruning_that_prunes_nothing_is_a_warning_that_names_the_weight(tmp_path: Path) -> None:
     """numpy 2 cannot find a percentile of more than 65504 fp16 numbers: nothing is pruned. The package computes what it did before, so
-    that no comparison fails; what it stores tells."""
+    that no comparison of outputs fails; what it stores tells."""
     optimize = pytest.importorskip("coremltools.optimize.coreml")
     module = nn.Sequential(nn.Linear(256, 260))
     parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
@@ -464,8 +464,11 @@ def test_pruning_that_prunes_nothing_is_no_error_and_shows_in_the_summary(tmp_pa
         model = quiet_coremltools().models.MLModel(str(parent), skip_model_load=True)
         optimize.prune_weights(model, half).save(str(pruned))
     report = validate(pruned, parent)
-    assert report.verdict == "pass" and report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
-    assert validate(pruned, module).verdict == "pass"
+    assert report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
+    (weight,) = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
+    for each in (report, validate(pruned, module)):
+        assert each.verdict == "warn" and weight.name in each.text and "saves nothing" in each.text
+    assert validate(parent, module).verdict == "pass"
     before, after = (summarize(read_program(package)) for package in (parent, pruned))
     (group,) = (each for each in after.weights if "sparse" in each.compression)
     assert group.stored_bytes > 2 * group.parameters > 2 * 65504, "a mask on top of every weight"
