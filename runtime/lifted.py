@@ -92,7 +92,8 @@ class LiftedModel:
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The checked inputs as the engines take them; optional ones that were left out have their default."""
-        given = checked_inputs(inputs, self.inputs, self._interface)
+        specs = {feature.name: self.inputs[feature.name] for feature in self._interface.inputs}
+        given = checked_inputs(inputs, specs, self._interface)
         tensors = {}
         for feature in self._interface.inputs:
             array = given.get(feature.name)

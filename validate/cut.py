@@ -19,14 +19,15 @@ def record_inputs(
     """The inputs, by name and in the dtypes, of ``cut(package, op_name, ..., radius)``, as they are when ``sample`` is executed.
 
     Under numerics ``fp16`` every value is one that fp16 holds, and the cut gives what the op gave, to the last bit; under wider ones the
-    values are rounded where they enter. A state is that of a first prediction. ``InputError`` when NaN or inf enters, which no model
-    takes: an earlier op is to blame, and a larger radius goes back to it.
+    values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or inf enters,
+    which no model takes: an earlier op is to blame, and a larger radius goes back to it.
     """
     program = read_program(package)
     planned = plan_cut(program, op_name, radius, function_name)
     model = LiftedModel(program, numerics, engine="interpreter", function_name=function_name)
     graph, interface = program.function(function_name)
-    given = checked_inputs(sample.inputs, model.inputs, interface)
+    passed = {name: array for name, array in sample.inputs.items() if name not in model.states}
+    given = checked_inputs(passed, model.inputs, interface)
     defaults = {each.name: np.full(each.shape, each.default or 0.0, model.inputs[each.name].dtype) for each in interface.inputs}
     found: dict[int, Array] = {id(value): {**defaults, **given}[value.name] for value in graph.inputs if value.kind != "state"}
     wanted = {id(port.value) for port in planned.inputs}
@@ -36,7 +37,11 @@ def record_inputs(
             if id(value) in wanted:
                 found[id(value)] = result.cpu().numpy().copy()
 
-    model.predict(sample.inputs, model.make_state() if model.states else None, observe=keep)
+    state = model.make_state() if model.states else None
+    if state is not None:
+        for name in model.states.keys() & sample.inputs.keys():
+            state.write(name, sample.inputs[name])
+    model.predict(passed, state, observe=keep)
     return {port.name: _as_input(port, found[id(port.value)], f"{planned.op.type} {planned.op.name!r}") for port in planned.inputs}
 
 

@@ -15,7 +15,7 @@ R5     the saved program on a device                                       devic
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from coreflow.validate.localise import Localiser
 from coreflow.validate.metrics import wide
 from coreflow.validate.references import Reference
 from coreflow.validate.samples import Arrays, Sample
+from coreflow.validate.states import StatelessLifted, StatelessModel
 from coreflow.validate.tolerance import DEVICE, FP32, LIFTED, SEEDS, Tolerance
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Judged:
     tolerance: Tolerance
     numerics: str
     compute_units: ComputeUnits
+    states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
 
     @property
     def last(self) -> str:
@@ -88,16 +90,19 @@ def open_package(
     """Open ``package`` as it will be judged, and lifted for the rungs below that."""
     # The interpreter by name: every bit is to be the same in every run, and ops are to be seen.
     judged = load_model(package, backend, numerics=numerics, engine="interpreter", compute_units=compute_units)
+    program = judged.program if isinstance(judged, LiftedModel) else read_program(package)
+    states = judged.states
+    if states:
+        judged = StatelessLifted(program, numerics) if isinstance(judged, LiftedModel) else StatelessModel(judged)
     lifted = judged if isinstance(judged, LiftedModel) else None
-    program = lifted.program if lifted is not None else read_program(package)
     graph, _ = program.function()
     halves = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
     precision: Precision = "fp16" if halves else "fp32"
     rungs: dict[str, Model] = {}
     if numerics != "fp64" or lifted is None:
-        rungs["R3"] = LiftedModel(program, "fp64", engine="interpreter")
+        rungs["R3"] = StatelessLifted(program, "fp64")
     if lifted is None:
-        rungs["R4"] = LiftedModel(program, "fp16", engine="interpreter")
+        rungs["R4"] = StatelessLifted(program, "fp16")
     rungs["R4" if lifted is not None else "R5"] = judged
     if tolerance is None:
         tolerance = FP32 if precision == "fp32" else LIFTED if lifted is not None else DEVICE
@@ -108,6 +113,7 @@ def open_package(
         tolerance=tolerance,
         numerics=numerics if lifted is not None else "device",
         compute_units=compute_units,
+        states=states,
     )
 
 
@@ -135,7 +141,7 @@ class Ladder:
     def __init__(self, judged: Judged, open_reference: Callable[[], Reference], wide_package: Path | None = None) -> None:
         self.judged, self.wide_package, self._open_reference = judged, wide_package, open_reference
         narrow, exact = judged.rungs.get("R4"), judged.rungs.get("R3")
-        both = isinstance(narrow, LiftedModel) and isinstance(exact, LiftedModel) and not narrow.states
+        both = isinstance(narrow, LiftedModel) and isinstance(exact, LiftedModel)
         self.localiser = Localiser(narrow, exact) if both else None  # type: ignore[arg-type]
         self._looked_at = 0
 

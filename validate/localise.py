@@ -94,12 +94,12 @@ class Localiser:
     """Runs a program's fp16 and fp64 forms side by side, sample after sample, and keeps what the ops lost.
 
     ``narrow`` and ``wide`` are the same function of the same package. Tensors live as long as the program needs them; what stays are
-    some numbers an op. A program that keeps states is refused.
+    some numbers an op. States have to be inputs of both (``states.StatelessLifted``).
     """
 
     def __init__(self, narrow: LiftedModel, wide: LiftedModel) -> None:
         if narrow.states:
-            raise UnsupportedError(f"{narrow.program.path.name} keeps states; ops are looked at in programs without")
+            raise UnsupportedError(f"{narrow.program.path.name} keeps states; ops are looked at with states as inputs")
         self.narrow, self.wide = narrow, wide
         self._steps = list(zip(narrow.interpreter.plan.steps, wide.interpreter.plan.steps, strict=True))
         self._tallies = [_Tally() for _ in self._steps]
@@ -127,7 +127,8 @@ class Localiser:
         """What ``narrow`` and ``wide`` predict, as ``predict`` gives it."""
         sides = [model.interpreter.environment(model.prepared(inputs)) for model in (self.narrow, self.wide)]
         for value, slot in zip(self.narrow.interpreter.graph.inputs, self.narrow.interpreter.plan.inputs, strict=True):
-            self._ranges.setdefault(id(value), Range()).widen(sides[0][slot])
+            if isinstance(sides[0][slot], Tensor):  # not the buffer of a state: what is read from it is a result
+                self._ranges.setdefault(id(value), Range()).widen(sides[0][slot])
         package = self.narrow.program.path.name
         with torch.inference_mode():
             for (narrow, wide), tally, exact in zip(self._steps, self._tallies, self._exact, strict=True):

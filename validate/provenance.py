@@ -27,6 +27,7 @@ from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime.lift import plan
 from coreflow.validate.budget import converted_copy, plainly, round_to_half
 from coreflow.validate.report.model import Origin
+from coreflow.validate.states import StatelessModule
 
 Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float64]
@@ -178,7 +179,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.traced: list[TracedValue] = []
-        self._paths = {id(each): path for path, each in module.named_modules()}  # a module used twice has its first name
+        whole = module.module if isinstance(module, StatelessModule) else module
+        self._paths = {id(each): path for path, each in whole.named_modules()}  # a module used twice has its first name
         self._constants = {_storage(each) for each in _constants(module)}  # where tensors lie that no input decides
         self._folder = Path.cwd()
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Fingerprint]] = {}  # id of a tensor -> itself, its version, ...

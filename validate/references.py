@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from coreflow.export.program import Graph
+from coreflow.export.program import Graph, read_program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.runtime.load import load_model
 from coreflow.validate.samples import Arrays, Sample
+from coreflow.validate.states import StatelessLifted
 from coreflow.validate.tolerance import UNIT_ROUNDOFF
 
 Array = np.ndarray[Any, Any]
@@ -84,7 +84,8 @@ class PackageReference(_Undecided):
     budget = "the reference package's own fp16"
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
-        self._wide, self._narrow = (load_model(path, "lifted", numerics=each, engine="interpreter") for each in ("fp64", "fp16"))
+        program = read_program(path)
+        self._wide, self._narrow = (StatelessLifted(program, each) for each in ("fp64", "fp16"))
         self._path, self._outputs = path, _same_names(path, list(self._wide.outputs), outputs)
         self.label = f"package {path.name} in float64"
 

@@ -31,6 +31,7 @@ from coreflow.validate.plots import plots_of, worst_elements
 from coreflow.validate.references import GoldenReference, OnnxReference, PackageReference, Reference, heuristic_budget
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
 from coreflow.validate.samples import Arrays, Sample
+from coreflow.validate.states import from_fresh, stateless, with_states
 from coreflow.validate.sweeps import sweep_samples
 from coreflow.validate.tolerance import (
     DECISION_FACTOR,
@@ -65,10 +66,11 @@ def validate(
     A reference is a module, a recipe, another package or an ONNX file (by their suffixes); without any, the ``expected`` outputs that the
     samples in ``inputs`` carry are. The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless
     given; without a recipe it is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand
-    alone. A module is called with the inputs in the package's order, and its outputs are the package's, in order. A recipe also fixes
-    names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes, padding patterns, ids), and ``evidence``
-    says where a failure leaves a file that replays it. ``wide_package`` is the module converted at FLOAT32, its inputs and outputs in the
-    package's order; without it a module is converted anew (R2).
+    alone. A package that keeps states is judged as a function of them (``states``): inputs without any start from zeros, and recorded
+    outputs include them, as ``NAME_after``. A module is called with the inputs in the package's order, and its outputs are the package's,
+    in order. A recipe also fixes names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes, padding
+    patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
+    FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2).
     """
     recipe = reference if isinstance(reference, Recipe) else None
     judged = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
@@ -77,6 +79,9 @@ def validate(
         draw = recipe.inputs_for
     elif draw is None and not given:
         draw = _draw_by_specs(judged.model.inputs)
+    if judged.states:
+        given = [replace(each, inputs=from_fresh(each.inputs, judged.states)) for each in given]
+        draw = None if draw is None else with_states(draw, judged.states)
     source: nn.Module | Recipe | Reference
     if isinstance(reference, nn.Module | Recipe):
         source = reference
@@ -110,6 +115,8 @@ def judge_package(
     wide_package: Path | None = None,
 ) -> Report:
     """The report on an opened package; ``given`` samples beside the seeds of ``draw`` and the sweeps."""
+    if judged.states and isinstance(source, nn.Module | Recipe):
+        source = stateless(source, judged.states)
     recipe = source if isinstance(source, Recipe) else None
     module = source if isinstance(source, nn.Module) else recipe.module if recipe is not None else None
     whole = any(spec.dtype == "int32" for spec in judged.model.outputs.values())

@@ -1,0 +1,151 @@
+"""Programs that keep states, looked at as functions: what a state holds before a prediction is an input, what it holds after, an output.
+
+One prediction from any state is then all that a program can do, and every rung, gate and picture works as it does without states. An
+output that stands for a state is named like it, with ``_after`` behind.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.program import Program
+from coreflow.export.recipe import Arrays, Recipe
+from coreflow.models.errors import ConfigError
+from coreflow.models.spec import TensorSpec
+from coreflow.runtime.backend import Model, State
+from coreflow.runtime.interface import checked_state
+from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lifted import LiftedModel
+
+
+def after(state: str) -> str:
+    """The name of the output that a state ends as."""
+    return f"{state}_after"
+
+
+def _outputs(states: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    return {after(name): spec for name, spec in states.items()}
+
+
+class StatelessLifted(LiftedModel):
+    """A lifted program whose states are inputs and outputs; a program without any is what it was."""
+
+    def __init__(self, program: Program, numerics: str = "fp16") -> None:
+        super().__init__(program, numerics, engine="interpreter")
+        self.held = self.states
+        self.inputs, self.outputs = self.inputs | self.held, self.outputs | _outputs(self.held)
+        self.states = {}
+        self._buffers: dict[str, StateBuffer] = {}  # of the prediction that was prepared last
+
+    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs as the interpreter takes them, and a buffer for every state."""
+        found: dict[str, Any] = dict(super().prepared({name: array for name, array in inputs.items() if name not in self.held}))
+        self._buffers = {
+            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self.held).copy()))
+            if name in inputs
+            else StateBuffer(torch.zeros(spec.shape, dtype=self.numerics.dtype))
+            for name, spec in self.held.items()
+        }
+        return found | self._buffers
+
+    def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """What a prediction gave, and what the states hold now."""
+        wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
+        states = {after(name): np.array(buffer.tensor.numpy(), dtype=wide) for name, buffer in self._buffers.items()}
+        return super().finished(results) | states
+
+
+class StatelessModel:
+    """The same for a model of any backend, through its ``make_state``."""
+
+    def __init__(self, model: Model) -> None:
+        self.states: dict[str, TensorSpec] = {}
+        self._model, self.held = model, model.states
+        self.inputs, self.outputs = model.inputs | model.states, model.outputs | _outputs(model.states)
+        self.backend, self.metadata = model.backend, model.metadata
+
+    def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
+        """One prediction from the states among ``inputs``; ``state`` is not looked at."""
+        kept = self._model.make_state()
+        for name in self.held.keys() & inputs.keys():
+            kept.write(name, inputs[name])
+        found = self._model.predict({name: array for name, array in inputs.items() if name not in self.held}, kept)
+        return found | {after(name): kept.read(name).astype(np.float32) for name in self.held}
+
+    def make_state(self) -> State:
+        """A fresh state of the model itself."""
+        return self._model.make_state()
+
+
+class StatelessModule(nn.Module):
+    """A module whose buffers of the given names come in behind its inputs and go out behind its outputs.
+
+    ``ConfigError`` names the buffers that there are where one is missing.
+    """
+
+    def __init__(self, module: nn.Module, states: Mapping[str, TensorSpec]) -> None:
+        super().__init__()
+        self.module = module
+        buffers = {name.replace(".", "_"): name for name, _ in module.named_buffers()}
+        if missing := [name for name in states if name.replace(".", "_") not in buffers]:
+            known = ", ".join(buffers.values()) or "none"
+            raise ConfigError(
+                f"the package keeps {', '.join(missing)}; {type(module).__name__} has no such buffer, its buffers are: {known}"
+            )
+        self._places = tuple(buffers[name.replace(".", "_")].rpartition(".") for name in states)
+        self.training = module.training
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """(*inputs, *states) -> (*outputs, *states)."""
+        count = len(given) - len(self._places)
+        owners = [(self.module.get_submodule(path)._buffers, leaf) for path, _, leaf in self._places]
+        before = [buffers[leaf] for buffers, leaf in owners]
+        try:
+            for (buffers, leaf), state in zip(owners, given[count:], strict=True):
+                buffers[leaf] = state.clone()  # a module may write into it
+            made = self.module(*given[:count])
+            states = [buffers[leaf] for buffers, leaf in owners]
+        finally:
+            for (buffers, leaf), tensor in zip(owners, before, strict=True):
+                buffers[leaf] = tensor
+        outputs = tuple(made.values()) if isinstance(made, Mapping) else (made,) if isinstance(made, Tensor) else tuple(made)
+        return (*outputs, *(state for state in states if state is not None))
+
+
+def stateless(source: nn.Module | Recipe, states: Mapping[str, TensorSpec]) -> nn.Module | Recipe:
+    """``source`` as a function of its states: ``StatelessModule``, in a recipe that names them too."""
+    if isinstance(source, nn.Module):
+        return StatelessModule(source, states)
+    return replace(
+        source,
+        module=StatelessModule(source.module, states),
+        inputs={**source.inputs, **states},
+        outputs=(*source.outputs, *map(after, states)),
+        draw=None if source.draw is None else with_states(source.draw, states),
+    )
+
+
+def with_states(draw: Callable[[int], Arrays], states: Mapping[str, TensorSpec]) -> Callable[[int], Arrays]:
+    """``draw`` with states beside what it draws, unless it draws them itself.
+
+    The first seed starts from zeros, as every use does, the others from standard normal numbers: a state that has been written to.
+    """
+
+    def drawn(seed: int) -> Arrays:
+        found = dict(draw(seed))
+        random = np.random.default_rng((seed, len(found)))
+        for name, spec in states.items():
+            if name not in found:
+                found[name] = (random.standard_normal(spec.shape) * (seed != 0)).astype(spec.dtype)
+        return found
+
+    return drawn
+
+
+def from_fresh(inputs: Arrays, states: Mapping[str, TensorSpec]) -> Arrays:
+    """``inputs`` with states of zeros where they give none."""
+    return {**inputs, **{name: np.zeros(spec.shape, spec.dtype) for name, spec in states.items() if name not in inputs}}
