@@ -188,3 +188,15 @@ def test_recipes_for_a_bundle_with_a_reference_of_its_own_are_refused(exported: 
     recipe = Recipe(name="encoder", module=torch.nn.Linear(8, 8), inputs={"x": TensorSpec((1, 8))}, outputs=("y",))
     with pytest.raises(ConfigError, match="brings its own reference"):
         validate_bundle(exported / "bundle", recipes=[recipe])
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_texts_of_a_file_join_the_encoders_samples_and_the_chain(exported: Path, healthy: BundleReport, tmp_path: Path, suffix: str) -> None:
+    texts = ["the fox wrapped the honest bowl", "a river", "words that nobody trained on"]
+    file = tmp_path / f"texts{suffix}"
+    file.write_text("\n".join(texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]))
+    report = validate_bundle(exported / "bundle", texts=file)
+    assert report.verdict == "pass", report.text
+    for name in STAGES:
+        assert report.stages[name].samples.given - healthy.stages[name].samples.given == (3 if name == "encoder" else 0)
+    assert report.cascade is not None and report.cascade.tokens.sentences == 8 + 3
