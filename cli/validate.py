@@ -39,7 +39,9 @@ def validate(
     ] = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
-    compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
+    compute_units: Annotated[
+        str, typer.Option(help="Core ML's: all (the others are compared with it), cpu_only, cpu_and_gpu or cpu_and_ne.")
+    ] = "all",
     report: Reports = None,
     baseline: Annotated[Path | None, typer.Option(help="Compare with this report, as `validate diff` does.")] = None,
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Write the report to --baseline.")] = False,

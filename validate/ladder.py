@@ -25,12 +25,12 @@ from torch import nn
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
 from coreflow.export.convert import convert
-from coreflow.export.program import Graph, read_program
+from coreflow.export.program import Graph, Program, read_program
 from coreflow.export.recipe import Recipe, Target
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
-from coreflow.runtime.backend import Backend, ComputeUnits, Model
+from coreflow.runtime.backend import COMPUTE_UNITS, Backend, ComputeUnits, Model
 from coreflow.runtime.lift.cache import cache_folder
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
@@ -62,6 +62,7 @@ class Judged:
     numerics: str
     compute_units: ComputeUnits
     states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
+    units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside those that are judged
 
     @property
     def last(self) -> str:
@@ -114,7 +115,18 @@ def open_package(
         numerics=numerics if lifted is not None else "device",
         compute_units=compute_units,
         states=states,
+        units={} if lifted is not None or compute_units != "all" else {unit: _opener(program, unit) for unit in COMPUTE_UNITS[1:]},
     )
+
+
+def _opener(program: Program, unit: str) -> Callable[[], Model]:
+    """Opens a package in Core ML on ``unit``."""
+
+    def opened() -> Model:
+        model = load_model(program.path, "coreml", compute_units=unit)  # type: ignore[arg-type]
+        return StatelessModel(model) if model.states else model
+
+    return opened
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

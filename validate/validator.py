@@ -43,6 +43,7 @@ from coreflow.validate.tolerance import (
     SEEDS,
     Tolerance,
 )
+from coreflow.validate.units import rho_by_unit
 
 Array = np.ndarray[Any, Any]
 
@@ -175,6 +176,9 @@ def judge_package(
     if verdict == "fail":
         cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other, module=module)
     found = explain(ladder, module, observed, verdict, cause, outputs)
+    by_unit, refused = rho_by_unit(judged.units, observed, clear, outputs)
+    if by_unit:
+        by_unit = {judged.compute_units: {name: each.rho_rms for name, each in outputs.items()}} | by_unit
     report = describe(
         verdict,
         cause,
@@ -182,10 +186,11 @@ def judge_package(
         outputs=outputs,
         samples=samples,
         problems=(unclear,) if unclear else (),
-        notes=tuple(notes),
+        notes=(*notes, *refused),
         ops=found.ops,
         culprits=found.culprits,
         constants=found.constants,
+        compute_unit_rho=by_unit,
     )
     return report if evidence is None or verdict in ("pass", "warn") else evidence.keep(report, judged, observed)
 

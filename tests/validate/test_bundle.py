@@ -191,7 +191,9 @@ def test_recipes_for_a_bundle_with_a_reference_of_its_own_are_refused(exported: 
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_texts_of_a_file_join_the_encoders_samples_and_the_chain(exported: Path, healthy: BundleReport, tmp_path: Path, suffix: str) -> None:
+def test_texts_of_a_file_join_the_encoders_samples_and_the_chain(
+    exported: Path, healthy: BundleReport, tmp_path: Path, suffix: str
+) -> None:
     texts = ["the fox wrapped the honest bowl", "a river", "words that nobody trained on"]
     file = tmp_path / f"texts{suffix}"
     file.write_text("\n".join(texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]))
