@@ -12,6 +12,7 @@ R5     the saved program on a device                                       devic
 =====  ==================================================================  =======================================
 """
 
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,10 @@ from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
 from coreflow.runtime.backend import COMPUTE_UNITS, Backend, ComputeUnits, Model
+from coreflow.runtime.interface import output_specs
 from coreflow.runtime.lift.cache import cache_folder
+from coreflow.runtime.lift.plan import load_lowerings
+from coreflow.runtime.lift.registry import require_all
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.budget import Executions, Precision
@@ -234,6 +238,8 @@ def convert_wide(judged: Judged, module: nn.Module, recipe: Recipe | None, draw:
         conversion = replace(conversion_of(wide_recipe, captured), name="wide")
         try:
             write_folder_atomically(holder, lambda folder: convert(conversion, folder / "wide.mlpackage"))
+            del captured, conversion
+            gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
         except OSError:
             if not holder.exists():  # otherwise another process was first
                 raise
@@ -264,7 +270,11 @@ def wide_or_reason(judged: Judged, module: nn.Module, recipe: Recipe | None, dra
     """The package of R2, or why there is none."""
     try:
         package = convert_wide(judged, module, recipe, draw)
-        fresh = LiftedModel(read_program(package), "fp32", engine="interpreter").outputs
+        program = read_program(package)
+        graph, interface = program.function()
+        load_lowerings()
+        require_all(graph, package.name)
+        fresh = output_specs(program, graph, interface)  # not of a model, whose weights would be held beside those of all other rungs
     except (CoreflowError, OSError) as error:
         logger.info("no R2 for %s: %s", judged.path.name, error)
         return None, str(error)
