@@ -130,6 +130,8 @@ def take_slice(x: Tensor, axis: int, wanted: slice) -> Tensor:
     """One axis sliced as numpy does; torch has no negative steps, so those are cut forwards and reversed."""
     start, stop, step = wanted.indices(x.shape[axis])
     taken = range(start, stop, step)
+    if step == 1 and len(taken) == x.shape[axis]:
+        return x  # onnxruntime would copy the whole of it
     if len(taken) == 0:
         return x.narrow(axis, 0, 0)
     low, high = min(taken[0], taken[-1]), max(taken[0], taken[-1])
