@@ -17,8 +17,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import nn
@@ -31,7 +32,7 @@ from coreflow.export.recipe import Recipe, Target
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
-from coreflow.runtime.backend import COMPUTE_UNITS, Backend, ComputeUnits, Model
+from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.runtime.interface import output_specs
 from coreflow.runtime.lift.cache import cache_folder
 from coreflow.runtime.lift.plan import load_lowerings
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 Draw = Callable[[int], Arrays]
 
+_NOT_COUNTED = ("cast", "read_state", "write_state", "coreml_update_state")
 _TARGETS: Mapping[str, Target] = {"CoreML6": "iOS16", "CoreML7": "iOS17", "CoreML8": "iOS18"}
 
 
@@ -119,18 +121,20 @@ def open_package(
         numerics=numerics if lifted is not None else "device",
         compute_units=compute_units,
         states=states,
-        units={} if lifted is not None or compute_units != "all" else {unit: _opener(program, unit) for unit in COMPUTE_UNITS[1:]},
+        units={}
+        if lifted is not None or compute_units != "all"
+        else {unit: _opener(program, unit) for unit in COMPUTE_UNITS if unit != "all"},
     )
 
 
-def _opener(program: Program, unit: str) -> Callable[[], Model]:
-    """Opens a package in Core ML on ``unit``."""
+def _other_units(program: Program) -> dict[str, Callable[[], Model]]:
+    """What opens a package in Core ML on all compute units but ``all``."""
 
-    def opened() -> Model:
-        model = load_model(program.path, "coreml", compute_units=unit)  # type: ignore[arg-type]
+    def opened(unit: ComputeUnits) -> Model:
+        model = load_model(program.path, "coreml", compute_units=unit)
         return StatelessModel(model) if model.states else model
 
-    return opened
+    return {unit: partial(opened, unit) for unit in get_args(ComputeUnits) if unit != "all"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,9 +258,9 @@ def program_of(package: Path) -> Graph:
 def other_ops(saved: Graph, fresh: Graph) -> str:
     """How the ops of a saved program differ from those of a fresh conversion, in words; empty when they do not.
 
-    Casts are left out: the two differ in precision.
+    Left out are casts, since the two differ in precision, and what reads and writes states, which the fresh one has as inputs and outputs.
     """
-    counts = [Counter(op.type for op in graph.walk() if op.type != "cast") for graph in (saved, fresh)]
+    counts = [Counter(op.type for op in graph.walk() if op.type not in _NOT_COUNTED) for graph in (saved, fresh)]
     more, fewer = counts[0] - counts[1], counts[1] - counts[0]
     said = [
         f"{label} {', '.join(f'{count} {op}' for op, count in sorted(found.items()))}"

@@ -1,7 +1,7 @@
 """Programs that keep states, looked at as functions: what a state holds before a prediction is an input, what it holds after, an output.
 
-One prediction from any state is then all that a program can do, and every rung, gate and picture works as it does without states. An
-output that stands for a state is named like it, with ``_after`` behind.
+One prediction from any state is then all that a program can do, and every rung, gate and picture works as it does without states. Outputs
+that stand for states are named as ``LiftedModule`` and the ONNX file of ``coreflow lift`` name them: with ``_out`` behind.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,9 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model, State
 from coreflow.runtime.interface import checked_state
+from coreflow.runtime.lift.module import state_output_names
 from coreflow.runtime.lift.ops_state import StateBuffer
 from coreflow.runtime.lifted import LiftedModel
-
-
-def after(state: str) -> str:
-    """The name of the output that a state ends as."""
-    return f"{state}_after"
-
-
-def _outputs(states: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    return {after(name): spec for name, spec in states.items()}
 
 
 class StatelessLifted(LiftedModel):
@@ -36,9 +28,10 @@ class StatelessLifted(LiftedModel):
 
     def __init__(self, program: Program, numerics: str = "fp16") -> None:
         super().__init__(program, numerics, engine="interpreter")
-        self.held = self.states
-        self.inputs, self.outputs = self.inputs | self.held, self.outputs | _outputs(self.held)
-        self.states = {}
+        self.held, self.states = self.states, {}
+        self._names = state_output_names(self.inputs, self.held, self.outputs)
+        self.inputs |= self.held
+        self.outputs |= {self._names[name]: spec for name, spec in self.held.items()}
         self._buffers: dict[str, StateBuffer] = {}  # of the prediction that was prepared last
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +48,7 @@ class StatelessLifted(LiftedModel):
     def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """What a prediction gave, and what the states hold now."""
         wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
-        states = {after(name): np.array(buffer.tensor.numpy(), dtype=wide) for name, buffer in self._buffers.items()}
+        states = {self._names[name]: np.array(buffer.tensor.numpy(), dtype=wide) for name, buffer in self._buffers.items()}
         return super().finished(results) | states
 
 
@@ -65,7 +58,9 @@ class StatelessModel:
     def __init__(self, model: Model) -> None:
         self.states: dict[str, TensorSpec] = {}
         self._model, self.held = model, model.states
-        self.inputs, self.outputs = model.inputs | model.states, model.outputs | _outputs(model.states)
+        self._names = state_output_names(model.inputs, model.states, model.outputs)
+        self.inputs = model.inputs | model.states
+        self.outputs = model.outputs | {self._names[name]: spec for name, spec in model.states.items()}
         self.backend, self.metadata = model.backend, model.metadata
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
@@ -74,7 +69,7 @@ class StatelessModel:
         for name in self.held.keys() & inputs.keys():
             kept.write(name, inputs[name])
         found = self._model.predict({name: array for name, array in inputs.items() if name not in self.held}, kept)
-        return found | {after(name): kept.read(name).astype(np.float32) for name in self.held}
+        return found | {self._names[name]: kept.read(name).astype(np.float32) for name in self.held}
 
     def make_state(self) -> State:
         """A fresh state of the model itself."""
@@ -124,7 +119,7 @@ def stateless(source: nn.Module | Recipe, states: Mapping[str, TensorSpec]) -> n
         source,
         module=StatelessModule(source.module, states),
         inputs={**source.inputs, **states},
-        outputs=(*source.outputs, *map(after, states)),
+        outputs=(*source.outputs, *state_output_names(source.inputs, states, source.outputs).values()),
         draw=None if source.draw is None else with_states(source.draw, states),
     )
 

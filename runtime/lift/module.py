@@ -40,7 +40,7 @@ class LiftedModule(nn.Module):
         inputs, outputs, states = (tuple(f.name for f in each) for each in (interface.inputs, interface.outputs, interface.states))
         self.states = states
         self.input_names = (*inputs, *states)
-        self.output_names = (*outputs, *unique_names((f"{name}{STATE_SUFFIX}" for name in states), taken=(*inputs, *states, *outputs)))
+        self.output_names = (*outputs, *state_output_names(inputs, states, outputs).values())
         self.result_names = outputs
         self._package = package
         self.anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
@@ -99,6 +99,12 @@ class LiftedModule(nn.Module):
             blocks = tuple(self._with_slots(block, registered) for block in step.blocks)
             steps.append(replace(step, fixed=fixed, reads=(*step.reads, *moved.items()), blocks=blocks))
         return replace(plan, steps=tuple(steps))
+
+
+def state_output_names(inputs: Iterable[str], states: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """By state, the name of the output that it leaves as; no other name is taken twice."""
+    kept = tuple(states)
+    return dict(zip(kept, unique_names((f"{name}{STATE_SUFFIX}" for name in kept), taken=(*inputs, *kept, *outputs)), strict=True))
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:

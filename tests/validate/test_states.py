@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.program import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
+from coreflow.runtime.lift.onnx import write_onnx
 from coreflow.validate import validate
 from coreflow.validate.evidence import Evidence
 from coreflow.validate.replay import replay
@@ -75,7 +77,8 @@ def test_a_state_is_an_output_of_its_own_and_its_ops_have_origins(package: Path)
     before = module.memory.clone()
     report = validate(package, module)
     assert report.verdict == "pass", report.text
-    assert list(report.outputs) == ["y", "memory_after"] and "R2" in report.outputs["memory_after"].rungs
+    assert not report.notes, "a fresh conversion of the function has the same ops"
+    assert list(report.outputs) == ["y", "memory_out"] and "R2" in report.outputs["memory_out"].rungs
     assert {op.origin.module for op in report.ops if op.origin is not None and op.type == "linear"} == {"head"}
     assert torch.equal(module.memory, before), "the reference is left as it was"
 
@@ -87,8 +90,23 @@ def test_a_recipe_needs_not_name_the_states(package: Path) -> None:
 
 def test_another_update_of_the_state_is_caught_in_the_state(package: Path) -> None:
     report = validate(package, module_of(keep=0.25))
-    assert (report.verdict, report.cause) == ("fail", "translation")
-    assert report.outputs["memory_after"].outcome == "fail"
+    assert (report.verdict, report.cause) == ("fail", "weights"), "the ops are the same, a constant of them is not"
+    assert report.outputs["memory_out"].outcome == "fail"
+
+
+def test_another_weight_is_an_error_of_weights(package: Path) -> None:
+    module = module_of()
+    with torch.no_grad():
+        module.head.weight[3] = 0
+    report = validate(package, module)
+    assert (report.verdict, report.cause) == ("fail", "weights")
+    assert (report.outputs["y"].outcome, report.outputs["memory_out"].outcome) == ("fail", "pass")
+
+
+def test_a_lifted_onnx_file_names_states_alike(package: Path, tmp_path: Path) -> None:
+    write_onnx(read_program(package), tmp_path / "memory.onnx", "fp32")
+    report = validate(package, tmp_path / "memory.onnx")
+    assert report.verdict == "pass" and list(report.outputs) == ["y", "memory_out"]
 
 
 def test_a_write_to_another_place_than_torch_writes_to_is_caught(tmp_path: Path) -> None:
@@ -105,7 +123,7 @@ def test_a_write_to_another_place_than_torch_writes_to_is_caught(tmp_path: Path)
             return self.memory.relu() + x
 
     report = validate(package_of(Cache().eval(), tmp_path), Cache().eval())
-    assert report.verdict == "fail" and report.outputs["memory_after"].outcome == "fail"
+    assert report.verdict == "fail" and report.outputs["memory_out"].outcome == "fail"
 
 
 def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, tmp_path: Path) -> None:
@@ -121,9 +139,9 @@ def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, 
 def test_recorded_outputs_include_the_states(package: Path) -> None:
     module, x = module_of(), np.linspace(-1, 1, C, dtype=np.float16)[None]
     y = module(torch.from_numpy(x).float()).detach().numpy()
-    sample = Sample(label="first", inputs={"x": x}, expected={"y": y, "memory_after": module.memory.numpy()})
+    sample = Sample(label="first", inputs={"x": x}, expected={"y": y, "memory_out": module.memory.numpy()})
     assert validate(package, None, [sample]).verdict == "pass"
-    with pytest.raises(InputError, match="first records no memory_after"):
+    with pytest.raises(InputError, match="first records no memory_out"):
         validate(package, None, [replace(sample, expected={"y": y})])
 
 
@@ -148,6 +166,6 @@ def test_both_ways_of_taking_states_out_give_what_predictions_in_a_row_give(pack
         for place, way in enumerate(ways):
             found = way.predict({"x": x, "memory": held[place]})
             np.testing.assert_array_equal(found["y"], expected["y"])
-            np.testing.assert_array_equal(found["memory_after"], state.read("memory"))
-            held[place] = found["memory_after"].astype(np.float16)
+            np.testing.assert_array_equal(found["memory_out"], state.read("memory"))
+            held[place] = found["memory_out"].astype(np.float16)
     assert np.abs(held[0]).max() > 0.5
