@@ -121,9 +121,7 @@ def open_package(
         numerics=numerics if lifted is not None else "device",
         compute_units=compute_units,
         states=states,
-        units={}
-        if lifted is not None or compute_units != "all"
-        else {unit: _opener(program, unit) for unit in COMPUTE_UNITS if unit != "all"},
+        units={} if lifted is not None or compute_units != "all" else _other_units(program),
     )
 
 

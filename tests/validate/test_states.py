@@ -19,6 +19,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.onnx import write_onnx
 from coreflow.validate import validate
+from coreflow.validate.cut import record_inputs
 from coreflow.validate.evidence import Evidence
 from coreflow.validate.replay import replay
 from coreflow.validate.samples import Sample
@@ -134,6 +135,17 @@ def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, 
     assert replay(report.replay, reference=module_of(), package=package).verdict == "incomplete", "another reference than was recorded"
     (alone,) = (each for each in tmp_path.iterdir() if each.is_dir())
     assert (alone / "op.mlpackage").exists()
+    assert any(np.abs(each).max() > 0.5 for each in load_file(alone / "inputs.safetensors").values() if each.shape == (1, C)), (
+    )
+
+
+def test_what_enters_an_op_comes_from_the_samples_state(package: Path) -> None:
+    graph, _ = read_program(package).function()
+    name = next(op.name for op in graph.ops if op.type == "mul")
+    held = np.linspace(-2, 2, C, dtype=np.float16)[None]
+    inputs = {"x": np.zeros((1, C), np.float16), "memory": held}
+    entering = record_inputs(package, name, Sample(label="held", inputs=inputs))
+    assert any(np.array_equal(each, held) for each in entering.values())
 
 
 def test_recorded_outputs_include_the_states(package: Path) -> None:
