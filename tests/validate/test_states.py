@@ -135,8 +135,6 @@ def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, 
     assert replay(report.replay, reference=module_of(), package=package).verdict == "incomplete", "another reference than was recorded"
     (alone,) = (each for each in tmp_path.iterdir() if each.is_dir())
     assert (alone / "op.mlpackage").exists()
-    assert any(np.abs(each).max() > 0.5 for each in load_file(alone / "inputs.safetensors").values() if each.shape == (1, C)), (
-    )
 
 
 def test_what_enters_an_op_comes_from_the_samples_state(package: Path) -> None:
