@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreflow.export.passes import REMOVED_PASSES
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
@@ -75,9 +76,9 @@ def _check_replay(recipe: Recipe, traced: torch.jit.ScriptModule, inputs: Mappin
 
 
 def fingerprint(recipe: Recipe, traced: torch.jit.ScriptModule) -> str:
-    """SHA-256 of the recipe, the traced operations, every weight and constant, and the versions of what converts."""
+    """SHA-256 of the recipe, the traced operations, every weight and constant, and the versions and passes of what converts."""
     digest = hashlib.sha256()
-    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs):
+    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, REMOVED_PASSES):
         digest.update(repr(part).encode())
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.passes import REMOVED_PASSES
 from coreflow.export.program import read_program
 from coreflow.models.errors import BundleError, ExportError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
@@ -20,9 +21,6 @@ from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
-
-# Token ids are never negative: without these passes an embedding is one gather, with them seven integer ops on the CPU.
-REMOVED_PASSES = ("common::guard_negative_gather_indices", "common::add_int16_cast")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

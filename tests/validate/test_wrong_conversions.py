@@ -448,6 +448,25 @@ def test_whole_numbers_for_what_is_a_float_are_no_fault(tmp_path: Path) -> None:
     assert report.verdict == "pass", report.text
 
 
+class ScaledChannels(nn.Module):
+    """A channel-wise scale and shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.linspace(low, 1.5, 8).reshape(1, 8, 1, 1)) for low in (0.5, -0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(torch.tanh(x) * self.gamma + self.beta)
+
+
+def test_a_scale_and_shift_of_channels_keeps_its_scale(tmp_path: Path) -> None:
+    """The converter's own pass makes a batch norm of it with an epsilon of 1e-5 under a variance of 1: 5e-6 are missing."""
+    recipe = Recipe(name="scaled", module=ScaledChannels(), inputs={"x": TensorSpec((1, 8, 4, 4))}, outputs=("y",))
+    report = validate(build(recipe, tmp_path), recipe)
+    assert report.verdict == "pass", report.text
+    assert report.outputs["y"].rungs["R2"].relative_rms < 1e-7
+
+
 # --- compression ----------------------------------------------------------------------------------------------------------------------
 
 
