@@ -525,12 +525,15 @@ def test_an_op_that_replaces_several_comes_from_the_last_of_them(tmp_path: Path,
     traced = follow(recipe, tmp_path, scopes)
     last = {
         "gelu": ("gelu", "gelu"),
-        "batch_norm": ("norm", "layer norm"),  # of a layer norm over channels, the converter makes two ops
         "linear": ("product", "product and sum"),
     }
     for op_type, (module, label) in last.items():
         origin = traced.found(op_type)[0].origin
         assert (origin.module, origin.line) == (module, marked(label))
+    norm = [(op.type, value.origin.line) for op, value in traced.matches if value is not None and value.origin.module == "norm"]
+    before, last_line = marked("layer norm") - 1, marked("layer norm")
+    # Over channels: the converter scales and shifts apart, and so does the source, in two lines.
+    assert [pair for pair in norm if pair[0] not in MOVES] == [("layer_norm", before), ("mul", before), ("add", last_line)]
     convolutions = [(value.origin.module, value.origin.operation, value.origin.line) for value in traced.found("conv")]
     assert convolutions == [
         ("shared", "aten.convolution.default", marked("once")),
