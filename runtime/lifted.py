@@ -26,7 +26,6 @@ from coreflow.runtime.interface import (
     as_picture,
     checked_inputs,
     checked_state,
-    converted_floats,
     input_specs,
     output_specs,
     program_metadata,
@@ -91,7 +90,7 @@ class LiftedModel:
         return self.finished(results)
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The checked inputs as the engines take them; optional ones that were left out have their default."""
+        """The checked inputs in the dtypes that they are declared in; optional ones that were left out have their default."""
         specs = {feature.name: self.inputs[feature.name] for feature in self._interface.inputs}
         given = checked_inputs(inputs, specs, self._interface)
         tensors = {}
@@ -107,9 +106,7 @@ class LiftedModel:
         return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
 
     def _tensor(self, array: Array) -> torch.Tensor:
-        """``array`` where and in what the numerics compute. It may share the caller's memory, which no lowering writes to."""
-        if array.dtype.kind == "f":
-            array = converted_floats(array, np.dtype(str(self.numerics.dtype).removeprefix("torch.")))
+        """``array`` where the numerics compute. It may share the caller's memory, which no lowering writes to."""
         # Not shared: what torch takes with a warning or not at all, and what might stay in a state.
         if self.states or not array.flags.writeable or any(stride < 0 for stride in array.strides):
             array = array.copy()
@@ -152,8 +149,10 @@ class LiftedModel:
             return result
         if feature.kind == "image":
             return as_picture(result.cpu().numpy(), feature)
+        if result.dtype == torch.float16:
+            return result.to("cpu", self.numerics.dtype, memory_format=torch.contiguous_format).numpy()
         wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
-        return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide)
+        return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide, order="C")
 
 
 class LiftedState:

@@ -38,7 +38,7 @@ class StatelessLifted(LiftedModel):
         """The inputs as the interpreter takes them, and a buffer for every state."""
         found: dict[str, Any] = dict(super().prepared({name: array for name, array in inputs.items() if name not in self.held}))
         self._buffers = {
-            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self.held).copy()))
+            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self.held).copy()).to(self.numerics.dtype))
             if name in inputs
             else StateBuffer(torch.zeros(spec.shape, dtype=self.numerics.dtype))
             for name, spec in self.held.items()

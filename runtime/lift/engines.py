@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from coreflow.export.program import Graph, Interface, Program
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # About what it takes to write a program as ONNX. Who rents until the rent has reached the price pays at most twice the least possible.
 COMPILE_AFTER_S = 4.0
+# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and onnxruntime holds them 4 to 6
+# times over (measured: benchmarks/results/engines.json); one with less spends it between its ops.
+COMPILE_UP_TO_BYTES = 32 << 20
 
 
 class Runs(Protocol):
@@ -58,14 +62,16 @@ class ModuleEngine:
 class AutoEngine:
     """onnxruntime if the program's ONNX form is in the cache; otherwise the interpreter, until it has run for as long as making it takes.
 
-    A program that has no such form stays with the interpreter. On other devices than the CPU and in fp64 there is no other choice.
+    A program that has no such form stays with the interpreter, as does one with large weights. On other devices than the CPU and in fp64
+    there is no other choice.
     """
 
     def __init__(self, program: Program, function_name: str | None, interpreter: Interpreter) -> None:
         self._program, self._function_name = program, function_name
         self._numerics = interpreter.numerics.name
         self._runs: Interpreter | OnnxEngine = interpreter
-        self._compiles = interpreter.device.type == "cpu" and self._numerics in TOLERANCE
+        weights = sum(value.data.nbytes for value in interpreter.graph.constants if isinstance(value.data, np.ndarray))
+        self._compiles = interpreter.device.type == "cpu" and self._numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
         self._seconds = 0.0
         if self._compiles and is_cached(program, self._numerics, function_name):
             self._compile()

@@ -23,7 +23,7 @@ from coreflow.export.program import Graph, Interface, Op, Program, package_diges
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically
-from coreflow.runtime.interface import input_specs, state_specs
+from coreflow.runtime.interface import converted_floats, input_specs, state_specs
 from coreflow.runtime.lift.cache import cache_folder, cached_file
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.numerics import numerics_named
@@ -104,7 +104,7 @@ class OnnxEngine:
         """The outputs by name. States are replaced in their buffers."""
         states = {name: value for name, value in inputs.items() if isinstance(value, StateBuffer)}
         plain = {name: value.tensor if isinstance(value, StateBuffer) else value for name, value in inputs.items()}
-        results = self._session.run(None, {name: value.numpy() for name, value in plain.items() if name in self._takes})
+        results = self._session.run(None, {name: _as_taken(value.numpy()) for name, value in plain.items() if name in self._takes})
         tensors = [torch.from_numpy(np.asarray(result)) for result in results]
         outputs = [feature.name for feature in self._interface.outputs]
         for name, tensor in zip(self._interface.states, tensors[len(outputs) :], strict=True):
@@ -133,6 +133,11 @@ def without_classifier(graph: Graph, interface: Interface) -> tuple[Graph, Inter
     if probabilities not in kept:
         kept, outputs = (*kept, probabilities), (*outputs, replace(label, name=probabilities.name, kind="array"))
     return replace(graph, ops=tuple(o for o in graph.ops if o is not op), outputs=kept), replace(interface, outputs=outputs), op
+
+
+def _as_taken(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Floats go in as float32."""
+    return converted_floats(array, np.dtype(np.float32)) if array.dtype.kind == "f" else array
 
 
 def _cache_entry(program: Program, numerics: str, function_name: str | None) -> Path:

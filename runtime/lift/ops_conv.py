@@ -35,6 +35,21 @@ def for_torch(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [amount for pair in reversed(padding) for amount in pair]
 
 
+def conv_geometry(
+    x: Sequence[int],
+    weight: Sequence[int],
+    strides: Sequence[int] | None = None,
+    pad_type: str = "valid",
+    pad: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+) -> tuple[tuple[int, ...], list[tuple[int, int]], tuple[int, ...]]:
+    """Strides, padding and dilations of every spatial axis of a convolution of shape ``x`` with weights of shape ``weight``."""
+    rank = len(weight) - 2
+    strides, dilations = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
+    kernel = [(extent - 1) * dilation + 1 for extent, dilation in zip(weight[2:], dilations, strict=True)]
+    return strides, spatial_padding(pad_type, pad or (0,) * (2 * rank), x[2:], kernel, strides), dilations
+
+
 def _bounded_conv(
     x: Tensor,
     weight: Tensor,
@@ -46,10 +61,8 @@ def _bounded_conv(
     dilations: Sequence[int] | None = None,
     groups: int = 1,
 ) -> None:
-    rank = x.dim() - 2
-    strides = strides or (1,) * rank
-    kernel = [(extent - 1) * dilation + 1 for extent, dilation in zip(weight.shape[2:], dilations or (1,) * rank, strict=True)]
-    around = spatial_padding(pad_type, pad or (0,) * (2 * rank), x.shape[2:], kernel, strides)
+    strides, around, dilations = conv_geometry(x.shape, weight.shape, strides, pad_type, pad, dilations)
+    kernel = [(extent - 1) * dilation + 1 for extent, dilation in zip(weight.shape[2:], dilations, strict=True)]
     padded = [before + extent + after for extent, (before, after) in zip(x.shape[2:], around, strict=True)]
     bounded((*x.shape[:2], *padded))
     windows = [max(0, (extent - size) // stride + 1) for extent, size, stride in zip(padded, kernel, strides, strict=True)]
@@ -69,15 +82,11 @@ def conv(
     groups: int = 1,
 ) -> Tensor:
     """Cross-correlation; x (B, C_in, spatial...), weight (C_out, C_in / groups, kernel...). Source: MIL iOS15 conv.conv."""
-    rank = x.dim() - 2
-    strides = strides or (1,) * rank
-    dilations = dilations or (1,) * rank
-    kernel = [(extent - 1) * dilation + 1 for extent, dilation in zip(weight.shape[2:], dilations, strict=True)]
-    padding = spatial_padding(pad_type, pad or (0,) * (2 * rank), x.shape[2:], kernel, strides)
+    strides, padding, dilations = conv_geometry(x.shape, weight.shape, strides, pad_type, pad, dilations)
     if any(before != after for before, after in padding):
         x = F.pad(x, for_torch(padding))
-        padding = [(0, 0)] * rank
-    return _CONV[rank](x, weight, bias, tuple(strides), tuple(before for before, _ in padding), tuple(dilations), groups)
+        padding = [(0, 0)] * len(padding)
+    return _CONV[len(padding)](x, weight, bias, strides, tuple(before for before, _ in padding), dilations, groups)
 
 
 def _bounded_conv_transpose(

@@ -22,7 +22,7 @@ from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
 
 _OF_TWO_TYPES = ("linear", "matmul")  # since iOS17 a constant may be of another type than the result
-_LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
+LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
 
 Observer = Callable[[Op, tuple[Any, ...]], None]
 
@@ -92,6 +92,10 @@ class Planner:
         self._slots: dict[int, int] = {}  # id of a Value -> its place in the environment
         with torch.no_grad():
             self.plan = self._compile(graph, keep={id(value) for value in graph.outputs})
+
+    def stored_as(self, value: Value) -> torch.dtype:
+        """The dtype in which a floating value lies in memory."""
+        return self._numerics.dtype
 
     def _compile(self, graph: Graph, keep: set[int]) -> Plan:
         """The plan of ``graph``; values in ``keep`` outlive it."""
@@ -206,8 +210,8 @@ class Planner:
                     user = value.name if op is None else f"{op.type} {op.name!r}, argument {argument!r}"
                     raise BundleError(f"{self._package}: {user} needs a tensor and is {value.data!r}")
                 name = value.name or (f"{op.name}_{argument}" if op else "constant")
-                self.constants[id(value)] = _tensor(value.data, self._numerics.dtype).to(self._device), name
-                if value.data.nbytes > _LARGE:
+                self.constants[id(value)] = as_tensor(value.data, self._numerics.dtype).to(self._device), name
+                if value.data.nbytes > LARGE:
                     release_pages(value.data)
             return self.constants[id(value)][0]
         return _plain(form, value.data)
@@ -309,8 +313,11 @@ def _plain(form: Form, data: Constant) -> Any:
     return tuple(plain) if isinstance(plain, list | tuple) else (plain,)
 
 
-def _tensor(data: np.ndarray[Any, Any], float_dtype: torch.dtype) -> Tensor:
-    """``data`` as a tensor: floats in ``float_dtype``, integers of every width as int32, booleans as bool."""
+def as_tensor(data: np.ndarray[Any, Any], float_dtype: torch.dtype | None) -> Tensor:
+    """``data`` as a tensor: floats in ``float_dtype`` (None: as they are), integers of every width as int32, booleans as bool.
+
+    It shares the memory of ``data`` where nothing had to be converted.
+    """
     if data.dtype.kind in "iu" and data.dtype != np.int32:
         data = data.astype(np.int32)
     elif data.dtype == np.float64 and float_dtype != torch.float64:
@@ -318,4 +325,4 @@ def _tensor(data: np.ndarray[Any, Any], float_dtype: torch.dtype) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to a constant
         tensor = torch.from_numpy(np.ascontiguousarray(data).reshape(data.shape))
-    return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
+    return tensor.to(float_dtype) if float_dtype is not None and tensor.is_floating_point() else tensor

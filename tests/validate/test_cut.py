@@ -82,11 +82,10 @@ def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str,
 
 
 def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: int = 0, numerics: str = "fp16") -> Path:
-    """Cut, feed what entered, and compare every bit."""
+    """Cut, feed what entered, and compare every bit of what is seen when ops are looked at."""
     made = cut(package, op, out, radius)
-    results = load_model(made, "lifted", numerics=numerics, engine="interpreter").predict(
-        record_inputs(package, op, sample, numerics, radius=radius)
-    )
+    model = LiftedModel(read_program(made), numerics, engine="interpreter")
+    results = model.predict(record_inputs(package, op, sample, numerics, radius=radius), observe=lambda op, results: None)
     for (name, result), want in zip(results.items(), observed(package, sample, numerics)[op], strict=True):
         np.testing.assert_array_equal(result, want.reshape(result.shape), err_msg=f"{op}: {name}")
     return made
