@@ -13,7 +13,7 @@ import torch
 
 RESULTS = Path("benchmarks/results")
 WARM_UP = 2
-PAUSE_S = 0.01  # thread pools keep a core busy for milliseconds after their work is done
+PAUSE_S = 0.1  # thread pools keep a core busy after their work is done: after 10 ms what came behind onnxruntime took three times as long
 CALLS = 3
 
 

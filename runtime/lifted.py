@@ -117,7 +117,7 @@ class LiftedModel:
         if engine == "interpreter":
             return self.interpreter
         if engine == "auto":
-            return AutoEngine(self.program, function_name, self.interpreter)
+            return AutoEngine(self.program, function_name, self.numerics.name, self.device, lambda: self.interpreter)
         if engine == "module":
             return ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
         if self.device.type != "cpu":

@@ -175,6 +175,9 @@ class Ladder:
     def observe(self, samples: Iterable[Sample]) -> list[Observed]:
         """Run everything on every sample; inputs that do not fit are refused."""
         observed = [self._saved(sample) for sample in samples]
+        for model in self.judged.rungs.values():
+            if isinstance(model, LiftedModel):
+                model.interpreter.rest()
         if observed:
             reference = self._open_reference()
             observed = [self._referred(each, reference) for each in observed]

@@ -1,12 +1,12 @@
-"""The plan by which a CPU runs a program when nobody looks at its single ops: the same lowerings and the same roundings, with less work.
+"""The plans by which a CPU runs a program: the same lowerings and the same roundings as the general plan's, with less work.
 
-- Under fp16 numerics a value that is declared fp16 lies in memory as fp16. Ops that only move values take it so, and those that torch's CPU
-  kernels compute in fp32 and round once (``ROUNDED_ONCE``; a test compares every fp16 number); the others get it widened, and their result
-  is rounded. The plain plan makes two passes over fp32 tensors after every op for the same bits.
-- A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. With a
-  single row it reads them as fp16, half the memory traffic (it still sums in fp32). A convolution of images keeps channels innermost.
-
-Products are summed in another order than in the plain plan, so a last bit may differ.
+- A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. A
+  convolution of images keeps channels innermost.
+- With ``halves``, for fp16 numerics when nobody looks at single ops, a value that is declared fp16 lies in memory as fp16. Ops that only
+  move values take it so, and those that torch's CPU kernels compute in fp32 and round once (``ROUNDED_ONCE``; a test compares every fp16
+  number); the others get it widened, and their result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
+  A product of a single row reads its weights as fp16 too, half the memory traffic; it still sums in fp32, but in another order, so there a
+  last bit may differ.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coreflow.export.program import Graph, Op, Value
 from coreflow.export.weights import release_pages
-from coreflow.runtime.lift.numerics import HalfStorage, Numerics, Rounding
+from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.ops_conv import conv_geometry, for_torch
 from coreflow.runtime.lift.plan import LARGE, Planner, Step, as_tensor
 from coreflow.runtime.lift.registry import Form, Lowering, find
@@ -35,14 +35,18 @@ _ALONE: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind 
 
 
 class CpuPlanner(Planner):
-    """Plans one function for the CPU, under fp16 or fp32 numerics."""
+    """Plans one function for the CPU under numerics that compute in fp32."""
 
-    def __init__(self, graph: Graph, numerics: Numerics, package: str) -> None:
-        self._halves = isinstance(numerics, HalfStorage)
-        self._taken = "stored"  # how the op that is being planned takes constants: stored, wide, or as views of the file
+    def __init__(self, graph: Graph, numerics: Numerics, package: str, *, halves: bool = False) -> None:
+        self._halves = halves
+        self._taken = "stored"  # how the op that is being planned takes constants: stored, wide, narrow (fp16), or as views of the file
         self._held: dict[tuple[int, torch.dtype], Tensor] = {}  # constants by id of the Value and what they are held in
+        self._scratch = torch.empty(0)
         super().__init__(graph, numerics, torch.device("cpu"), package)
         self._held.clear()
+        self._scratch = torch.empty(0)
+        for value in graph.constants:
+            _release(value)
 
     def stored_as(self, value: Value) -> torch.dtype:
         """The dtype in which a floating value lies in memory."""
@@ -51,11 +55,18 @@ class CpuPlanner(Planner):
     def _step(self, graph: Graph, op: Op, frees: Iterable[int]) -> Step:
         lowering = find(op.type, graph.opset)
         assert lowering is not None, op.type  # require_all
-        product = ONEDNN and self._is_product(op)
-        self._taken = taken = "view" if product else "stored" if self._takes_halves(op, lowering) else "wide"
+        if ONEDNN and self._is_product(op):
+            taken = "view"
+        elif self._is_lookup(op):
+            taken = "narrow"
+        else:
+            taken = "stored" if self._takes_halves(op, lowering) else "wide"
+        self._taken = taken
         step = super()._step(graph, op, frees)  # and those of its blocks
-        if product:
+        if taken == "view":
             return replace(step, function=self._product(step), fixed={})
+        if taken == "narrow":
+            return replace(step, function=_then_widened(step.function))
         return replace(step, function=self._widened(step, lowering)) if taken == "wide" else step
 
     def _rounding(self, op: Op, value: Value, lowering: Lowering) -> Rounding | None:
@@ -74,7 +85,7 @@ class CpuPlanner(Planner):
         given = self.constants[id(value)][0] if value.data is None else as_tensor(value.data, None)  # type: ignore[arg-type]
         if taken == "view":
             return given
-        dtype = torch.float32 if taken == "wide" else self.stored_as(value)
+        dtype = {"wide": torch.float32, "narrow": torch.float16}.get(taken, self.stored_as(value))
         key = id(value), dtype
         if key not in self._held:
             self._held[key] = given.to(dtype, copy=value.data is not None)
@@ -83,6 +94,17 @@ class CpuPlanner(Planner):
 
     def _is_half(self, value: Value) -> bool:
         return self._halves and value.dtype == "float16"
+
+    def _is_lookup(self, op: Op) -> bool:
+        """Whether fp32 values are picked from an fp16 table; it stays as it is, and what is picked is widened."""
+        table = op.inputs.get("x")
+        return (
+            not self._halves
+            and op.type in ("gather", "gather_along_axis", "gather_nd")
+            and isinstance(table, Value)
+            and isinstance(table.data, np.ndarray)
+            and table.dtype == "float16"
+        )
 
     def _takes_halves(self, op: Op, lowering: Lowering) -> bool:
         """Whether the op runs on values as they are stored. States and lists hold fp32, and mixed operands meet there."""
@@ -136,16 +158,26 @@ class CpuPlanner(Planner):
         shape = tuple(extent or 0 for extent in x.shape)
         bias = fixed.get("bias")
         if bias is not None:
-            bias = bias.float() if bias.any() else None
-        if op.type == "conv":
-            made = _convolution(shape, bias, **{name: value for name, value in fixed.items() if name != "bias"})
-        else:
-            weight = fixed["weight"] if op.type == "linear" else fixed["y"] if fixed.get("transpose_y") else fixed["y"].transpose(0, 1)
-            rows, narrow = math.prod(shape[:-1]), all(map(self._is_half, (*op.input_values(), *op.outputs)))
-            made = self._one_row(op, weight, bias) if narrow and rows == 1 < len(weight) else _linear(rows, weight, bias)
+            bias = bias.to(torch.float32, copy=True) if bias.any() else None
+        weight = fixed["y" if op.type == "matmul" else "weight"]
+        if op.type == "matmul" and not fixed.get("transpose_y"):
+            weight = weight.transpose(0, 1)
+        rows = math.prod(shape[:-1])
+        floats = (*op.outputs, *(value for name in ("x", "y", "weight", "bias") if name in op.inputs for value in _parts(op, name)))
+        if op.type != "conv" and rows == 1 < len(weight) and all(map(self._is_half, floats)):
+            return self._one_row(op, weight, bias)
+        wide = self._wide(weight)
         for value in op.input_values():
-            _release(value)
-        return made
+            _release(value)  # before there is a second copy
+        if op.type != "conv":
+            return _linear(rows, wide, bias)
+        return _convolution(shape, wide, bias, **{name: value for name, value in fixed.items() if name not in ("weight", "bias")})
+
+    def _wide(self, weight: Tensor) -> Tensor:
+        """``weight`` as fp32 for a moment: one buffer for all, since large ones that come and go leave holes between those that stay."""
+        if len(self._scratch) < weight.numel():
+            self._scratch = torch.empty(weight.numel())
+        return self._scratch[: weight.numel()].view(weight.shape).copy_(weight)
 
     def _one_row(self, op: Op, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         """A product of one row, in fp16: torch sums it in fp32 and rounds once, behind the bias."""
@@ -157,19 +189,19 @@ class CpuPlanner(Planner):
 
 def _linear(rows: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A product of ``rows`` rows with ``weight`` (D_out, D_in)."""
-    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.float32, memory_format=torch.contiguous_format), rows)
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     linear = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: linear(x.float(), laid_out, bias, *_ALONE)
 
 
-def _convolution(shape: tuple[int, ...], bias: Tensor | None, weight: Tensor, groups: int = 1, **given: Any) -> Callable[[Tensor], Tensor]:
+def _convolution(shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, groups: int = 1, **given: Any) -> Callable[[Tensor], Tensor]:
     """A convolution of images of ``shape`` (B, C, H, W) with ``weight`` (C_out, C / groups, kernel height, kernel width)."""
     strides, padding, dilations = conv_geometry(shape, weight.shape, **given)
     around = for_torch(padding) if any(before != after for before, after in padding) else []
     if around:
         shape = (*shape[:2], *(extent + before + after for extent, (before, after) in zip(shape[2:], padding, strict=True)))
     even = [0, 0] if around else [before for before, _ in padding]
-    laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight.float(), even, strides, dilations, groups, shape)
+    laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, even, strides, dilations, groups, shape)
     convolution = torch.ops.mkldnn._convolution_pointwise.default
 
     def convolve(x: Tensor) -> Tensor:
@@ -185,9 +217,13 @@ def _parts(op: Op, name: str) -> tuple[Value, ...]:
     return argument if isinstance(argument, tuple) else (argument,)
 
 
+def _then_widened(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda **arguments: _to_single(function(**arguments))
+
+
 def _release(value: Value) -> None:
     """Lets the pages of the weight file go after a large constant was copied."""
-    if isinstance(value.data, np.ndarray) and value.data.nbytes > LARGE:
+    if isinstance(value.data, np.ndarray) and value.data.nbytes > LARGE // 16:
         release_pages(value.data)
 
 

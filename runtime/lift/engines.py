@@ -5,7 +5,7 @@ All are called alike: tensors (floats in the numerics' dtype) and states by name
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,15 +66,16 @@ class AutoEngine:
     there is no other choice.
     """
 
-    def __init__(self, program: Program, function_name: str | None, interpreter: Interpreter) -> None:
-        self._program, self._function_name = program, function_name
-        self._numerics = interpreter.numerics.name
-        self._runs: Interpreter | OnnxEngine = interpreter
-        weights = sum(value.data.nbytes for value in interpreter.graph.constants if isinstance(value.data, np.ndarray))
-        self._compiles = interpreter.device.type == "cpu" and self._numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
+    def __init__(
+        self, program: Program, function_name: str | None, numerics: str, device: torch.device, interpreter: Callable[[], Interpreter]
+    ) -> None:
+        self._program, self._function_name, self._numerics = program, function_name, numerics
+        constants = program.function(function_name)[0].constants
+        weights = sum(value.data.nbytes for value in constants if isinstance(value.data, np.ndarray))
+        self._compiles = device.type == "cpu" and numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
         self._seconds = 0.0
-        if self._compiles and is_cached(program, self._numerics, function_name):
-            self._compile()
+        known = self._compiles and is_cached(program, numerics, function_name)
+        self._runs: Interpreter | OnnxEngine = (self._compiled() if known else None) or interpreter()
 
     @property
     def name(self) -> str:
@@ -89,12 +90,14 @@ class AutoEngine:
         results = self._runs.run(inputs)
         self._seconds += time.monotonic() - began
         if self._seconds > COMPILE_AFTER_S:
-            self._compile()
+            self._runs = self._compiled() or self._runs
         return results
 
-    def _compile(self) -> None:
+    def _compiled(self) -> OnnxEngine | None:
+        """The program in onnxruntime; None for one that it cannot run. Not tried again."""
         self._compiles = False
         try:
-            self._runs = OnnxEngine(self._program, self._numerics, self._function_name)
+            return OnnxEngine(self._program, self._numerics, self._function_name)
         except (UnsupportedError, OSError) as error:
             logger.info("%s stays with the interpreter: %s", self._program.path.name, error)
+            return None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coreflow.export.program import Graph, Value
 from coreflow.runtime.lift.cpu import CpuPlanner
-from coreflow.runtime.lift.numerics import Numerics
+from coreflow.runtime.lift.numerics import HalfStorage, Numerics
 from coreflow.runtime.lift.plan import Observer, Plan, Planner, load_lowerings, walk
 
 __all__ = ["Interpreter", "Observer", "load_lowerings"]
@@ -18,8 +18,8 @@ __all__ = ["Interpreter", "Observer", "load_lowerings"]
 class Interpreter:
     """Executes one function of a program; everything that can be decided before a prediction is decided before the first one.
 
-    It has two plans: the plain one, whose ops can be looked at one by one, and on a CPU the one of ``CpuPlanner`` for everybody else. They
-    round alike; what the second sums in another order may differ in a last bit.
+    fp16 on a CPU has two plans: one whose ops can be looked at one by one, before and after their rounding, and one with less work for
+    everybody else. They round alike; a product of one row is summed in another order and may differ in a last bit.
     """
 
     name = "interpreter"
@@ -29,36 +29,52 @@ class Interpreter:
         self.numerics = numerics
         self.device = torch.device(device)
         self._package = package
-        fast = self.device.type == "cpu" and numerics.dtype == torch.float32
-        self._planner: Planner = CpuPlanner(graph, numerics, package) if fast else self._plain
+        self._on_cpu = self.device.type == "cpu" and numerics.dtype == torch.float32
+        self._closed  # noqa: B018 (what cannot be executed is to be refused now)
 
     @property
     def plan(self) -> Plan:
-        """The plain plan."""
-        return self._plain.plan
+        """The plan whose ops can be looked at."""
+        return self._open.plan
+
+    def rest(self) -> None:
+        """Lets the plans go, and the weights with them, until they are needed again."""
+        for name in ("_open", "_closed"):
+            vars(self).pop(name, None)
 
     def run(self, inputs: Mapping[str, Any], observe: Observer | None = None) -> dict[str, Any]:
         """The outputs by name, floats in fp16 or the numerics' dtype. ``inputs`` holds a tensor or a state for every input of the graph.
 
-        ``observe`` sees every op of the plain plan right after it ran, with its rounded results, in execution order.
+        ``observe`` sees every op right after it ran, with its rounded results in the numerics' dtype, in execution order.
         """
-        planner = self._planner if observe is None else self._plain
-        values = [self._stored(inputs[value.name], value, planner) for value in self.graph.inputs]
+        planner = self._closed if observe is None else self._open
+        values = [_stored(inputs[value.name], value, planner) for value in self.graph.inputs]
         with torch.inference_mode():
             results = walk(planner.plan, planner.environment.copy(), values, self._package, observe)
         return {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
 
     def environment(self, inputs: Mapping[str, Any]) -> list[Any]:
         """What a walk over ``plan`` starts from: every constant and every input in its slot."""
-        environment = self._plain.environment.copy()
+        environment = self._open.environment.copy()
         for slot, value in zip(self.plan.inputs, self.graph.inputs, strict=True):
-            environment[slot] = self._stored(inputs[value.name], value, self._plain)
+            environment[slot] = _stored(inputs[value.name], value, self._open)
         return environment
 
     @cached_property
-    def _plain(self) -> Planner:
+    def _open(self) -> Planner:
+        """For who looks at ops."""
+        if self._on_cpu:
+            return CpuPlanner(self.graph, self.numerics, self._package)
         return Planner(self.graph, self.numerics, self.device, self._package)
 
-    def _stored(self, given: Any, value: Value, planner: Planner) -> Any:
-        """An input as the plan has values of its type."""
-        return given.to(planner.stored_as(value)) if isinstance(given, Tensor) and given.is_floating_point() else given
+    @cached_property
+    def _closed(self) -> Planner:
+        """For everybody else."""
+        if self._on_cpu and isinstance(self.numerics, HalfStorage):
+            return CpuPlanner(self.graph, self.numerics, self._package, halves=True)
+        return self._open
+
+
+def _stored(given: Any, value: Value, planner: Planner) -> Any:
+    """An input as the plan has values of its type."""
+    return given.to(planner.stored_as(value)) if isinstance(given, Tensor) and given.is_floating_point() else given

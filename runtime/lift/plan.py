@@ -246,14 +246,9 @@ def execute(steps: Sequence[Step], environment: list[Any], package: str, observe
     step = None
     try:
         for step in steps:
-            arguments = arguments_of(step, environment, package, observe)
-            result = step.function(**arguments)
-            writes = step.writes
-            results = result if isinstance(result, tuple) else (result,)
-            for (slot, rounding), value in zip(writes, results, strict=True):
-                environment[slot] = value if rounding is None else rounding(value)
+            _write(step, step.function(**arguments_of(step, environment, package, observe)), environment)
             if observe is not None:
-                observe(step.op, tuple(environment[slot] for slot, _ in writes))
+                observe(step.op, tuple(environment[slot] for slot, _ in step.writes))
             for slot in step.frees:
                 environment[slot] = None
     except CoreflowError:
@@ -261,6 +256,13 @@ def execute(steps: Sequence[Step], environment: list[Any], package: str, observe
     except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
         assert step is not None
         raise UnsupportedError(f"{package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
+
+
+def _write(step: Step, result: Any, environment: list[Any]) -> None:
+    """Rounds what a step gave into its slots; a function of its own, so that what was not rounded yet goes with it."""
+    results = result if isinstance(result, tuple) else (result,)
+    for (slot, rounding), value in zip(step.writes, results, strict=True):
+        environment[slot] = value if rounding is None else rounding(value)
 
 
 def _truncated(tensor: Tensor) -> Tensor:

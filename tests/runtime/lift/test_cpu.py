@@ -1,4 +1,4 @@
-"""The CPU's own plan: the plain plan's bits where it computes alike, an exact product within a rounding, and no weight held twice."""
+"""The CPU's own plans: the one with halves gives the other's bits, products are exact within a rounding, and no weight is held twice."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from coreflow.runtime.load import load_model
 EVERY = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
 UNARY = ("square", "exp", "tanh", "sigmoid", "silu")
 BINARY = ("add", "sub", "mul", "real_div")
-# oneDNN's layouts are an x86 and ARM build of torch; without them products run as in the plain plan, and the tests of results still hold.
+# oneDNN's layouts are an x86 and ARM build of torch; without them products run as in the general plan, and the tests of results still hold.
 needs_onednn = pytest.mark.skipif(not cpu.ONEDNN, reason="this torch has no oneDNN")
 
 
@@ -47,7 +47,7 @@ def one_op(kind: str, inputs: dict[str, Value], shape: tuple[int, ...] | None = 
 
 
 def both(graph: Graph, *tensors: torch.Tensor, numerics: str = "fp16") -> tuple[torch.Tensor, torch.Tensor]:
-    """What the CPU's plan gives, and the plain one."""
+    """What the closed plan gives, and the one whose ops can be looked at."""
     interpreter, passed = Interpreter(graph, numerics_named(numerics)), {v.name: t for v, t in zip(graph.inputs, tensors, strict=True)}
     return interpreter.run(passed)["y"], interpreter.run(passed, ignore)["y"]
 
@@ -67,23 +67,23 @@ class TestRoundedOnce:
         assert {*UNARY, *BINARY} == cpu.ROUNDED_ONCE
 
     @pytest.mark.parametrize("kind", UNARY)
-    def test_every_number_of_fp16_gives_the_bits_of_the_plain_plan(self, kind: str) -> None:
-        fast, plain = both(one_op(kind, {"x": half("x", (2**16,))}), EVERY)
-        assert fast.dtype == torch.float16 and plain.dtype == torch.float32
-        np.testing.assert_array_equal(fast.float().numpy(), plain.numpy())
+    def test_every_number_of_fp16_gives_the_bits_of_the_open_plan(self, kind: str) -> None:
+        closed, looked = both(one_op(kind, {"x": half("x", (2**16,))}), EVERY)
+        assert closed.dtype == torch.float16 and looked.dtype == torch.float32
+        np.testing.assert_array_equal(closed.float().numpy(), looked.numpy())
 
     @pytest.mark.parametrize("kind", BINARY)
     @settings(max_examples=20, deadline=None, derandomize=True)
     @given(shift=st.integers(0, 2**16 - 1), scalar=st.booleans())
     def test_pairs_of_all_numbers_do(self, kind: str, shift: int, scalar: bool) -> None:
         other = EVERY[shift] if scalar else EVERY.flip(0).roll(shift)
-        fast, plain = both(one_op(kind, {"x": half("x", (2**16,)), "y": half("other", tuple(other.shape))}), EVERY, other)
-        np.testing.assert_array_equal(fast.float().numpy(), plain.numpy())
+        closed, looked = both(one_op(kind, {"x": half("x", (2**16,)), "y": half("other", tuple(other.shape))}), EVERY, other)
+        np.testing.assert_array_equal(closed.float().numpy(), looked.numpy())
 
     def test_a_result_that_is_declared_wider_is_not_rounded(self) -> None:
         x, y = half("x", (1,)), Value("y", "float32", (1,))
-        fast, _ = both(Graph("main", "CoreML8", (x,), (y,), (Op("square", "op", {"x": x}, (y,)),), ()), torch.tensor([1.0009765625]))
-        assert fast.item() == pytest.approx(1.0009765625**2, rel=1e-7)
+        closed, _ = both(Graph("main", "CoreML8", (x,), (y,), (Op("square", "op", {"x": x}, (y,)),), ()), torch.tensor([1.0009765625]))
+        assert closed.item() == pytest.approx(1.0009765625**2, rel=1e-7)
 
 
 class TestProducts:
@@ -96,10 +96,10 @@ class TestProducts:
             inputs["bias"] = half("b", bias.shape, bias)
         want = exact(kind, x, weight, bias, **rest)
         for numerics, close in (("fp16", 2**-10), ("fp32", 1e-5)):
-            fast, plain = both(one_op(kind, inputs, tuple(want.shape)), x, numerics=numerics)
+            closed, looked = both(one_op(kind, inputs, tuple(want.shape)), x, numerics=numerics)
             limit = close * max(1.0, float(want.abs().max()))
-            assert fast.shape == plain.shape == want.shape
-            assert float((fast.double() - want).abs().max()) <= limit
+            assert closed.shape == looked.shape == want.shape
+            assert float((closed.double() - want).abs().max()) <= limit
 
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("shape", [(1, 33), (1, 1, 33), (7, 33), (2, 3, 5, 33), (128, 33)])
@@ -159,9 +159,9 @@ class TestProducts:
             one_op("linear", {"x": Value("x", "float16", (None, 6)), "weight": weight}, None),
             one_op("linear", {"x": half("x", (4, 6)), "weight": half("w", (5, 6))}, (4, 5)),
         ]
-        laid_out = [not Interpreter(graph, numerics_named("fp16"))._planner.plan.steps[0].fixed for graph in planned]
+        laid_out = [not Interpreter(graph, numerics_named("fp16"))._closed.plan.steps[0].fixed for graph in planned]
         assert laid_out == [True, False, True]  # the last has no constants at all
-        known = [step.reads for graph in planned for step in Interpreter(graph, numerics_named("fp16"))._planner.plan.steps]
+        known = [step.reads for graph in planned for step in Interpreter(graph, numerics_named("fp16"))._closed.plan.steps]
         assert [len(reads) for reads in known] == [1, 1, 2]
 
 
@@ -185,7 +185,7 @@ def tied(tmp_path: Path) -> Path:
 class TestMemory:
     def test_a_tied_table_is_held_once_as_fp16(self, tied: Path) -> None:
         program = read_program(tied)
-        planner = Interpreter(program.function()[0], numerics_named("fp16"))._planner
+        planner = Interpreter(program.function()[0], numerics_named("fp16"))._closed
         step = next(step for step in planner.plan.steps if step.op.type == "linear")
         closed = [cell.cell_contents for cell in step.function.__closure__ or () if isinstance(cell.cell_contents, torch.Tensor)]
         gather = next(step for step in planner.plan.steps if step.op.type.startswith("gather"))
@@ -208,7 +208,7 @@ class TestMemory:
         mapped = [value for value in graph.constants if isinstance(value.data, np.ndarray) and is_mapped(value.data)]
         assert mapped
         for numerics in ("fp16", "fp32"):
-            planner = Interpreter(graph, numerics_named(numerics))._planner
+            planner = Interpreter(graph, numerics_named(numerics))._closed
             tensors = [each for step in planner.plan.steps for each in step.fixed.values() if isinstance(each, torch.Tensor)]
             lies = {value.data.__array_interface__["data"][0] for value in mapped}  # type: ignore[union-attr]
             assert not lies & {each.data_ptr() for each in tensors}
@@ -216,8 +216,8 @@ class TestMemory:
 
 def test_the_other_plan_is_made_only_for_who_looks(small_package: Path) -> None:
     interpreter = load_model(small_package, "lifted", engine="interpreter").interpreter  # type: ignore[union-attr]
-    assert "_plain" not in vars(interpreter)
-    assert interpreter.plan and "_plain" in vars(interpreter)
+    assert "_open" not in vars(interpreter)
+    assert interpreter.plan and "_open" in vars(interpreter)
 
 
 @pytest.mark.parametrize("numerics", ["fp16", "fp32"])
