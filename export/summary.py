@@ -33,9 +33,14 @@ class StoredWeight:
     stored_bytes: int
 
     @property
+    def plain_bytes(self) -> int:
+        """How many bytes it would take uncompressed; 0 where its element type has no such form."""
+        return packed_bytes(self.dtype, self.parameters) if self.dtype in BLOB_DTYPES else 0
+
+    @property
     def saves_nothing(self) -> bool:
         """Whether it is compressed and takes as many bytes as it would plain, or more."""
-        return bool(self.compression) and self.dtype in BLOB_DTYPES and self.stored_bytes >= packed_bytes(self.dtype, self.parameters)
+        return bool(self.compression) and 0 < self.plain_bytes <= self.stored_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from coreflow.export.manifest import file_digest
 from coreflow.export.program import package_digest
 from coreflow.export.recipe import Recipe, draw_tensor
 from coreflow.export.summary import stored_weights
-from coreflow.export.weights import packed_bytes
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
@@ -126,12 +125,13 @@ def judge_package(
         return source if module is None else Executions(module, judged.precision, notes_choices=whole)  # type: ignore[return-value]
 
     describe = describer(judged, name or (recipe.name if recipe is not None else judged.path.stem), *described(source, judged))
-    problems = _interface_problems(judged.model, recipe)
-    if problems:
-        return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
-    problems = _whole_number_problems(judged.model, [*_seeds(draw, range(1)), *given], open_reference) if module is not None else []
-    if problems:
-        return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
+    one = [*_seeds(draw, range(1)), *given][:1] if module is not None else []
+    if problems := _whole_number_problems(judged.model, one, open_reference):
+        return describe("fail", "translation", "; ".join(problems), problems=tuple(problems))
+    if problems := _interface_problems(judged.model, recipe):
+        fewer = recipe is not None and len(recipe.outputs) > len(judged.model.outputs)
+        merged = merged_outputs(open_reference().exact(one[0].inputs), judged.model.outputs) if fewer and one else ""
+        return describe("fail", "translation" if merged else "structure", merged or "; ".join(problems), problems=tuple(problems))
     if wide_package is not None or module is None:
         no_wide = ""
     else:
@@ -144,7 +144,8 @@ def judge_package(
     specs = judged.model.outputs
     problems = _output_problems(specs, observed, judged)
     if problems:
-        return describe("fail", "structure", "; ".join(problems), problems=tuple(problems))
+        merged = merged_outputs(observed[0].exact, specs) if module is not None else ""
+        return describe("fail", "translation" if merged else "structure", merged or "; ".join(problems), problems=tuple(problems))
     near, clear = _decisions(observed, judged)
     for first in range(SEEDS, MAX_SEEDS, SEEDS):
         if draw is None or sum(fine for fine, seen in zip(clear, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
@@ -166,14 +167,17 @@ def judge_package(
     if no_wide and judged.precision == "fp16":
         notes.append(f"R2 was not run, so that small errors of translation would not be seen: {no_wide}")
         verdict = "warn" if verdict == "pass" else verdict
-    if swollen := _compressed_in_vain(judged):
-        notes.append(swollen)
-        verdict = "warn" if verdict == "pass" else verdict
+    swollen, in_vain = _compressed_in_vain(judged)
+    if swollen:
+        notes.insert(0, swollen)
+        verdict = worst((verdict, "fail" if in_vain else "warn"))
     other = "" if wide_package is None else other_ops(judged.graph, program_of(wide_package))
     if other:
         notes.append(f"{other}, compared with a fresh conversion of the reference")
     cause: Cause | None = None
-    if verdict == "fail":
+    if verdict == "fail" and all(each.outcome != "fail" for each in outputs.values()):
+        cause = "translation"  # the outputs are right, what was asked for is not there
+    elif verdict == "fail":
         cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other, module=module)
     found = explain(ladder, module, observed, verdict, cause, outputs)
     by_unit, refused = rho_by_unit(judged.units, observed, clear, outputs)
@@ -215,7 +219,7 @@ def verdict_text(
     """The verdict in one line: what was found, and where it is worst."""
     if verdict == "incomplete" and unclear:
         return unclear
-    if verdict == "warn" and all(each.outcome == "pass" for each in outputs.values()):
+    if verdict in ("warn", "fail") and all(each.outcome != verdict for each in outputs.values()):
         return notes[0] if notes else "a part of the checks did not run"
     if verdict == "pass":
         tightest = max((each.rho_rms for each in outputs.values()), default=0.0)
@@ -338,8 +342,22 @@ def _whole_number_problems(model: Model, samples: Sequence[Sample], open_referen
         reference.exact({name: given[name].astype(np.float32) if name in whole else given[name] for name in model.inputs})
     except ConfigError:
         reference.exact({name: given[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
-        return [f"input {name!r} is {model.inputs[name].dtype}; int32 is right" for name in whole]
+        return [f"input {name!r} is {model.inputs[name].dtype}; int32 is right, the reference runs on whole numbers only" for name in whole]
     return []
+
+
+def merged_outputs(exact: Sequence[Array], outputs: Collection[str]) -> str:
+    """What to say where the package lacks just the outputs that the reference gives twice, as the converter makes it; else nothing."""
+    twins = {
+        second: first for second in range(len(exact)) for first in reversed(range(second)) if np.array_equal(exact[first], exact[second])
+    }
+    if not twins or len(exact) - len(twins) != len(outputs):
+        return ""
+    pairs = ", ".join(f"{first + 1} and {second + 1}" for second, first in twins.items())
+    return (
+        f"the package has {len(outputs)} outputs ({', '.join(outputs)}) and the reference {len(exact)}, of which {pairs} are one tensor: "
+        "the converter keeps it once, under a name of its own. Return a copy as the other"
+    )
 
 
 def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged) -> list[str]:
@@ -426,18 +444,23 @@ def _samples(
     )
 
 
-def _compressed_in_vain(judged: Judged) -> str:
-    """Which weights a compression made larger, as pruning does that prunes nothing; empty for none. No comparison of outputs shows them."""
-    swollen = [each for each in stored_weights(judged.graph) if each.saves_nothing]
+def _compressed_in_vain(judged: Judged) -> tuple[str, bool]:
+    """Which weights a compression made larger, as pruning does that prunes nothing; empty for none. No comparison of outputs shows them.
+
+    And whether all that is compressed takes no less than it would plain: then nothing of what was asked for was done.
+    """
+    compressed = [each for each in stored_weights(judged.graph) if each.compression]
+    swollen = [each for each in compressed if each.saves_nothing]
     if not swollen:
-        return ""
+        return "", False
     worst_one = max(swollen, key=lambda each: each.stored_bytes)
     more = f" (and {len(swollen) - 1} more weights)" if len(swollen) > 1 else ""
-    plain = packed_bytes(worst_one.dtype, worst_one.parameters)
+    known = [each for each in compressed if each.plain_bytes]
+    in_vain = sum(each.stored_bytes for each in known) >= sum(each.plain_bytes for each in known)
     return (
         f"{worst_one.name} is compressed ({worst_one.compression}) and takes {worst_one.stored_bytes / 1e3:.1f} kB, "
-        f"uncompressed {plain / 1e3:.1f}{more}: the compression saves nothing"
-    )
+        f"uncompressed {worst_one.plain_bytes / 1e3:.1f}{more}: the compression saves nothing"
+    ), in_vain
 
 
 def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], judged: Array) -> str:

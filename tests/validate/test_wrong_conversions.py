@@ -397,13 +397,29 @@ class Twice(nn.Module):
 def test_one_tensor_returned_twice_loses_both_names(tmp_path: Path) -> None:
     module = Twice()
     package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, ("surface", "copy"))
-    for reference, words in (
-        (module, "the package has 1 outputs and the reference 2"),
-        (recipe_of(module, rows, ("surface", "copy")), "surface, copy in this order are right"),
-    ):
+    (kept,) = {each.name for each in read_program(package).function()[1].outputs}
+    for reference in (module, recipe_of(module, rows, ("surface", "copy"))):
+        report = validate(package, reference, draw=rows)
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+        assert f"has 1 outputs ({kept}) and the reference 2, of which 1 and 2 are one tensor" in report.text
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return y, y * 2
+
+
+def test_an_output_that_is_missing_for_another_reason_is_structure(tmp_path: Path) -> None:
+    """The package may be another module's: nothing shows that the converter lost the second."""
+    package = convert(nn.Sequential(nn.Linear(16, 16)), tmp_path, {"x": ((4, 16), HALF)}, ("surface",))
+    for reference in (Doubled(), recipe_of(Doubled(), rows, ("surface", "double"))):
         report = validate(package, reference, draw=rows)
         assert (report.verdict, report.cause, report.exit_code) == ("fail", "structure", 3)
-        assert words in report.text
 
 
 def test_the_own_export_refuses_one_tensor_as_two_outputs(tmp_path: Path) -> None:
@@ -425,14 +441,14 @@ def words_up_to(most: int) -> Callable[[int], Arrays]:
 
 
 @pytest.mark.parametrize("most", [3000, 2000], ids=["ids that fp16 rounds", "ids that fp16 holds"])
-def test_tokens_that_became_floats_are_structure(most: int, tmp_path: Path) -> None:
+def test_tokens_that_became_floats_are_translation(most: int, tmp_path: Path) -> None:
     """Without a dtype the converter takes ids as fp16; those above 2048 then meet a neighbour's embedding."""
     module = Words()
     package = convert(module, tmp_path, {"ids": ((1, 16), None)})
     for reference in (module, recipe_of(module, words_up_to(most))):
         report = validate(package, reference, draw=words_up_to(most))
-        assert (report.verdict, report.cause, report.exit_code) == ("fail", "structure", 3)
-        assert report.text == "input 'ids' is float16; int32 is right"
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+        assert report.text == "input 'ids' is float16; int32 is right, the reference runs on whole numbers only"
 
 
 class Gated(nn.Module):
@@ -470,25 +486,43 @@ def test_a_scale_and_shift_of_channels_keeps_its_scale(tmp_path: Path) -> None:
 # --- compression ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_that_prunes_nothing_is_a_warning_that_names_the_weight(tmp_path: Path) -> None:
-    """numpy 2 cannot find a percentile of more than 65504 fp16 numbers: nothing is pruned. The package computes what it did before, so
-    that no comparison of outputs fails; what it stores tells."""
+def pruned_by_half(package: Path, out: Path) -> Path:
+    """As anybody prunes: half of every weight."""
     optimize = pytest.importorskip("coremltools.optimize.coreml")
-    module = nn.Sequential(nn.Linear(256, 260))
-    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         half = optimize.OptimizationConfig(global_config=optimize.OpMagnitudePrunerConfig(target_sparsity=0.5))
-        pruned = tmp_path / "pruned.mlpackage"
-        model = quiet_coremltools().models.MLModel(str(parent), skip_model_load=True)
-        optimize.prune_weights(model, half).save(str(pruned))
+        model = quiet_coremltools().models.MLModel(str(package), skip_model_load=True)
+        optimize.prune_weights(model, half).save(str(out))
+    return out
+
+
+def test_pruning_that_prunes_nothing_is_translation_and_names_the_weight(tmp_path: Path) -> None:
+    """numpy 2 cannot find a percentile of more than 65504 fp16 numbers: nothing is pruned. The package computes what it did before, so
+    that no comparison of outputs fails; what it stores tells."""
+    module = nn.Sequential(nn.Linear(256, 260))
+    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
+    pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
     report = validate(pruned, parent)
     assert report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
     (weight,) = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
     for each in (report, validate(pruned, module)):
-        assert each.verdict == "warn" and weight.name in each.text and "saves nothing" in each.text
+        assert (each.verdict, each.cause, each.exit_code) == ("fail", "translation", 4)
+        assert weight.name in each.text and "saves nothing" in each.text
     assert validate(parent, module).verdict == "pass"
     before, after = (summarize(read_program(package)) for package in (parent, pruned))
     (group,) = (each for each in after.weights if "sparse" in each.compression)
     assert group.stored_bytes > 2 * group.parameters > 2 * 65504, "a mask on top of every weight"
     assert after.size_bytes > before.size_bytes
+
+
+def test_pruning_that_misses_one_weight_of_two_is_a_warning(tmp_path: Path) -> None:
+    """The other one is smaller than it was, so that something of what was asked for is there."""
+    module = nn.Sequential(nn.Linear(256, 260), nn.Linear(260, 240))
+    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
+    pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
+    large, small = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
+    assert large.saves_nothing and not small.saves_nothing
+    report = validate(pruned, pruned)
+    assert (report.verdict, report.cause, report.exit_code, report.exit_code_for(strict=True)) == ("warn", None, 0, 1)
+    assert large.name in report.text and small.name not in report.text
