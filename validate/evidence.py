@@ -13,7 +13,7 @@ from coreflow.models.errors import CoreflowError
 from coreflow.models.storage import write_atomically, write_folder_atomically
 from coreflow.validate.cut import record_inputs
 from coreflow.validate.ladder import Judged, Observed
-from coreflow.validate.recording import worst_sample, write_replay
+from coreflow.validate.recording import is_reachable, worst_sample, write_replay
 from coreflow.validate.report.model import Report
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class Evidence:
                 notes.append(f"{name} alone, with what enters it: {alone}")
             except CoreflowError as error:  # not every op can stand alone
                 logger.info("%s is not cut out: %s", name, error)
-        return replace(report, replay=str(path), notes=tuple(notes))
+        told = None if is_reachable(judged.path, path) else str(judged.path)
+        return replace(report, replay=str(path), replay_package=told, notes=tuple(notes))
 
 
 def _cut(package: Path, op: str, folder: Path, seen: Observed) -> None:

@@ -75,6 +75,11 @@ def _excess(truth: Floats, given: Floats, budget: float) -> float:
     return math.inf if math.isnan(found) else found
 
 
+def is_reachable(path: Path, source: Path) -> bool:
+    """Whether a path that the replay ``source`` names may be followed, links and all."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in (source.parent, Path.cwd()))
+
+
 def write_replay(
     path: str | Path,
     *,

@@ -18,7 +18,7 @@ from coreflow.export.source import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.ladder import Judged, open_package
-from coreflow.validate.recording import Replay, read_replay
+from coreflow.validate.recording import Replay, is_reachable, read_replay
 from coreflow.validate.report.model import Report
 from coreflow.validate.samples import Array, Sample
 from coreflow.validate.tolerance import Tolerance
@@ -93,12 +93,13 @@ class _Recorded:
 def _package(recorded: Replay, source: Path, given: Path | None) -> Path:
     """The recorded package: where the caller says, or where the file says if that is inside its folder."""
     place = given if given is not None else source.parent / recorded.package
-    if given is None and not _is_reachable(place, source):
+    if given is None and not is_reachable(place, source):
         raise InputError(
-            f"{source}: its package {recorded.package} lies outside its folder and the working folder; pass package= to allow it"
+            f"{source}: its package {recorded.package} lies outside its folder and the working folder; "
+            "say where it is (package=, --package)"
         )
     if not place.exists():
-        raise BundleError(f"{source}: its package {place} is not there; pass package= if it is elsewhere")
+        raise BundleError(f"{source}: its package {place} is not there; say where it is (package=, --package)")
     digest = package_digest(place)
     if digest != recorded.digest:
         raise BundleError(
@@ -115,7 +116,7 @@ def _reference(
         return given
     if given is None:
         folder = source.parent / recorded.reference
-        there = recorded.reference_kind == "bundle" and _is_reachable(folder, source) and (folder / MANIFEST).is_file()
+        there = recorded.reference_kind == "bundle" and is_reachable(folder, source) and (folder / MANIFEST).is_file()
         return _bundle_recipe(folder, package) if there else None
     if is_recipe_source(str(given)):
         recipes = load_recipes(str(given))
@@ -147,11 +148,6 @@ def _bundle_recipe(folder: Path, package: Path) -> Recipe | None:
     companions = folder / manifest.companions
     model = load_weights(EnergyFlow(load_config(companions / CONFIG)), companions / WEIGHTS)
     return next((recipe for recipe in energy_recipes(model) if recipe.name == stages[0]), None)
-
-
-def _is_reachable(path: Path, source: Path) -> bool:
-    """Whether a path that the file names may be followed, links and all."""
-    return any(path.resolve().is_relative_to(folder.resolve()) for folder in (source.parent, Path.cwd()))
 
 
 def _check_outputs(recorded: Replay, judged: Judged, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 import types
@@ -278,7 +279,11 @@ class TestOnePackage:
         report = json.loads(capsys.readouterr().out)
         assert (report["verdict"], report["cause"]) == ("fail", "weights") and report["culprits"][0]["type"] == "linear"
         assert report["culprits"][0]["origin"]["module"] == "head.1"
-        assert main(["validate", "replay", report["replay"], "--package", str(package), "--json"]) == 1
+        assert main(command) == 1
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "coreflow validate replay" in line)
+        printed = shlex.split(line.partition("coreflow ")[2])
+        assert printed[-2:] == ["--package", str(package)], "neither below this folder nor below the evidence's"
+        assert main([*printed, "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
         assert (again["verdict"], again["samples"]["total"]) == ("fail", 1)
         (alone,) = where.glob("*/op.mlpackage")

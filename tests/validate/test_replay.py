@@ -269,11 +269,11 @@ class TestPlaces:
     def test_a_package_elsewhere_has_to_be_given(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = folder / "worst.safetensors"
         (folder / "network.mlpackage").rename(tmp_path / "moved.mlpackage")
-        with pytest.raises(BundleError, match=r"its package .*network\.mlpackage is not there; pass package="):
+        with pytest.raises(BundleError, match=r"its package .*network\.mlpackage is not there; say where it is "):
             replay(path)
         assert replay(path, package=tmp_path / "moved.mlpackage").verdict == "fail"
         edit(path, lambda entry, _: entry.update(package="../moved.mlpackage"))
-        with pytest.raises(InputError, match=r"\.\./moved\.mlpackage lies outside its folder and the working folder; pass package="):
+        with pytest.raises(InputError, match=r"\.\./moved\.mlpackage lies outside its folder and the working folder; say where it is "):
             replay(path)
         monkeypatch.chdir(tmp_path)
         assert replay(path).verdict == "fail"

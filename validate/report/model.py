@@ -252,6 +252,7 @@ class Report:
     constants: tuple[ConstantReport, ...] = ()
     compute_unit_rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     replay: str | None = None  # file that reproduces the worst sample alone
+    replay_package: str | None = None  # where its package is, if a replay has to be told
 
     @property
     def exit_code(self) -> int:

@@ -137,7 +137,9 @@ def _explanation(report: Report) -> Iterator[RenderableType]:
         else:
             yield line(f"  worst elements of {output.name}: {NOT_LOOKED_AT}")
     if command := replay_command(report):
-        yield line(f"  replay: {command}", "bold")
+        whole = line(f"  replay: {command}", "bold")
+        whole.no_wrap, whole.overflow = True, "ignore"  # to be copied
+        yield whole
 
 
 def _elements(output: OutputReport) -> Table:

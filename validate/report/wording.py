@@ -102,7 +102,10 @@ def position(element: Element) -> str:
 
 def replay_command(report: Report) -> str | None:
     """What reproduces the worst sample alone, ready for a shell."""
-    return None if report.replay is None else f"coreflow validate replay {shlex.quote(report.replay)}"
+    if report.replay is None:
+        return None
+    told = "" if report.replay_package is None else f" --package {shlex.quote(report.replay_package)}"
+    return f"coreflow validate replay {shlex.quote(report.replay)}{told}"
 
 
 def jump(output: OutputReport) -> str:
