@@ -151,7 +151,7 @@ def _present(
         print_json(plain if compared is None else {"validation": plain, "baseline": compared.to_json()})
     else:
         console = out()
-        console.print(render(found))
+        console.print(render(found), crop=False)  # commands to copy are longer than a line
         if compared is not None:
             console.print("\nagainst the baseline:", style="bold")
             console.print(render_diff(compared))
