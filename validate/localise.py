@@ -7,10 +7,12 @@ errors are not amplified by what follows and assume nothing about depth; the rat
 """
 
 import math
+import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,14 +45,17 @@ class Range:
         """Take ``values`` in."""
         if not values.numel() or not values.is_floating_point():
             return
-        low, high = (float(each) for each in torch.aminmax(values))
+        low, high = _ends(values)
         if not math.isfinite(low + high):
             values = values[torch.isfinite(values)]
             if not values.numel():
                 return
-            low, high = (float(each) for each in torch.aminmax(values))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.smallest = min(self.smallest, smallest_of(values))
+            low, high = _ends(values)
+        self.include(low, high, smallest_of(values))
+
+    def include(self, low: float, high: float, smallest: float) -> None:
+        """Take values between ``low`` and ``high`` in, the smallest magnitude of which, without zeros, is ``smallest``."""
+        self.low, self.high, self.smallest = min(self.low, low), max(self.high, high), min(self.smallest, smallest)
 
     @property
     def largest(self) -> float:
@@ -64,10 +69,17 @@ def smallest_of(values: Tensor) -> float:
     Found among the bits, which order magnitudes as integers do: one less than those of zero wraps around to the largest. A mask and a
     selection take ten times as long.
     """
-    integers = torch.int64 if values.dtype == torch.float64 else torch.int32
-    widest = torch.iinfo(integers).max
-    least = int((values.abs().view(integers) - 1).bitwise_and_(widest).min())
-    return math.inf if least == widest else float(torch.tensor(least + 1, dtype=integers).view(values.dtype))
+    double = values.dtype == torch.float64
+    widest = 2**63 - 1 if double else 2**31 - 1
+    least = int(values.abs().view(torch.int64 if double else torch.int32).sub_(1).bitwise_and_(widest).min())
+    if least == widest:
+        return math.inf
+    return float(struct.unpack("=d", struct.pack("=q", least + 1))[0] if double else struct.unpack("=f", struct.pack("=i", least + 1))[0])
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(values)
+    return low.item(), high.item()
 
 
 @dataclass(slots=True)
@@ -295,28 +307,38 @@ def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor, given: Ite
     moved = raw is result
     raw, result, exact = raw.reshape(-1), result.reshape(-1), exact.reshape(-1)
     tally.elements += result.numel()
-    tally.range.widen(result)
     difference = exact - result
-    error = float(torch.dot(difference, difference))
-    if not math.isfinite(error):
+    error = torch.dot(difference, difference).item()
+    whole = math.isfinite(error)
+    if not whole:
         finite = torch.isfinite(result) & torch.isfinite(exact)
         tally.overflowed += int((torch.isfinite(raw) & torch.isfinite(exact) & ~torch.isfinite(result)).sum())
         invalid = int(torch.isnan(raw).sum())
         if invalid and all(bool(torch.isfinite(each).all()) for each in given if isinstance(each, Tensor)):
             tally.overflowed += invalid
+        tally.range.widen(result)
         raw, result, exact = raw[finite], result[finite], exact[finite]
         difference = exact - result
-        error = float(torch.dot(difference, difference))
+        error = torch.dot(difference, difference).item()
     tally.error += error
-    tally.exact += float(torch.dot(exact, exact))
+    tally.exact += torch.dot(exact, exact).item()
     if moved or not result.numel():
+        if whole:
+            tally.range.widen(result)
         return
-    loss, sizes = result - raw, raw.abs()
-    tally.local += float(torch.dot(loss, loss))
-    tally.wide += float(torch.dot(raw, raw))
-    tally.local_max = max(tally.local_max, float(loss.abs_().max()))
-    tally.wide_max = max(tally.wide_max, float(sizes.max()))
-    if smallest_of(raw) < SMALLEST_NORMAL:
+    low, high = _ends(raw)
+    smallest = smallest_of(raw)
+    if whole:  # roundings keep an order: the ends of what was rounded are the ends, rounded
+        rounded = [float(np.float16(each)) for each in (low, high, smallest)]
+        tally.range.include(rounded[0], rounded[1], rounded[2] or smallest_of(result))
+    loss = result - raw
+    tally.local += torch.dot(loss, loss).item()
+    tally.wide += torch.dot(raw, raw).item()
+    least, most = _ends(loss)
+    tally.local_max = max(tally.local_max, most, -least)
+    tally.wide_max = max(tally.wide_max, high, -low)
+    if smallest < SMALLEST_NORMAL:
+        sizes = raw.abs()
         tally.underflowed += int(((sizes < SMALLEST_NORMAL) & (sizes > 0)).sum())
 
 

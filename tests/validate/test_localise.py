@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
@@ -15,7 +17,7 @@ from coreflow.export.program import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.localise import ROUNDING, Localiser, terms_of
+from coreflow.validate.localise import ROUNDING, Localiser, smallest_of, terms_of
 from coreflow.validate.report.model import OpReport
 
 
@@ -103,3 +105,24 @@ def test_terms_are_those_that_are_added_up(tmp_path: Path) -> None:
     terms: dict[str, Any] = {op.type: terms_of(op) for op in localiser.ops}
     assert (terms["linear"], terms["conv"], terms["reduce_sum"], terms["reduce_mean"]) == (48, 18, 5, 24)
     assert terms["add"] == 1
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9), double=st.booleans())
+def test_the_smallest_magnitude_is_that_of_a_search(values: list[float], double: bool) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64 if double else torch.float32)
+    assert smallest_of(tensor) == min((abs(each) for each in values if each), default=math.inf)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(exponents=st.lists(st.integers(-30, 14), min_size=4, max_size=4), zero=st.booleans())
+def test_ranges_are_those_of_the_rounded_results(tmp_path_factory: pytest.TempPathFactory, exponents: list[int], zero: bool) -> None:
+    """Also where some results fall to zero, all do, or one is too large."""
+    x = np.array([[1.1 * 2.0**each for each in exponents[:3]] + [0.0 if zero else -1.3 * 2.0 ** exponents[3]]], np.float16)
+    _, ops = looked_at(lambda x: x * 3.3, tmp_path_factory.mktemp("ranges"), x)
+    (found,) = (op for name, op in ops.items() if name == "mul")
+    results = (x.astype(np.float32) * np.float32(np.float16(3.3))).astype(np.float16)
+    finite = np.abs(results[np.isfinite(results)]).astype(np.float64)
+    assert found.largest == finite.max(initial=0.0)
+    assert found.smallest == min(finite[finite > 0], default=0.0)
+    assert found.overflowed == np.isinf(results).sum()
