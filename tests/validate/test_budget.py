@@ -18,6 +18,11 @@ def half(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).astype(np.float32)
 
 
+def number(value: float) -> np.float32:
+    """A number of the code as a saved program holds it."""
+    return np.float32(np.float16(value))
+
+
 class Function(nn.Module):
     """A module that is one function of its inputs."""
 
@@ -38,18 +43,23 @@ def in_place(x: Tensor) -> Tensor:
 
 
 def in_place_by_hand(x: np.ndarray) -> np.ndarray:
-    y = half(half(x * np.float32(1.1)) + np.float32(0.3))
-    y[:, :2] = half(y[:, :2] - np.float32(0.7))
+    y = half(half(x * number(1.1)) + number(0.3))
+    y[:, :2] = half(y[:, :2] - number(0.7))
     return y
 
 
 CASES = {
-    "two operations round twice": (lambda x: x * 1.1 + 0.3, lambda x: half(half(x * np.float32(1.1)) + np.float32(0.3))),
+    "two operations round twice": (lambda x: x * 1.1 + 0.3, lambda x: half(half(x * number(1.1)) + number(0.3))),
     "in place, and through a view": (in_place, in_place_by_hand),
     "a sum accumulates wide": (lambda x: (x * 1000).sum(1), lambda x: half(half(x * np.float32(1000)).sum(1))),
     "an overflow is infinite": (lambda x: x.abs() + 70000, lambda x: np.full_like(x, np.inf)),
     "an underflow is zero": (lambda x: x * 1e-9, lambda x: x * 0),
-    "an output buffer is rounded": (lambda x: torch.add(x, 0.1, out=torch.empty_like(x)), lambda x: half(x + np.float32(0.1))),
+    "an output buffer is rounded": (lambda x: torch.add(x, 0.1, out=torch.empty_like(x)), lambda x: half(x + number(0.1))),
+    "a divisor and an exponent are numbers too": (
+        lambda x: x.abs() ** 0.7 / 1.3,
+        lambda x: half(half(np.abs(x) ** number(0.7)) / number(1.3)),
+    ),
+    "what fp16 holds badly stays exact": (lambda x: x * 65536 + 1e-6, lambda x: half(half(x * np.float32(65536)) + np.float32(1e-6))),
     "a view is no operation": (lambda x: x.view(2, 3).t().contiguous(), lambda x: x.reshape(2, 3).T),
 }
 

@@ -73,6 +73,19 @@ def test_other_names_orders_and_shapes_are_structure(tmp_path: Path) -> None:
         assert "outputs" in report.text
 
 
+class Aging(nn.Module):
+    def forward(self, x: Tensor, age: Tensor) -> Tensor:
+        return torch.tanh(x) * (1 + 0.1 * age)
+
+
+def test_a_number_that_all_elements_have_in_them_is_no_fault(tmp_path: Path) -> None:
+    """The program holds 0.1 as fp16 does; rounded behind it or before it, 0.7 is another number, and no mean over elements helps."""
+    sides = {"x": TensorSpec((1, 64, 64)), "age": TensorSpec((1, 1, 1))}
+    package, recipe = convert(Aging(), tmp_path, "y", **sides)
+    report = validate(package, recipe, draw=lambda seed: {"x": recipe.inputs_for(seed)["x"], "age": np.full((1, 1, 1), 7, np.float16)})
+    assert report.verdict == "pass" and report.outputs["y"].rho_rms == pytest.approx(1, abs=0.02), report.text
+
+
 class Constant(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 0 + 2
