@@ -4,11 +4,11 @@
 engine            numerics                 device          for
 ``interpreter``   all                      all             every program; lets an observer see every op
 ``module``        all                      all             what ``coreflow lift`` gives, run as it is
-``onnxruntime``   fp16, fp32               cpu             speed; programs of fixed shapes without control flow
+``onnxruntime``   fp16, fp32               cpu             many small ops; of fixed shapes, without control flow
 ================  =======================  ==============  =====================================================
 
-fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime as soon as that pays, and the interpreter until then and
-for everything that onnxruntime does not run. The two sum in another order, so a last bit may differ: who needs every bit names an engine.
+fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime where and as soon as that pays, and the interpreter until
+then and for everything else. The two sum in another order, so a last bit may differ: who needs every bit names an engine.
 """
 
 from collections.abc import Mapping
