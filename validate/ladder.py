@@ -174,7 +174,9 @@ class Ladder:
 
     def observe(self, samples: Iterable[Sample]) -> list[Observed]:
         """Run everything on every sample; inputs that do not fit are refused."""
-        observed = [self._saved(sample) for sample in samples]
+        taken = tuple(samples)
+        walked = self._walked(taken)
+        observed = [self._saved(sample, walked[place] if place < len(walked) else {}) for place, sample in enumerate(taken)]
         for model in self.judged.rungs.values():
             if isinstance(model, LiftedModel):
                 model.interpreter.rest()
@@ -190,14 +192,17 @@ class Ladder:
                 each.squares["R2"] = squares
         return [replace(each, squares={rung: each.squares[rung] for rung in sorted(each.squares)}) for each in observed]
 
-    def _saved(self, sample: Sample) -> Observed:
-        """What the saved program makes of a sample."""
-        rungs: dict[str, Arrays] = {}
-        if self.localiser is not None and self._looked_at < SEEDS:  # what more samples could tell of an op is not worth their time
-            self._looked_at += 1
-            narrow, wide_arithmetic = self.localiser.run(sample.inputs)
-            rungs = {"R3": _halved(wide_arithmetic), "R4": narrow}
-        rungs = {rung: rungs[rung] if rung in rungs else model.predict(sample.inputs) for rung, model in self.judged.rungs.items()}
+    def _walked(self, samples: Sequence[Sample]) -> list[dict[str, Arrays]]:
+        """R3 and R4 of the first samples, with a look at every op; what more samples could tell of an op is not worth their time."""
+        if self.localiser is None:
+            return []
+        chosen = [sample.inputs for sample in samples[: SEEDS - self._looked_at]]
+        self._looked_at += len(chosen)
+        return [{"R3": _halved(wide_arithmetic), "R4": narrow} for narrow, wide_arithmetic in self.localiser.run(chosen)]
+
+    def _saved(self, sample: Sample, walked: Mapping[str, Arrays]) -> Observed:
+        """What the saved program makes of a sample; ``walked`` has the rungs that have run already."""
+        rungs = {rung: walked[rung] if rung in walked else model.predict(sample.inputs) for rung, model in self.judged.rungs.items()}
         return Observed(sample=sample, rungs=rungs, squares={}, exact=(), simulated=None, margins=())
 
     def _referred(self, seen: Observed, reference: Reference) -> Observed:

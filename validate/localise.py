@@ -8,7 +8,7 @@ errors are not amplified by what follows and assume nothing about depth; the rat
 
 import math
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,9 @@ from coreflow.validate.risks import never_exercised
 # distribution's binades (simulated with 1e7 draws: 0.41 unit roundoffs).
 ROUNDING = 0.41 * 2.0**-11
 SMALLEST_NORMAL = 2.0**-14
+# Bytes of values that samples which are walked together may hold at a time, beside the weights.
+_ROOM = 256e6
+_FEW_ROWS = 16
 # A unit of error that is no error: what fp64 against fp64 may differ by.
 _NEGLIGIBLE = 1e-12
 
@@ -142,31 +145,60 @@ class Localiser:
         self.wide.predict(inputs, observe=observe)
         return seen
 
-    def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What ``narrow`` and ``wide`` predict, as ``predict`` gives it."""
-        sides = [model.interpreter.environment(model.prepared(inputs)) for model in (self.narrow, self.wide)]
+    def run(self, samples: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """What ``narrow`` and ``wide`` predict of every sample, as ``predict`` gives it.
+
+        As many samples as there is room for are walked together, op by op, so that weights are read once for all of them.
+        """
+        together = self._together()
+        for first in range(0, len(samples), together):
+            yield from self._walk(samples[first : first + together])
+
+    def _walk(self, samples: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        models, package = (self.narrow, self.wide), self.narrow.program.path.name
+        narrows, wides = ([model.interpreter.environment(model.prepared(each)) for each in samples] for model in models)
         for value, slot in zip(self.narrow.interpreter.graph.inputs, self.narrow.interpreter.plan.inputs, strict=True):
-            if isinstance(sides[0][slot], Tensor):  # not the buffer of a state: what is read from it is a result
-                self._ranges.setdefault(id(value), Range()).widen(sides[0][slot])
-        package = self.narrow.program.path.name
+            for side in narrows:
+                if isinstance(side[slot], Tensor):  # not the buffer of a state: what is read from it is a result
+                    self._ranges.setdefault(id(value), Range()).widen(side[slot])
         with torch.inference_mode():
-            plans = (model.interpreter.plan.steps for model in (self.narrow, self.wide))
+            plans = (model.interpreter.plan.steps for model in models)
             for narrow, wide, tally, exact in zip(*plans, self._tallies, self._exact, strict=True):
-                raw, results = _call(narrow, sides[0], package)
-                _, reference = _call(wide, sides[1], package)
-                for place, result in enumerate(results):
-                    if isinstance(result, Tensor) and result.is_floating_point():
-                        given = (sides[0][slot] for slot in _slots(narrow))
-                        _count(tally, result if exact else raw[place], result, reference[place], given)
-                        break
-                for step, side in ((narrow, sides[0]), (wide, sides[1])):
-                    for slot in step.frees:
-                        side[slot] = None
-        narrow_results, wide_results = (
-            model.finished({value.name: side[slot] for value, slot in _outputs(model)})
-            for model, side in zip((self.narrow, self.wide), sides, strict=True)
+                references = _call_all(wide, wides, package)
+                for side, reference in zip(narrows, references, strict=True):
+                    raw, results = _call(narrow, side, package)
+                    for place, result in enumerate(results):
+                        if isinstance(result, Tensor) and result.is_floating_point():
+                            given = (side[slot] for slot in _slots(narrow))
+                            _count(tally, result if exact else raw[place], result, reference[place], given)
+                            break
+                for step, sides in ((narrow, narrows), (wide, wides)):
+                    for side in sides:
+                        for slot in step.frees:
+                            side[slot] = None
+        return [
+            (_finished(self.narrow, narrow_side), _finished(self.wide, wide_side))
+            for narrow_side, wide_side in zip(narrows, wides, strict=True)
+        ]
+
+    def _together(self) -> int:
+        """How many samples there is room for; one where a shape is open, or where a state belongs to one prediction."""
+        graph = self.narrow.interpreter.graph
+        values = {id(value): value for value in (*graph.inputs, *(value for op in graph.ops for value in op.outputs))}.values()
+        if any(value.kind != "tensor" or value.shape is None or None in value.shape for value in values):
+            return 1
+        steps, sizes = (
+            self.narrow.interpreter.plan.steps,
+            dict(zip(self.narrow.interpreter.plan.inputs, map(_bytes, graph.inputs), strict=True)),
         )
-        return narrow_results, wide_results
+        held = most = sum(sizes.values())
+        for step in steps:
+            made = dict(zip((slot for slot, _ in step.writes), map(_bytes, step.op.outputs), strict=True))
+            sizes |= made
+            held += sum(made.values())
+            most = max(most, held)
+            held -= sum(sizes.pop(slot, 0) for slot in step.frees)
+        return max(1, int(_ROOM // max(most, 1)))
 
     def reports(self, origins: Mapping[int, Origin]) -> tuple[OpReport, ...]:
         """What was found of every op; ``origins`` by the op's place."""
@@ -217,8 +249,29 @@ def _product(shape: tuple[int | None, ...]) -> int:
     return math.prod(extent or 1 for extent in shape)
 
 
-def _outputs(model: LiftedModel) -> Iterator[tuple[Value, int]]:
-    return zip(model.interpreter.graph.outputs, model.interpreter.plan.outputs, strict=True)
+def _bytes(value: Value) -> int:
+    """What a value takes in both arithmetics, fp32 and fp64."""
+    return 12 * _product(value.shape or ())
+
+
+def _finished(model: LiftedModel, environment: Sequence[Any]) -> dict[str, Any]:
+    outputs = zip(model.interpreter.graph.outputs, model.interpreter.plan.outputs, strict=True)
+    return model.finished({value.name: environment[slot] for value, slot in outputs})
+
+
+def _call_all(step: Step, environments: Sequence[list[Any]], package: str) -> list[tuple[Any, ...]]:
+    """The results of a step on every environment; a linear layer of few rows, which is as fast as its weights are read, on all at once."""
+    x = step.op.inputs.get("x")
+    few = step.op.type == "linear" and len(environments) > 1 and isinstance(x, Value) and _product((x.shape or (0,))[:-1]) <= _FEW_ROWS
+    if not few or [name for name, _ in step.reads] != ["x"] or step.converts or step.writes[0][1] is not None:
+        return [_call(step, environment, package)[1] for environment in environments]
+    slot = step.reads[0][1]
+    shared: list[Any] = [None] * len(environments[0])
+    shared[slot] = torch.stack([environment[slot] for environment in environments])
+    _, (result,) = _call(step, shared, package)
+    for environment, each in zip(environments, result, strict=True):
+        environment[step.writes[0][0]] = each
+    return [(each,) for each in result]
 
 
 def _call(step: Step, environment: list[Any], package: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -3,8 +3,8 @@
 - A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. A
   convolution of images keeps channels innermost.
 - With ``halves``, for fp16 numerics when nobody looks at single ops, a value that is declared fp16 lies in memory as fp16. Ops that only
-  move values take it so, and those that torch's CPU kernels compute in fp32 and round once (``ROUNDED_ONCE``; a test compares every fp16
-  number); the others get it widened, and their result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
+  move values take it so, and arithmetic, which torch's CPU kernels compute in fp32 and round once (``ROUNDED_ONCE``); the others get it
+  widened, and their result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
   A product of a single row reads its weights as fp16 too, half the memory traffic; it still sums in fp32, but in another order, so there a
   last bit may differ.
 """
@@ -26,8 +26,11 @@ from coreflow.runtime.lift.ops_conv import conv_geometry, for_torch
 from coreflow.runtime.lift.plan import LARGE, Planner, Step, as_tensor
 from coreflow.runtime.lift.registry import Form, Lowering, find
 
-# One torch function each. Not sqrt and erf: their fp16 kernels differ from the rounded fp32 ones in a few numbers (seen in torch 2.13).
-ROUNDED_ONCE = frozenset({"add", "sub", "mul", "real_div", "square", "exp", "tanh", "sigmoid", "silu"})
+# One torch function each, exact in fp32 but for a rounding, so that they give the same bits on every processor. Of others (erf and sqrt
+# here, in torch 2.13) an fp16 kernel may differ from the rounded fp32 one, which may come from another library.
+ROUNDED_ONCE = frozenset({"add", "sub", "mul", "real_div", "square"})
+# Gives boxes that it was given, and computes how far they overlap to choose them.
+_COMPUTES_TO_CHOOSE = frozenset({"non_maximum_suppression"})
 _FLOATS = ("float16", "float32")
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
 ONEDNN = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
@@ -107,16 +110,21 @@ class CpuPlanner(Planner):
         )
 
     def _takes_halves(self, op: Op, lowering: Lowering) -> bool:
-        """Whether the op runs on values as they are stored. States and lists hold fp32, and mixed operands meet there."""
+        """Whether the op runs on values as they are stored.
+
+        States and lists hold fp32, and mixed operands meet there; a number beside halves, such as a threshold, would be rounded to one.
+        """
         if op.blocks or not self._halves:
             return True
         given = [(lowering.forms.get(name), value) for name in op.inputs for value in _parts(op, name)]
-        if any(form == "raw" and value.data is None for form, value in given):
+        if any(
+            (form == "raw" and value.data is None) or (form in ("scalar", "sequence") and not _is_whole(value)) for form, value in given
+        ):
             return False
         tensors = [value.dtype for form, value in given if form in ("tensor", "tensors")]
         if op.type in ROUNDED_ONCE:
             return {*tensors, *(value.dtype for value in op.outputs)} == {"float16"}
-        return lowering.exact and not {"float32", "float64"} & {*tensors}
+        return lowering.exact and op.type not in _COMPUTES_TO_CHOOSE and not {"float32", "float64"} & {*tensors}
 
     def _widened(self, step: Step, lowering: Lowering) -> Callable[..., Any]:
         """The function of the step behind a widening of every computed fp16 argument."""
@@ -219,6 +227,11 @@ def _parts(op: Op, name: str) -> tuple[Value, ...]:
 
 def _then_widened(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **arguments: _to_single(function(**arguments))
+
+
+def _is_whole(value: Value) -> bool:
+    """Whether a number that is no tensor to its op is one that fp16 holds."""
+    return "float" not in value.dtype or (isinstance(value.data, np.ndarray) and bool((value.data == value.data.astype(np.float16)).all()))
 
 
 def _release(value: Value) -> None:

@@ -35,8 +35,7 @@ def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: np.n
     recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
     program = read_program(build(recipe, folder))
     localiser = Localiser(*(LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64")))
-    for sample in samples:
-        localiser.run({"x": sample})
+    assert len(list(localiser.run([{"x": sample} for sample in samples]))) == len(samples)
     return localiser, {each.type: each for each in localiser.reports({})}
 
 
@@ -68,7 +67,8 @@ def test_local_and_accumulated_errors_are_those_of_the_definition(tmp_path: Path
 def test_predictions_are_those_of_the_two_models(tmp_path: Path) -> None:
     localiser, _ = looked_at(lambda x: torch.exp(x) * 3, tmp_path, draw(1, 8))
     inputs = {"x": draw(1, 8)}
-    for found, model in zip(localiser.run(inputs), (localiser.narrow, localiser.wide), strict=True):
+    (sides,) = localiser.run([inputs])
+    for found, model in zip(sides, (localiser.narrow, localiser.wide), strict=True):
         want = model.predict(inputs)
         assert list(found) == list(want) and all(np.array_equal(found[name], want[name]) for name in want)
 
@@ -126,3 +126,41 @@ def test_ranges_are_those_of_the_rounded_results(tmp_path_factory: pytest.TempPa
     assert found.largest == finite.max(initial=0.0)
     assert found.smallest == min(finite[finite > 0], default=0.0)
     assert found.overflowed == np.isinf(results).sum()
+
+
+class Rows(nn.Module):
+    """Linear layers of one row and of many, and something beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many = nn.Linear(48, 32), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.few(x)) + self.many(x.reshape(1, 6, 8).repeat(1, 4, 1)).sum((1, 2), keepdim=True).reshape(1, 1)
+
+
+def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(name="rows", module=Rows().eval(), inputs={"x": TensorSpec((1, 48))}, outputs=("y",))
+    program = read_program(build(recipe, tmp_path))
+    samples = [{"x": recipe.inputs_for(seed)["x"]} for seed in range(5)]
+    found = []
+    for room in (0.0, 256e6, 3 * 12.0 * 1000):
+        monkeypatch.setattr("coreflow.validate.localise._ROOM", room)
+        localiser = Localiser(*(LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64")))
+        assert room or localiser._together() == 1
+        found.append((list(localiser.run(samples)), localiser.reports({})))
+    (alone, ops), *others = found
+    for together, again in others:
+        for (narrow, wide), (narrow_again, wide_again) in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(narrow["y"], narrow_again["y"])
+            np.testing.assert_allclose(wide["y"], wide_again["y"], rtol=1e-12)
+        for op, op_again in zip(ops, again, strict=True):
+            assert op.accumulated == pytest.approx(op_again.accumulated, rel=1e-6) and op.local_rho == op_again.local_rho
+
+
+def test_what_fits_together_is_told_by_the_values_that_live_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    localiser, _ = looked_at(lambda x: torch.exp(torch.tanh(x)), tmp_path, draw(1, 1000))
+    for room, together in ((24_000, 1), (48_000, 2), (72_000, 3)):  # one value read and one made, 12 bytes an element
+        monkeypatch.setattr("coreflow.validate.localise._ROOM", room)
+        assert localiser._together() == together

@@ -144,8 +144,8 @@ def _array(data: Any) -> Any:
 
 How = Literal["constants", "computed", "module", "looked at"]
 HOW: tuple[How, ...] = get_args(How)[1:3]
-# What a plan with halves sums in another order, if it has one row.
-PRODUCTS = ("linear", "matmul")
+# What is summed in another order where only x is computed.
+PRODUCTS = ("linear", "matmul", "conv")
 
 
 def run(
@@ -302,6 +302,8 @@ def _check(op: str, arguments: Arguments, opset: str, found: tuple[Any, ...], or
         for half in results:
             assert half.dtype.kind != "f" or np.array_equal(half, half.astype(np.float16).astype(half.dtype), equal_nan=True)
             assert half.dtype.kind == results[0].dtype.kind
+            if half.dtype.kind != "f":  # declared fp16 like all results here, which it is not in any program
+                continue
             within = 2**-10 if op in PRODUCTS else 0
             np.testing.assert_allclose(half, results[0], rtol=within, atol=1e-5 * (within > 0), err_msg=str(ways))
 
