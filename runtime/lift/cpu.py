@@ -117,9 +117,8 @@ class CpuPlanner(Planner):
         if op.blocks or not self._halves:
             return True
         given = [(lowering.forms.get(name), value) for name in op.inputs for value in _parts(op, name)]
-        if any(
-            (form == "raw" and value.data is None) or (form in ("scalar", "sequence") and not _is_whole(value)) for form, value in given
-        ):
+        opaque = any(form == "raw" and value.data is None for form, value in given)
+        if opaque or not all(_is_whole(value) for form, value in given if form in ("scalar", "sequence")):
             return False
         tensors = [value.dtype for form, value in given if form in ("tensor", "tensors")]
         if op.type in ROUNDED_ONCE:
