@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from coreflow.validate.report.model import BundleReport, Report
 
 SCHEMA_VERSION = 2
+# What this version's first reports do not have; they are read all the same, baselines in other people's repositories among them.
+_ADDED = frozenset({"replay_package"})
 KINDS: Mapping[type, str] = {Report: "coreflow validation of a package", BundleReport: "coreflow validation of a bundle"}
 # Values that a dataclass computes and a reader of the file wants.
 COMPUTED: Mapping[str, tuple[str, ...]] = {
@@ -125,7 +127,7 @@ def _object(properties: Mapping[str, Any], description: str) -> dict[str, Any]:
         "type": "object",
         "description": description.strip(),
         "properties": dict(properties),
-        "required": list(properties),
+        "required": [name for name in properties if name not in _ADDED],
         "additionalProperties": False,
     }
 

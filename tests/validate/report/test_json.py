@@ -43,6 +43,14 @@ def test_every_report_follows_the_schema_and_comes_back_as_it_was(report: Any, t
     assert read_report(path) == plain == to_json(report)
 
 
+def test_a_report_of_before_a_field_was_added_is_read(make, tmp_path: Path) -> None:
+    plain = to_json(make.stage(make.output()))
+    del plain["replay_package"]
+    VALIDATOR.validate(plain)
+    (tmp_path / "report.json").write_text(json.dumps(plain))
+    assert read_report(tmp_path / "report.json") == plain
+
+
 def test_a_real_report_follows_the_schema(real: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "report.json", real)
     VALIDATOR.validate(read_report(tmp_path / "report.json"))
