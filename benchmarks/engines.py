@@ -59,7 +59,7 @@ import numpy as np, torch
 import coreflow.runtime.lifted, coreflow.export.program
 from coreflow.runtime import load_model
 package, engine, numerics = sys.argv[1:]
-if engine == "onnxruntime" or engine == "auto":
+if engine in ("onnxruntime", "auto"):
     import onnxruntime
 def peak():
     if sys.platform == "linux":  # there, getrusage hands on what the parent process had

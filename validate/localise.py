@@ -31,7 +31,7 @@ ROUNDING = 0.41 * 2.0**-11
 SMALLEST_NORMAL = 2.0**-14
 # Bytes of values that samples which are walked together may hold at a time, beside the weights.
 _ROOM = 256e6
-_FEW_ROWS = 16
+_FEW_ROWS = 16  # up to which a product is as fast as its weights are read
 # A unit of error that is no error: what fp64 against fp64 may differ by.
 _NEGLIGIBLE = 1e-12
 
@@ -187,12 +187,10 @@ class Localiser:
         values = {id(value): value for value in (*graph.inputs, *(value for op in graph.ops for value in op.outputs))}.values()
         if any(value.kind != "tensor" or value.shape is None or None in value.shape for value in values):
             return 1
-        steps, sizes = (
-            self.narrow.interpreter.plan.steps,
-            dict(zip(self.narrow.interpreter.plan.inputs, map(_bytes, graph.inputs), strict=True)),
-        )
+        plan = self.narrow.interpreter.plan
+        sizes = dict(zip(plan.inputs, map(_bytes, graph.inputs), strict=True))
         held = most = sum(sizes.values())
-        for step in steps:
+        for step in plan.steps:
             made = dict(zip((slot for slot, _ in step.writes), map(_bytes, step.op.outputs), strict=True))
             sizes |= made
             held += sum(made.values())
@@ -260,7 +258,7 @@ def _finished(model: LiftedModel, environment: Sequence[Any]) -> dict[str, Any]:
 
 
 def _call_all(step: Step, environments: Sequence[list[Any]], package: str) -> list[tuple[Any, ...]]:
-    """The results of a step on every environment; a linear layer of few rows, which is as fast as its weights are read, on all at once."""
+    """The results of a step on every environment; a linear layer of few rows on all of them at once."""
     x = step.op.inputs.get("x")
     few = step.op.type == "linear" and len(environments) > 1 and isinstance(x, Value) and _product((x.shape or (0,))[:-1]) <= _FEW_ROWS
     if not few or [name for name, _ in step.reads] != ["x"] or step.converts or step.writes[0][1] is not None:

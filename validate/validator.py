@@ -126,12 +126,8 @@ def judge_package(
 
     describe = describer(judged, name or (recipe.name if recipe is not None else judged.path.stem), *described(source, judged))
     one = [*_seeds(draw, range(1)), *given][:1] if module is not None else []
-    if problems := _whole_number_problems(judged.model, one, open_reference):
-        return describe("fail", "translation", "; ".join(problems), problems=tuple(problems))
-    if problems := _interface_problems(judged.model, recipe):
-        fewer = recipe is not None and len(recipe.outputs) > len(judged.model.outputs)
-        merged = merged_outputs(open_reference().exact(one[0].inputs), judged.model.outputs) if fewer and one else ""
-        return describe("fail", "translation" if merged else "structure", merged or "; ".join(problems), problems=tuple(problems))
+    if misfit := _interface_misfit(judged.model, recipe, one, open_reference):
+        return describe("fail", misfit[0], "; ".join(misfit[1]), problems=tuple(misfit[1]))
     if wide_package is not None or module is None:
         no_wide = ""
     else:
@@ -142,10 +138,8 @@ def judge_package(
     if not observed:
         return describe("incomplete", None, "no inputs: nothing was compared", problems=("give inputs, or a draw",))
     specs = judged.model.outputs
-    problems = _output_problems(specs, observed, judged)
-    if problems:
-        merged = merged_outputs(observed[0].exact, specs) if module is not None else ""
-        return describe("fail", "translation" if merged else "structure", merged or "; ".join(problems), problems=tuple(problems))
+    if misfit := _output_misfit(specs, observed, judged, converted=module is not None):
+        return describe("fail", misfit[0], "; ".join(misfit[1]), problems=tuple(misfit[1]))
     near, clear = _decisions(observed, judged)
     for first in range(SEEDS, MAX_SEEDS, SEEDS):
         if draw is None or sum(fine for fine, seen in zip(clear, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
@@ -170,7 +164,8 @@ def judge_package(
     swollen, in_vain = _compressed_in_vain(judged)
     if swollen:
         notes.insert(0, swollen)
-        verdict = worst((verdict, "fail" if in_vain else "warn"))
+        if verdict in ("pass", "warn"):  # otherwise there is something worse to say
+            verdict = "fail" if in_vain else "warn"
     other = "" if wide_package is None else other_ops(judged.graph, program_of(wide_package))
     if other:
         notes.append(f"{other}, compared with a fresh conversion of the reference")
@@ -196,7 +191,8 @@ def judge_package(
         constants=found.constants,
         compute_unit_rho=by_unit,
     )
-    return report if evidence is None or verdict in ("pass", "warn") else evidence.keep(report, judged, observed)
+    right = all(each.outcome in ("pass", "warn") for each in outputs.values()) and verdict != "incomplete"
+    return report if evidence is None or right else evidence.keep(report, judged, observed)
 
 
 def too_ambiguous(judged: int, total: int) -> str:
@@ -317,6 +313,32 @@ def _decisions(observed: Sequence[Observed], target: Judged) -> tuple[list[float
             clear,
         )
     return near, agree | clear
+
+
+def _interface_misfit(
+    model: Model, recipe: Recipe | None, one: Sequence[Sample], open_reference: Callable[[], Reference]
+) -> tuple[Cause, list[str]] | None:
+    """What of the interface is wrong before anything is compared, and whose fault it is."""
+    if problems := _whole_number_problems(model, one, open_reference):
+        return "translation", problems
+    problems = _interface_problems(model, recipe)
+    if not problems:
+        return None
+    assert recipe is not None  # without one there is nothing to ask for
+    runs = bool(one) and list(one[0].inputs) == list(model.inputs)
+    merged = (
+        merged_outputs(open_reference().exact(one[0].inputs), model.outputs) if runs and len(recipe.outputs) > len(model.outputs) else ""
+    )
+    return ("translation", [merged]) if merged else ("structure", problems)
+
+
+def _output_misfit(
+    specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged, *, converted: bool
+) -> tuple[Cause, list[str]] | None:
+    """The same of the outputs, once the reference has given its own."""
+    problems = _output_problems(specs, observed, target)
+    merged = merged_outputs(observed[0].exact, specs) if problems and converted else ""
+    return ("translation", [merged]) if merged else ("structure", problems) if problems else None
 
 
 def _interface_problems(model: Model, recipe: Recipe | None) -> list[str]:
@@ -457,9 +479,10 @@ def _compressed_in_vain(judged: Judged) -> tuple[str, bool]:
     more = f" (and {len(swollen) - 1} more weights)" if len(swollen) > 1 else ""
     known = [each for each in compressed if each.plain_bytes]
     in_vain = sum(each.stored_bytes for each in known) >= sum(each.plain_bytes for each in known)
+    hint = "; Core ML Tools under numpy 2 prunes nothing of large weights, prune under numpy 1" if "sparse" in worst_one.compression else ""
     return (
         f"{worst_one.name} is compressed ({worst_one.compression}) and takes {worst_one.stored_bytes / 1e3:.1f} kB, "
-        f"uncompressed {worst_one.plain_bytes / 1e3:.1f}{more}: the compression saves nothing"
+        f"uncompressed {worst_one.plain_bytes / 1e3:.1f}{more}: the compression saves nothing{hint}"
     ), in_vain
 
 

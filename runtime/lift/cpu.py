@@ -23,7 +23,7 @@ from coreflow.export.program import Graph, Op, Value
 from coreflow.export.weights import release_pages
 from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.ops_conv import conv_geometry, for_torch
-from coreflow.runtime.lift.plan import LARGE, Planner, Step, as_tensor
+from coreflow.runtime.lift.plan import Planner, Step, as_tensor
 from coreflow.runtime.lift.registry import Form, Lowering, find
 
 # One torch function each, exact in fp32 but for a rounding, so that they give the same bits on every processor. Of others (erf and sqrt
@@ -34,6 +34,7 @@ _COMPUTES_TO_CHOOSE = frozenset({"non_maximum_suppression"})
 _FLOATS = ("float16", "float32")
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
 ONEDNN = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
+_WORTH_RELEASING = 1 << 16  # bytes of a constant; giving pages back takes a call of the system
 _ALONE: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind a product
 
 
@@ -118,7 +119,7 @@ class CpuPlanner(Planner):
             return True
         given = [(lowering.forms.get(name), value) for name in op.inputs for value in _parts(op, name)]
         opaque = any(form == "raw" and value.data is None for form, value in given)
-        if opaque or not all(_is_whole(value) for form, value in given if form in ("scalar", "sequence")):
+        if opaque or not all(_fits_half(value) for form, value in given if form in ("scalar", "sequence")):
             return False
         tensors = [value.dtype for form, value in given if form in ("tensor", "tensors")]
         if op.type in ROUNDED_ONCE:
@@ -228,14 +229,17 @@ def _then_widened(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **arguments: _to_single(function(**arguments))
 
 
-def _is_whole(value: Value) -> bool:
-    """Whether a number that is no tensor to its op is one that fp16 holds."""
-    return "float" not in value.dtype or (isinstance(value.data, np.ndarray) and bool((value.data == value.data.astype(np.float16)).all()))
+def _fits_half(value: Value) -> bool:
+    """Whether a number that is no tensor to its op is none of floating point, or one that fp16 holds."""
+    if "float" not in value.dtype:
+        return True
+    with np.errstate(over="ignore"):
+        return isinstance(value.data, np.ndarray) and bool((value.data == value.data.astype(np.float16)).all())
 
 
 def _release(value: Value) -> None:
-    """Lets the pages of the weight file go after a large constant was copied."""
-    if isinstance(value.data, np.ndarray) and value.data.nbytes > LARGE // 16:
+    """Lets the pages of the weight file go after a constant was copied."""
+    if isinstance(value.data, np.ndarray) and value.data.nbytes > _WORTH_RELEASING:
         release_pages(value.data)
 
 

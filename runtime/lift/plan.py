@@ -22,7 +22,7 @@ from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.registry import Form, Lowering, find, require_all
 
 _OF_TWO_TYPES = ("linear", "matmul")  # since iOS17 a constant may be of another type than the result
-LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
+_LARGE = 1 << 20  # bytes of a constant after whose conversion its pages of the weight file go
 
 Observer = Callable[[Op, tuple[Any, ...]], None]
 
@@ -211,7 +211,7 @@ class Planner:
                     raise BundleError(f"{self._package}: {user} needs a tensor and is {value.data!r}")
                 name = value.name or (f"{op.name}_{argument}" if op else "constant")
                 self.constants[id(value)] = as_tensor(value.data, self._numerics.dtype).to(self._device), name
-                if value.data.nbytes > LARGE:
+                if value.data.nbytes > _LARGE:
                     release_pages(value.data)
             return self.constants[id(value)][0]
         return _plain(form, value.data)

@@ -105,6 +105,19 @@ class TestAuto:
             model.predict(INPUTS)
         assert model.engine == "interpreter"
 
+    def test_large_weights_stay_with_the_interpreter(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        weights = sum(file.stat().st_size for file in small_package.rglob("weight.bin"))
+        for limit, engine in ((weights // 2, "interpreter"), (2 * weights, "onnxruntime")):
+            monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_UP_TO_BYTES", limit)
+            model = lifted(small_package)
+            model.predict(INPUTS)
+            assert model.engine == engine
+
+    def test_what_is_cached_opens_without_the_interpreter(self, small_package: Path) -> None:
+        lifted(small_package).predict(INPUTS)
+        again = lifted(small_package)
+        assert again.engine == "onnxruntime" and again._interpreter is None, "the weights are held once"
+
     def test_a_state_goes_on_in_the_other_engine(self, counting_package: Path) -> None:
         model = lifted(counting_package, numerics="fp32")
         state = model.make_state()

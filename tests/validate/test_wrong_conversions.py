@@ -23,6 +23,7 @@ from coreflow.export.summary import stored_weights, summarize
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
+from coreflow.validate.evidence import Evidence
 from coreflow.validate.report.model import Culprit, Report
 
 Arrays = dict[str, np.ndarray]
@@ -508,7 +509,9 @@ def test_pruning_that_prunes_nothing_is_translation_and_names_the_weight(tmp_pat
     (weight,) = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
     for each in (report, validate(pruned, module)):
         assert (each.verdict, each.cause, each.exit_code) == ("fail", "translation", 4)
-        assert weight.name in each.text and "saves nothing" in each.text
+        assert weight.name in each.text and "saves nothing; Core ML Tools under numpy 2" in each.text
+    kept = validate(pruned, module, evidence=Evidence(folder=tmp_path / "evidence"))
+    assert kept.replay is None, "its outputs are right: no sample shows the fault"
     assert validate(parent, module).verdict == "pass"
     before, after = (summarize(read_program(package)) for package in (parent, pruned))
     (group,) = (each for each in after.weights if "sparse" in each.compression)

@@ -1,5 +1,7 @@
 """The CPU's own plans: the one with halves gives the other's bits, products are exact within a rounding, and no weight is held twice."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,10 @@ class TestRoundedOnce:
         np.testing.assert_array_equal(closed.float().numpy(), looked.numpy())
 
     def test_a_threshold_is_not_rounded_with_what_it_is_compared_to(self) -> None:
-        alpha = Value("alpha", "float32", (), data=np.float32(-2.5370915))  # as fp16 it would be the x below
-        closed, looked = both(one_op("thresholded_relu", {"x": half("x", (1,)), "alpha": alpha}), torch.tensor([-2.5371094]))
-        assert closed.tolist() == looked.tolist() == [0.0]
+        for alpha, x in ((-2.5370915, -2.5371094), (1e9, 65504.0)):  # as fp16, alpha would be x, or infinite
+            inputs = {"x": half("x", (1,)), "alpha": number("alpha", np.float32(alpha))}
+            closed, looked = both(one_op("thresholded_relu", inputs), torch.tensor([x]))
+            assert closed.tolist() == looked.tolist() == [0.0]
 
     def test_boxes_overlap_as_far_as_fp32_says(self) -> None:
         """Sides of a thousand and one: their areas are no fp16 numbers, and neither are the overlaps, which lie at the threshold."""
@@ -243,6 +246,17 @@ def test_the_other_plan_is_made_only_for_who_looks(small_package: Path) -> None:
     interpreter = load_model(small_package, "lifted", engine="interpreter").interpreter  # type: ignore[union-attr]
     assert "_open" not in vars(interpreter)
     assert interpreter.plan and "_open" in vars(interpreter)
+
+
+def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> None:
+    model = load_model(tied, "lifted", engine="interpreter")
+    before = model.predict({"ids": np.array([7], np.int32)})["scores"]
+    interpreter = model.interpreter  # type: ignore[union-attr]
+    held = weakref.ref(interpreter._closed)
+    interpreter.rest()
+    gc.collect()
+    assert held() is None
+    np.testing.assert_array_equal(model.predict({"ids": np.array([7], np.int32)})["scores"], before)
 
 
 @pytest.mark.parametrize("numerics", ["fp16", "fp32"])
