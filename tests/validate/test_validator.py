@@ -29,7 +29,9 @@ def test_the_report_says_what_was_compared(converted: "Converted") -> None:
     assert (report.backend, report.numerics, report.precision) == ("lifted", "fp16", "fp16")
     assert report.samples.seeds == tuple(range(8)) and report.samples.given == 1 and report.samples.total == 9
     assert report.outputs["y"].elements == 9 * 16 * 64
-    assert len(report.digest) == 64 and report.weights_digest and report.versions["torch"] == torch.__version__
+    assert len(report.digest) == 64 and report.weights_digest
+    release = torch.__version__.partition("+")[0]  # what a build adds (+cpu, +cu130) stands in the metadata of some wheels only
+    assert report.versions["torch"].partition("+")[0] == release
     np.testing.assert_array_equal(given["x"], kept)
 
 
