@@ -58,7 +58,8 @@ def replay(
     else:
         found = _Recorded(recorded, list(judged.model.outputs)) if against is None else against
         report = judge_package(judged, found, [sample], None, name=recorded.name)
-    return replace(report, replay=str(source), notes=(*report.notes, _then_and_now(recorded, report)))
+    told = None if is_reachable(place, source) else str(place)
+    return replace(report, replay=str(source), replay_package=told, notes=(*report.notes, _then_and_now(recorded, report)))
 
 
 class _Recorded:

@@ -285,7 +285,7 @@ class TestOnePackage:
         assert printed[-2:] == ["--package", str(package)], "neither below this folder nor below the evidence's"
         assert main([*printed, "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
-        assert (again["verdict"], again["samples"]["total"]) == ("fail", 1)
+        assert (again["verdict"], again["samples"]["total"], again["replay_package"]) == ("fail", 1, str(package))
         (alone,) = where.glob("*/op.mlpackage")
         assert alone.parent.joinpath("inputs.safetensors").exists()
 
