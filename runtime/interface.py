@@ -16,7 +16,6 @@ from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 Array = npt.NDArray[Any]
 # torch computes fewer elements than this on the calling thread alone.
 _ONE_THREAD = 2**15 - 1
-_HALF_EXPONENT = 0x7C00  # all ones in inf and NaN
 
 
 def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
@@ -159,9 +158,8 @@ def _to_integers(name: str, value: Array) -> Array:
 
 def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
     converted = converted_floats(value, np.dtype(spec.dtype))
-    finite = _finite(converted)
-    if not finite.all():
-        place = np.unravel_index(int(np.argmin(finite)), value.shape)
+    if not _all_finite(converted):
+        place = np.unravel_index(int(np.argmin(np.isfinite(converted))), value.shape)
         where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
         limit = float(np.finfo(spec.dtype).max)
         raise InputError(f"input {name!r} holds {value[place].item()}{where}; a number from {-limit:g} to {limit:g} is right")
@@ -190,10 +188,13 @@ def converted_floats(value: Array, dtype: np.dtype[Any]) -> Array:
     return result
 
 
-def _finite(array: Array) -> npt.NDArray[np.bool_]:
-    if array.dtype != np.float16:
-        return np.isfinite(array)
-    return (array.view(np.uint16) & _HALF_EXPONENT) != _HALF_EXPONENT  # six times as fast
+def _all_finite(array: Array) -> bool:
+    """Whether no element is inf or NaN: those are the largest bit patterns of either sign. Two passes that store nothing."""
+    if not array.size:
+        return True
+    infinity = np.array([np.inf], array.dtype)
+    patterns = ((f"i{array.itemsize}", infinity), (f"u{array.itemsize}", -infinity))
+    return all(bool(array.view(bits).max() < bound.view(bits)) for bits, bound in patterns)
 
 
 def _pixels(name: str, value: Any, feature: Feature) -> Array:

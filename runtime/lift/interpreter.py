@@ -11,6 +11,7 @@ from coreflow.export.program import Graph, Value
 from coreflow.runtime.lift.cpu import CpuPlanner
 from coreflow.runtime.lift.numerics import HalfStorage, Numerics
 from coreflow.runtime.lift.plan import Observer, Plan, Planner, load_lowerings, walk
+from coreflow.runtime.lift.straight import StraightPlan
 
 __all__ = ["Interpreter", "Observer", "load_lowerings"]
 
@@ -39,7 +40,7 @@ class Interpreter:
 
     def rest(self) -> None:
         """Lets the plans go, and the weights with them, until they are needed again."""
-        for name in ("_open", "_closed"):
+        for name in ("_open", "_closed", "_straight"):
             vars(self).pop(name, None)
 
     def run(self, inputs: Mapping[str, Any], observe: Observer | None = None) -> dict[str, Any]:
@@ -50,7 +51,10 @@ class Interpreter:
         planner = self._closed if observe is None else self._open
         values = [_stored(inputs[value.name], value, planner) for value in self.graph.inputs]
         with torch.inference_mode():
-            results = walk(planner.plan, planner.environment.copy(), values, self._package, observe)
+            if observe is None and self._straight is not None:
+                results = self._straight(values)
+            else:
+                results = walk(planner.plan, planner.environment.copy(), values, self._package, observe)
         return {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
 
     def environment(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -73,6 +77,14 @@ class Interpreter:
         if self._on_cpu and isinstance(self.numerics, HalfStorage):
             return CpuPlanner(self.graph, self.numerics, self._package, halves=True)
         return self._open
+
+    @cached_property
+    def _straight(self) -> StraightPlan | None:
+        """The closed plan as one function; None for one with control flow."""
+        plan = self._closed.plan
+        if any(step.blocks for step in plan.steps):
+            return None
+        return StraightPlan(plan, self._closed.environment, self._package)
 
 
 def _stored(given: Any, value: Value, planner: Planner) -> Any:
