@@ -7,6 +7,7 @@ they do. Every model is compared with the module before it is used. A file in th
 import hashlib
 import io
 import logging
+import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -39,11 +40,12 @@ _DRAWS = 2
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "coreflow")
 
 
-def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_name: str | None = None) -> None:
+def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_name: str | None = None, *, tuned: bool = False) -> None:
     """Writes one function as a single ONNX file that gives what the interpreter gives under ``numerics`` (fp32 or fp16).
 
     Inputs, outputs and weights keep their names; floats go in and out as float32. A state is an input and, with ``_out`` behind its
-    name, an output; a classifier gives its probabilities. ``UnsupportedError`` says why a program has no such form.
+    name, an output; a classifier gives its probabilities. ``tuned`` makes of it what onnxruntime runs fastest on this processor, and on
+    no other. ``UnsupportedError`` says why a program has no such form.
     """
     if numerics not in TOLERANCE:
         raise UnsupportedError(f"numerics {numerics!r} in ONNX; {' and '.join(TOLERANCE)} work")
@@ -55,19 +57,24 @@ def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_na
     specs = {**input_specs(program, graph, interface), **state_specs(program, interface)}
     module = LiftedModule(graph, interface, numerics_named(numerics), label).eval().requires_grad_(False)
     _export(module, _draw(module, specs, 0), path, label)
-    session = _session(path)
+    if tuned:
+        from coreflow.runtime.lift.tuning import tune  # which imports onnx
+
+        halves = {value.name for value in graph.inputs if value.kind == "tensor" and value.dtype == "float16"}
+        tune(path, lambda source, target: _session(source, optimised=target), halves)
+    session = _session(path, tuned=tuned)
     for seed in range(_DRAWS):
         _compare(module, session, _draw(module, specs, seed), TOLERANCE[numerics], label)
 
 
 def cached_onnx(program: Program, numerics: str, function_name: str | None = None) -> Path:
-    """The ONNX file of a function in the cache, made if it is not there; a refusal is kept too, since finding it out takes seconds."""
+    """The tuned ONNX file of a function, made if the cache has none; a refusal is kept too, since finding it out takes seconds."""
     path = _cache_entry(program, numerics, function_name)
     refusal = path.with_suffix(".refused.txt")
     if refusal.exists():
         raise UnsupportedError(refusal.read_text(encoding="utf-8"))
     try:
-        return cached_file(path, lambda temporary: write_onnx(program, temporary, numerics, function_name))
+        return cached_file(path, lambda temporary: write_onnx(program, temporary, numerics, function_name, tuned=True))
     except UnsupportedError as error:
         reason = str(error)
         write_atomically(refusal, lambda temporary: temporary.write_text(reason, encoding="utf-8"))
@@ -96,15 +103,14 @@ class OnnxEngine:
             raise UnsupportedError(
                 f"{program.path.name}: {', '.join(flexible)} may have several shapes, and ONNX holds one; take engine='interpreter'"
             )
-        self._session = _session(cached_onnx(program, numerics, function_name))
-        self._takes = {entry.name for entry in self._session.get_inputs()}
-        self._gives = [entry.name for entry in self._session.get_outputs()]
+        self._session = _session(cached_onnx(program, numerics, function_name), tuned=True)
+        self._takes = _dtypes_taken(self._session)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name. States are replaced in their buffers."""
         states = {name: value for name, value in inputs.items() if isinstance(value, StateBuffer)}
         plain = {name: value.tensor if isinstance(value, StateBuffer) else value for name, value in inputs.items()}
-        results = self._session.run(None, {name: _as_taken(value.numpy()) for name, value in plain.items() if name in self._takes})
+        results = self._session.run(None, _as_taken(plain, self._takes))
         tensors = [torch.from_numpy(np.asarray(result)) for result in results]
         outputs = [feature.name for feature in self._interface.outputs]
         for name, tensor in zip(self._interface.states, tensors[len(outputs) :], strict=True):
@@ -135,9 +141,16 @@ def without_classifier(graph: Graph, interface: Interface) -> tuple[Graph, Inter
     return replace(graph, ops=tuple(o for o in graph.ops if o is not op), outputs=kept), replace(interface, outputs=outputs), op
 
 
-def _as_taken(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats go in as float32."""
-    return converted_floats(array, np.dtype(np.float32)) if array.dtype.kind == "f" else array
+def _dtypes_taken(session: Any) -> dict[str, np.dtype[Any]]:
+    """By name, the dtype of every input that the session takes; one that no output depends on is not among them."""
+    names = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+    return {entry.name: np.dtype(names[entry.type]) for entry in session.get_inputs()}
+
+
+def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """What a session is given: floats in the width that it takes."""
+    arrays = {name: values[name].numpy() for name in takes}
+    return {name: converted_floats(array, takes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}
 
 
 def _cache_entry(program: Program, numerics: str, function_name: str | None) -> Path:
@@ -147,7 +160,8 @@ def _cache_entry(program: Program, numerics: str, function_name: str | None) -> 
 
 
 def _makers() -> Iterator[str]:
-    """What else decides the bytes of a file: the versions of the libraries, and our own lowerings."""
+    """What else decides the bytes of a file: the processor, the versions of the libraries, and our own lowerings."""
+    yield f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     for name in _LIBRARIES:
         try:
             yield f"{name} {version(name)}"
@@ -208,8 +222,8 @@ def _quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _session(path: Path) -> Any:
-    """An onnxruntime session with as many threads as torch takes."""
+def _session(path: Path, *, tuned: bool = False, optimised: Path | None = None) -> Any:
+    """An onnxruntime session with as many threads as torch takes; it writes what it makes of the model to ``optimised``."""
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -217,6 +231,10 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal only; errors come as exceptions
+    if tuned:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -225,11 +243,11 @@ def _session(path: Path) -> Any:
 
 def _compare(module: LiftedModule, session: Any, inputs: Sequence[Tensor], tolerance: float, label: str) -> None:
     """``UnsupportedError`` when onnxruntime does not give what the module gives."""
-    takes = {entry.name for entry in session.get_inputs()}
+    given = dict(zip(module.input_names, inputs, strict=True))
     with torch.inference_mode():
         wanted = module(*inputs)
     try:
-        found = session.run(None, {name: each.numpy() for name, each in zip(module.input_names, inputs, strict=True) if name in takes})
+        found = session.run(None, _as_taken(given, _dtypes_taken(session)))
     except Exception as error:  # as above
         raise UnsupportedError(f"{label}: onnxruntime cannot run it: {error}; take engine='interpreter'") from error
     for name, want, have in zip(module.output_names, wanted, found, strict=True):

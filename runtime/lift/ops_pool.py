@@ -43,8 +43,10 @@ def max_pool(
     strides = strides or (1,) * len(kernel_sizes)
     padding, overhang = _window_padding(x, kernel_sizes, strides, pad_type, pad, ceil_mode=ceil_mode)
     around = [(before, after + extra) for (before, after), extra in zip(padding, overhang, strict=True)]
-    padded = F.pad(x, for_torch(around), value=-math.inf) if any(map(any, around)) else x
-    return _MAXIMUM[len(kernel_sizes)](padded, tuple(kernel_sizes), tuple(strides))
+    pool, windows = _MAXIMUM[len(kernel_sizes)], (tuple(kernel_sizes), tuple(strides))
+    if all(before == after <= size // 2 for (before, after), size in zip(around, kernel_sizes, strict=True)):
+        return pool(x, *windows, padding=tuple(before for before, _ in around))  # all the padding that torch can pool without a copy
+    return pool(F.pad(x, for_torch(around), value=-math.inf), *windows)
 
 
 @lowering("avg_pool", guard=_bounded_pool)

@@ -124,7 +124,8 @@ class TestCache:
     def made(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made: list[str] = []
 
-        def write(program: Program, path: Path, numerics: str, function_name: str | None) -> None:
+        def write(program: Program, path: Path, numerics: str, function_name: str | None, *, tuned: bool) -> None:
+            assert tuned
             made.append(numerics)
             path.write_bytes(f"{program.path} {numerics} {function_name}".encode() * 9)
 
@@ -163,7 +164,7 @@ class TestCache:
         program = read_program(branching_package)
         with pytest.raises(UnsupportedError) as first:
             cached_onnx(program, "fp32")
-        monkeypatch.setattr(lift_onnx, "write_onnx", lambda *_: pytest.fail("tried twice"))
+        monkeypatch.setattr(lift_onnx, "write_onnx", lambda *_, **__: pytest.fail("tried twice"))
         with pytest.raises(UnsupportedError) as second:
             cached_onnx(program, "fp32")
         assert str(first.value) == str(second.value)

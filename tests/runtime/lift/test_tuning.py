@@ -1,0 +1,227 @@
+"""Tuning changes how onnxruntime computes a model, not what: every change against the model as it was, in a session of its own."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from coreflow.runtime.lift.onnx import _dtypes_taken, _session
+from coreflow.runtime.lift.tuning import tune
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+RANDOM = np.random.default_rng(0)
+
+
+def model(nodes: Sequence[NodeProto], inputs: dict[str, tuple[int, ...]], outputs: Collection[str], constants: Arrays) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(made, strict_mode=True)  # as torch's exporter declares them
+
+
+def rounded(name: str, result: str) -> list[NodeProto]:
+    """``name`` rounded to fp16 as ``result``."""
+    return [
+        helper.make_node("Cast", [name], [f"{name}_h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{name}_h"], [result], to=TensorProto.FLOAT),
+    ]
+
+
+def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection[str] = ()) -> tuple[list[Any], list[Any], Counter[str]]:
+    """What the model gives, what the tuned one gives, and which ops that has."""
+    plain, tuned = folder / "plain.onnx", folder / "tuned.onnx"
+    onnx.save(made, plain)
+    onnx.save(made, tuned)
+    tune(tuned, lambda source, target: _session(source, optimised=target), halves)
+    session = _session(tuned, tuned=True)
+    given = {name: inputs[name].astype(dtype) for name, dtype in _dtypes_taken(session).items()}
+    ops = Counter(node.op_type for node in onnx.load(tuned).graph.node)
+    assert [file.name for file in folder.iterdir() if file.suffix != ".onnx"] == []
+    return _session(plain).run(None, inputs), session.run(None, given), ops
+
+
+def has_blocks(folder: Path) -> bool:
+    """Whether onnxruntime computes convolutions on blocks of channels here."""
+    made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 16, 4, 4)}, ["y"], {"w": np.ones((16, 16, 1, 1), np.float32)})
+    onnx.save(made, folder / "probe.onnx")
+    _session(folder / "probe.onnx", optimised=folder / "probed.onnx")
+    found = {node.op_type for node in onnx.load(folder / "probed.onnx").graph.node}
+    (folder / "probe.onnx").unlink()
+    (folder / "probed.onnx").unlink()
+    return "ReorderInput" in found
+
+
+def weights(out: int, into: int, kernel: int = 1) -> np.ndarray[Any, Any]:
+    return RANDOM.standard_normal((out, into, kernel, kernel)).astype(np.float32) / np.float32(np.sqrt(into) * kernel)
+
+
+class TestMeans:
+    @pytest.mark.parametrize("keep", [0, 1])
+    @pytest.mark.parametrize(
+        ("shape", "axis"),
+        [((1, 24, 1, 9), 1), ((2, 3, 4, 5), 0), ((2, 3, 4, 5), 1), ((2, 3, 4, 5), -2), ((3, 7, 5), 1), ((6, 5), 0), ((2, 3, 1, 1, 4), 1)],
+        ids=str,
+    )
+    def test_over_one_axis_is_a_product(self, tmp_path: Path, shape: tuple[int, ...], axis: int, keep: int) -> None:
+        node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=keep)
+        x = RANDOM.standard_normal(shape).astype(np.float32)
+        (plain,), (tuned,), ops = both(tmp_path, model([node], {"x": shape}, ["y"], {"axes": np.array([axis], np.int64)}), {"x": x})
+        np.testing.assert_allclose(tuned, x.mean(axis, keepdims=bool(keep)), rtol=1e-5, atol=1e-6)
+        assert tuned.shape == plain.shape and ops["MatMul"] == 1 and not ops["ReduceMean"]
+
+    @pytest.mark.parametrize("axes", [[3], [-1], [1, 2], [2, 3]], ids=str)
+    def test_over_the_last_or_several_stays_as_it_is(self, tmp_path: Path, axes: list[int]) -> None:
+        node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)
+        x = RANDOM.standard_normal((2, 3, 4, 5)).astype(np.float32)
+        (plain,), (tuned,), ops = both(tmp_path, model([node], {"x": x.shape}, ["y"], {"axes": np.array(axes, np.int64)}), {"x": x})
+        assert ops == {"ReduceMean": 1}
+        np.testing.assert_array_equal(tuned, plain)
+
+    @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+    def test_what_is_no_number_stays_in_its_column(self, tmp_path: Path, bad: float) -> None:
+        x = np.ones((1, 24, 1, 9), np.float32)
+        x[0, 5, 0, 3] = bad
+        node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)
+        _, (tuned,), _ = both(tmp_path, model([node], {"x": x.shape}, ["y"], {"axes": np.array([1], np.int64)}), {"x": x})
+        np.testing.assert_array_equal(tuned[0, 0, 0], [1, 1, 1, bad, 1, 1, 1, 1, 1])
+
+
+class TestReluBeforeRounding:
+    def chain(self, outputs: Collection[str] = ("y",)) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            *rounded("c", "r"),
+            helper.make_node("Relu", ["r"], ["y"]),
+        ]
+        return model(nodes, {"x": (1, 16, 4, 4)}, outputs, {"w": weights(16, 16)})
+
+    def test_is_one_kernel_with_the_convolution_and_gives_the_same_bits(self, tmp_path: Path) -> None:
+        x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32) * np.float32(10) ** RANDOM.integers(-9, 9, (1, 1, 4, 4)).astype(
+            np.float32
+        )
+        (plain,), (tuned,), ops = both(tmp_path, self.chain(), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+        assert np.isinf(plain).any() and (plain == 0).any() and not ops["Relu"] and ops["Cast"] == 2
+
+    @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+    def test_nothing_that_is_no_number_is_lost(self, tmp_path: Path, bad: float) -> None:
+        x = np.ones((1, 16, 4, 4), np.float32)
+        x[0, 3, 1, 2] = bad
+        (plain,), (tuned,), _ = both(tmp_path, self.chain(), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+        assert not np.isfinite(tuned[0, :, 1, 2]).all() and np.isfinite(np.delete(tuned.reshape(16, 16), 6, 1)).all()
+
+    @pytest.mark.parametrize("read", ["c", "r"])
+    def test_not_where_something_else_reads_what_is_between(self, tmp_path: Path, read: str) -> None:
+        x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
+        plain, tuned, ops = both(tmp_path, self.chain(("y", read)), {"x": x})
+        for want, found in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(found, want)
+        assert (plain[1] < 0).any() and ops["Relu"] == 1
+
+
+class TestBlocks:
+    def test_a_residual_network_is_put_in_order_once(self, tmp_path: Path) -> None:
+        if not has_blocks(tmp_path):
+            pytest.skip("onnxruntime has no blocked convolutions on this processor")
+        nodes, constants, current = [], {}, "x"
+        for i in range(3):
+            constants[f"a{i}"], constants[f"b{i}"] = weights(32, 32, 3), weights(32, 32)
+            nodes += [helper.make_node("Conv", [current, f"a{i}"], [f"p{i}"], pads=[1] * 4), *rounded(f"p{i}", f"q{i}")]
+            nodes += [helper.make_node("Relu", [f"q{i}"], [f"r{i}"]), helper.make_node("Conv", [f"r{i}", f"b{i}"], [f"s{i}"])]
+            nodes += [*rounded(f"s{i}", f"t{i}")]
+            if i:
+                nodes += [helper.make_node("Add", [f"t{i}", current], [f"u{i}"]), *rounded(f"u{i}", f"v{i}")]
+            current = f"v{i}" if i else f"t{i}"
+        made = model(nodes, {"x": (1, 32, 6, 6)}, [current], constants)
+        (plain,), (tuned,), ops = both(tmp_path, made, {"x": RANDOM.standard_normal((1, 32, 6, 6)).astype(np.float32)})
+        np.testing.assert_array_equal(tuned, plain)
+        assert (ops["ReorderInput"], ops["ReorderOutput"], ops["Cast"]) == (1, 1, 16)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(data=st.data(), channels=st.sampled_from([16, 24, 32]))
+    def test_any_network_gives_what_it_gave(self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, channels: int) -> None:
+        """Convolutions, elementwise ops, roundings, means and turns in any order; some values leave, whatever else reads them."""
+        shape = (1, channels, 3, 4)
+        nodes: list[NodeProto] = []
+        constants: Arrays = {"axes": np.array([1], np.int64), "scale": RANDOM.standard_normal((1, channels, 1, 1)).astype(np.float32)}
+        values = ["x", "z"]
+        for i in range(data.draw(st.integers(3, 14))):
+            kind = data.draw(
+                st.sampled_from(["Conv", "Conv", "Cast", "Cast", "Add", "Mul", "Sub", "Relu", "Sigmoid", "Tanh", "Mean", "Turn", "Scale"])
+            )
+            x, y, result = data.draw(st.sampled_from(values)), data.draw(st.sampled_from(values)), f"v{i}"
+            if kind == "Conv":
+                constants[f"w{i}"] = weights(channels, channels)
+                nodes.append(helper.make_node("Conv", [x, f"w{i}"], [result]))
+            elif kind == "Cast":
+                nodes += rounded(x, result) if f"{x}_h" not in {name for node in nodes for name in node.output} else []
+                if not nodes or nodes[-1].output[0] != result:
+                    continue
+            elif kind in ("Add", "Mul", "Sub"):
+                nodes.append(helper.make_node(kind, [x, y], [result]))
+            elif kind == "Mean":  # broadcast against everything again
+                nodes += [helper.make_node("ReduceMean", [x, "axes"], [f"m{i}"]), helper.make_node("Sub", [x, f"m{i}"], [result])]
+            elif kind == "Turn":
+                nodes += [
+                    helper.make_node("Transpose", [x], [f"m{i}"], perm=[0, 1, 3, 2]),
+                    helper.make_node("Transpose", [f"m{i}"], [result], perm=[0, 1, 3, 2]),
+                ]
+            elif kind == "Scale":
+                nodes.append(helper.make_node("Mul", [x, "scale"], [result]))
+            else:
+                nodes.append(helper.make_node(kind, [x], [result]))
+            values.append(result)
+        made_here = values[2:]
+        if not made_here:
+            return
+        outputs = data.draw(st.lists(st.sampled_from(made_here), min_size=1, max_size=3, unique=True))
+        inputs = {name: RANDOM.standard_normal(shape).astype(np.float32) for name in ("x", "z")}
+        plain, tuned, _ = both(tmp_path_factory.mktemp("any"), model(nodes, dict.fromkeys(inputs, shape), outputs, constants), inputs)
+        for want, found in zip(plain, tuned, strict=True):
+            assert found.shape == want.shape
+            np.testing.assert_allclose(found, want, rtol=4e-3, atol=4e-3 * float(np.abs(want).max(initial=1e-3)))
+
+
+class TestHalves:
+    def test_are_taken_as_they_are(self, tmp_path: Path) -> None:
+        made = model([helper.make_node("Add", ["x", "z"], ["y"])], {"x": (2, 3), "z": (2, 3)}, ["y"], {})
+        inputs = {name: RANDOM.standard_normal((2, 3)).astype(np.float16).astype(np.float32) for name in ("x", "z")}
+        (plain,), (tuned,), _ = both(tmp_path, made, inputs, halves=["x"])
+        np.testing.assert_array_equal(tuned, plain)
+        assert _dtypes_taken(_session(tmp_path / "tuned.onnx", tuned=True)) == {"x": np.float16, "z": np.float32}
+
+
+def test_a_graph_in_a_graph_is_left_to_onnxruntime(tmp_path: Path) -> None:
+    """What it reads of the graph around it is not among the inputs of its node."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(op, ["r"], [f"{name}_y"])], name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)]
+        )
+        for name, op in (("then", "Neg"), ("else", "Exp"))
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        *rounded("c", "r"),
+        helper.make_node("Relu", ["r"], ["p"]),
+        helper.make_node("ReduceMax", ["p"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "limit"], ["cond"]),
+        helper.make_node("If", ["cond"], ["y"], then_branch=branches["then"], else_branch=branches["else"]),
+    ]
+    made = model(nodes, {"x": (1, 16, 4, 4)}, ["y"], {"w": weights(16, 16), "limit": np.array(1.0, np.float32)})
+    for scale in (0.01, 9.0):
+        x = np.ones((1, 16, 4, 4), np.float32) * np.float32(scale)
+        (plain,), (tuned,), _ = both(tmp_path, made, {"x": x}, halves=["x"])
+        np.testing.assert_array_equal(tuned, plain)
