@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -139,9 +140,9 @@ def _checked(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Arr
     converted = _to_integers(name, value) if spec.dtype == "int32" else _to_floats(name, value, spec)
     if spec.bounds is not None and value.size:
         low, high = spec.bounds
-        outside = (value < low) | (value > high)
-        if outside.any():
-            place = np.unravel_index(int(np.argmax(outside)), value.shape)
+        if not low <= float(value.min()) <= float(value.max()) <= high:
+            wide = value.astype(np.float64)  # a bound may be one that fp16 does not hold
+            place = np.unravel_index(int(np.argmax((wide < low) | (wide > high))), value.shape)
             where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
             raise InputError(f"input {name!r} holds {value[place].item():g}{where}; {low:g} to {high:g} is right")
     return converted
@@ -150,10 +151,12 @@ def _checked(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Arr
 def _to_integers(name: str, value: Array) -> Array:
     if value.dtype.kind == "f":
         raise InputError(f"input {name!r} has dtype {value.dtype}; int32 is right")
+    if value.dtype == np.int32:
+        return value
     limits = np.iinfo(np.int32)
     if value.size and (int(value.min()) < limits.min or int(value.max()) > limits.max):
         raise InputError(f"input {name!r} holds {int(value.max())} or {int(value.min())}; int32 goes from {limits.min} to {limits.max}")
-    return value.astype(np.int32, copy=False)
+    return value.astype(np.int32)
 
 
 def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
@@ -192,9 +195,14 @@ def _all_finite(array: Array) -> bool:
     """Whether no element is inf or NaN: those are the largest bit patterns of either sign. Two passes that store nothing."""
     if not array.size:
         return True
-    infinity = np.array([np.inf], array.dtype)
-    patterns = ((f"i{array.itemsize}", infinity), (f"u{array.itemsize}", -infinity))
-    return all(bool(array.view(bits).max() < bound.view(bits)) for bits, bound in patterns)
+    return all(bool(array.view(bits).max() < infinity) for bits, infinity in _infinities(array.dtype))
+
+
+@cache
+def _infinities(dtype: np.dtype[Any]) -> tuple[tuple[np.dtype[Any], np.integer[Any]], ...]:
+    """The patterns of inf, read as a signed integer, and of -inf, read as an unsigned one."""
+    signed, unsigned = np.dtype(f"i{dtype.itemsize}"), np.dtype(f"u{dtype.itemsize}")
+    return (signed, np.array([np.inf], dtype).view(signed)[0]), (unsigned, np.array([-np.inf], dtype).view(unsigned)[0])
 
 
 def _pixels(name: str, value: Any, feature: Feature) -> Array:

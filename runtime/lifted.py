@@ -108,9 +108,10 @@ class LiftedModel:
     def _tensor(self, array: Array) -> torch.Tensor:
         """``array`` where the numerics compute. It may share the caller's memory, which no lowering writes to."""
         # Not shared: what torch takes with a warning or not at all, and what might stay in a state.
-        if self.states or not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        if self.states or not array.flags.writeable or min(array.strides, default=0) < 0:
             array = array.copy()
-        return torch.from_numpy(array).to(self.device)
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _opened(self, engine: str, function_name: str | None) -> Runs:
         """The engine that was asked for."""

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # About what it takes to write a program as ONNX. Who rents until the rent has reached the price pays at most twice the least possible.
 COMPILE_AFTER_S = 4.0
-# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and onnxruntime holds them 3 to 6
+# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and onnxruntime holds them 2.5 to 4
 # times over (measured: benchmarks/results/engines.json); one with less spends it between its ops.
 COMPILE_UP_TO_BYTES = 32 << 20
 

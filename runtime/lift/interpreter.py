@@ -89,4 +89,7 @@ class Interpreter:
 
 def _stored(given: Any, value: Value, planner: Planner) -> Any:
     """An input as the plan has values of its type."""
-    return given.to(planner.stored_as(value)) if isinstance(given, Tensor) and given.is_floating_point() else given
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        return given
+    dtype = planner.stored_as(value)
+    return given if given.dtype == dtype else given.to(dtype)

@@ -231,6 +231,7 @@ def _session(path: Path, *, tuned: bool = False, optimised: Path | None = None) 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal only; errors come as exceptions
+    options.enable_mem_pattern = False  # a second buffer for all that lives at a time, made at the second run, and no faster
     if tuned:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised is not None:
