@@ -56,8 +56,10 @@ LOAD_S, PEAK_RATIO = 2.0, 2.5
 _LOAD = """
 import json, resource, sys, time
 import numpy as np, torch
-import coreflow.runtime.lifted, coreflow.export.program
+import coreflow.runtime.lifted
+from coreflow.export.coremltools_quiet import model_proto
 from coreflow.runtime import load_model
+model_proto()  # imported with the first package
 package, engine, numerics = sys.argv[1:]
 if engine in ("onnxruntime", "auto"):
     import onnxruntime

@@ -1,15 +1,18 @@
-"""Files that can be made again, kept between runs: whole or not at all, and checked before they are used."""
+"""What can be made again, kept between runs: whole or not at all, and checked before it is used."""
 
 import hashlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from coreflow.models.storage import write_atomically
+from coreflow.models.storage import write_folder_atomically
 
 logger = logging.getLogger(__name__)
+
+_NOTE = "sha256"  # of every other file of an entry: its digest and its name, a line each
 
 
 def cache_folder() -> Path:
@@ -22,25 +25,38 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "coreflow"
 
 
-def cached_file(path: Path, make: Callable[[Path], object]) -> Path:
-    """``path`` as ``make`` filled it, now or before; what does not have the digest that was noted is made again.
+def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
+    """The folder ``path`` as ``make`` filled it, now or before; what does not have the digests that were noted is made again.
 
-    The digest lies beside the file, and is written after it: an entry that was cut off has none. Where the folder cannot be written, the
-    error is the system's (``OSError``).
+    Where it cannot be written, the error is the system's (``OSError``).
     """
-    note = path.with_suffix(path.suffix + ".sha256")
     if path.exists():
-        try:
-            if note.read_text(encoding="ascii").strip() == _digest(path):
-                return path
-        except (OSError, UnicodeDecodeError):
-            pass
+        if _is_whole(path):
+            return path
         logger.info("%s is damaged or incomplete; it is made again", path.name)
-    note.unlink(missing_ok=True)
-    write_atomically(path, make)
-    digest = _digest(path)
-    write_atomically(note, lambda temporary: temporary.write_text(digest + "\n", encoding="ascii"))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def fill(folder: Path) -> None:
+        make(folder)
+        (folder / _NOTE).write_text(_digests(folder), encoding="utf-8")
+
+    try:
+        write_folder_atomically(path, fill)
+    except OSError:
+        if not _is_whole(path):  # it is, when another process was first
+            raise
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return (path / _NOTE).read_text(encoding="utf-8") == _digests(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digests(folder: Path) -> str:
+    return "".join(f"{_digest(file)} {file.name}\n" for file in sorted(folder.iterdir()) if file.name != _NOTE)
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from coreflow.export.program import Graph, Interface, Program
+from coreflow.export.program import Graph, Interface, Program, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.interpreter import Interpreter
 from coreflow.runtime.lift.module import LiftedModule
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 # About what it takes to write a program as ONNX. Who rents until the rent has reached the price pays at most twice the least possible.
 COMPILE_AFTER_S = 4.0
-# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and onnxruntime holds them 2.5 to 4
-# times over (measured: benchmarks/results/engines.json); one with less spends it between its ops.
-COMPILE_UP_TO_BYTES = 32 << 20
+# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and to make its form takes twelve
+# times their memory for a moment; one with less spends it between its ops. Measured: benchmarks/results/engines.json.
+COMPILE_UP_TO_BYTES = 64 << 20
 
 
 class Runs(Protocol):
@@ -70,8 +70,7 @@ class AutoEngine:
         self, program: Program, function_name: str | None, numerics: str, device: torch.device, interpreter: Callable[[], Interpreter]
     ) -> None:
         self._program, self._function_name, self._numerics = program, function_name, numerics
-        constants = program.function(function_name)[0].constants
-        weights = sum(value.data.nbytes for value in constants if isinstance(value.data, np.ndarray))
+        weights = _weight_bytes(program.function(function_name)[0])
         self._compiles = device.type == "cpu" and numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
         self._seconds = 0.0
         known = self._compiles and is_cached(program, numerics, function_name)
@@ -101,3 +100,15 @@ class AutoEngine:
         except (UnsupportedError, OSError) as error:
             logger.info("%s stays with the interpreter: %s", self._program.path.name, error)
             return None
+
+
+def _weight_bytes(graph: Graph) -> int:
+    """The size of the constants. What a product of one row reads counts twice: it is all that takes time there, and it is fp32 there."""
+    read_once = {
+        id(value)
+        for op in graph.walk()
+        if op.type in ("linear", "matmul") and isinstance(x := op.inputs.get("x"), Value) and x.shape and set(x.shape[:-1]) <= {1}
+        for value in op.input_values()
+    }
+    sizes = ((value, value.data.nbytes) for value in graph.constants if isinstance(value.data, np.ndarray))
+    return sum(size * (2 if id(value) in read_once else 1) for value, size in sizes)

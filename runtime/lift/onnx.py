@@ -25,7 +25,7 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically
 from coreflow.runtime.interface import converted_floats, input_specs, state_specs
-from coreflow.runtime.lift.cache import cache_folder, cached_file
+from coreflow.runtime.lift.cache import cache_folder, cached_entry
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.numerics import numerics_named
 from coreflow.runtime.lift.ops_state import StateBuffer
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # other side of a rounding (2^-11 of a value), and what follows sees the difference.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 _DRAWS = 2
+_MODEL = "model.onnx"  # in an entry of the cache
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "coreflow")
 
 
@@ -45,7 +46,7 @@ def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_na
 
     Inputs, outputs and weights keep their names; floats go in and out as float32. A state is an input and, with ``_out`` behind its
     name, an output; a classifier gives its probabilities. ``tuned`` makes of it what onnxruntime runs fastest on this processor, and on
-    no other. ``UnsupportedError`` says why a program has no such form.
+    no other, with its weights in a file beside it. ``UnsupportedError`` says why a program has no such form.
     """
     if numerics not in TOLERANCE:
         raise UnsupportedError(f"numerics {numerics!r} in ONNX; {' and '.join(TOLERANCE)} work")
@@ -69,12 +70,12 @@ def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_na
 
 def cached_onnx(program: Program, numerics: str, function_name: str | None = None) -> Path:
     """The tuned ONNX file of a function, made if the cache has none; a refusal is kept too, since finding it out takes seconds."""
-    path = _cache_entry(program, numerics, function_name)
-    refusal = path.with_suffix(".refused.txt")
+    entry = _cache_entry(program, numerics, function_name)
+    refusal = _refusal(entry)
     if refusal.exists():
         raise UnsupportedError(refusal.read_text(encoding="utf-8"))
     try:
-        return cached_file(path, lambda temporary: write_onnx(program, temporary, numerics, function_name, tuned=True))
+        return cached_entry(entry, lambda folder: write_onnx(program, folder / _MODEL, numerics, function_name, tuned=True)) / _MODEL
     except UnsupportedError as error:
         reason = str(error)
         write_atomically(refusal, lambda temporary: temporary.write_text(reason, encoding="utf-8"))
@@ -83,8 +84,8 @@ def cached_onnx(program: Program, numerics: str, function_name: str | None = Non
 
 def is_cached(program: Program, numerics: str, function_name: str | None = None) -> bool:
     """Whether ``cached_onnx`` has the file, or knows that there can be none."""
-    path = _cache_entry(program, numerics, function_name)
-    return path.exists() or path.with_suffix(".refused.txt").exists()
+    entry = _cache_entry(program, numerics, function_name)
+    return entry.exists() or _refusal(entry).exists()
 
 
 class OnnxEngine:
@@ -156,7 +157,11 @@ def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) 
 def _cache_entry(program: Program, numerics: str, function_name: str | None) -> Path:
     name = program.default_function if function_name is None else function_name
     key = hashlib.sha256("\0".join((package_digest(program.path), name, numerics, *_makers())).encode()).hexdigest()[:32]
-    return cache_folder() / "onnx" / f"{key}.onnx"
+    return cache_folder() / "onnx" / key
+
+
+def _refusal(entry: Path) -> Path:
+    return entry.with_suffix(".refused.txt")
 
 
 def _makers() -> Iterator[str]:

@@ -17,35 +17,61 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, load, numpy_helper, save
+from onnx.external_data_helper import set_external_data
 
 # Of every element by itself, and finite at the zeros with which a block may be filled up.
 _ELEMENTWISE = frozenset({"Add", "Cast", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"})
 _NCHWC = "com.microsoft.nchwc"  # the domain of onnxruntime's ops on blocks
 _WIDEST_BLOCK = 16  # channels, with AVX-512; onnxruntime takes 8 or 4 elsewhere
 
+_WORTH_MAPPING = 4096  # bytes; a page
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def tune(path: Path, optimise: Callable[[Path, Path], object], halves: Collection[str] = ()) -> None:
-    """Tunes the model at ``path``. The inputs ``halves`` may be taken as fp16 from then on; the session says so.
+    """Tunes the model at ``path``; its weights go into a file beside it (``.weights``).
 
-    ``optimise(source, target)`` is onnxruntime's part: what it makes of a model for this processor.
+    ``optimise(source, target)`` is onnxruntime's part: what it makes of a model for this processor. The inputs ``halves`` may be taken as
+    fp16 from then on; the session says so.
     """
-    model = load(path)
+    with TemporaryDirectory() as folder:
+        prepared, optimised = Path(folder) / "prepared.onnx", Path(folder) / "optimised.onnx"
+        nested = _prepare(path, prepared, halves)  # a function of its own: the weights are let go before onnxruntime takes its copies
+        optimise(prepared, optimised)
+        model = load(optimised)
+    if not nested:
+        shapes = _shapes(model.graph)
+        _means_as_products(model.graph, shapes)
+        _stay_in_blocks(model.graph, shapes)
+    _put_weights_beside(model.graph, path.with_suffix(".weights"))
+    save(model, path)
+
+
+def _prepare(source: Path, target: Path, halves: Collection[str]) -> bool:
+    """Writes the model as onnxruntime is to see it; whether it has nested graphs.
+
+    What a nested graph reads is not among the inputs of its node, so a model with one is left as it is.
+    """
+    model = load(source)
     nested = any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)
     if not nested:
         _take_halves(model.graph, halves)
         _relu_before_rounding(model.graph)
-        save(model, path)
-    with TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        optimise(path, optimised)
-        model = load(optimised)
-    if not nested:  # what a nested graph reads is not among the inputs of its node
-        shapes = _shapes(model.graph)
-        _means_as_products(model.graph, shapes)
-        _stay_in_blocks(model.graph, shapes)
-    save(model, path)
+    save(model, target)
+    return nested
+
+
+def _put_weights_beside(graph: GraphProto, path: Path) -> None:
+    """Moves the weights into a file of their own, which onnxruntime maps into memory instead of copying it there."""
+    with path.open("wb") as file:
+        for tensor in graph.initializer:
+            if not tensor.HasField("raw_data") or len(tensor.raw_data) < _WORTH_MAPPING:
+                continue
+            file.write(bytes(-file.tell() % _WORTH_MAPPING))
+            set_external_data(tensor, path.name, offset=file.tell(), length=len(tensor.raw_data))
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
 
 
 def _take_halves(graph: GraphProto, names: Collection[str]) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.program import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime import load_model
+from coreflow.runtime.lift.engines import _weight_bytes
 
 INPUTS = {"ids": np.arange(16, dtype=np.int32)[None] * 6, "mask": (np.arange(16) < 12).astype(np.float32)[None]}
 ATOL = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-3}
@@ -112,6 +114,18 @@ class TestAuto:
             model = lifted(small_package)
             model.predict(INPUTS)
             assert model.engine == engine
+
+    @pytest.mark.parametrize(("rows", "times"), [(1, 2), (2, 1)])
+    def test_weights_that_a_single_row_reads_count_twice(self, rows: int, times: int) -> None:
+        x, y = (Value(name, "float16", (rows, 8)) for name in "xy")
+        weight, bias = (
+            Value("w", "float16", (8, 8), data=np.zeros((8, 8), np.float16)),
+            Value("b", "float16", (8,), data=np.zeros(8, np.float16)),
+        )
+        product = Op("linear", "op", {"x": x, "weight": weight}, (y,))
+        total = Op("add", "sum", {"x": y, "y": bias}, (Value("z", "float16", (rows, 8)),))
+        graph = Graph("main", "CoreML8", (x,), total.outputs, (product, total), (weight, bias))
+        assert _weight_bytes(graph) == times * 8 * 8 * 2 + 8 * 2
 
     def test_what_is_cached_opens_without_the_interpreter(self, small_package: Path) -> None:
         lifted(small_package).predict(INPUTS)

@@ -1,5 +1,6 @@
 """A program as ONNX: the interpreter's results, the package's names, and a cache that is never trusted blindly."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,23 +136,33 @@ class TestCache:
     def test_a_second_session_takes_the_file_of_the_first(self, small_package: Path, cache: Path, made: list[str]) -> None:
         program = read_program(small_package)
         first = cached_onnx(program, "fp32")
-        assert first.parent == cache and cached_onnx(program, "fp32") == first and made == ["fp32"]
+        assert first.parent.parent == cache and cached_onnx(program, "fp32") == first and made == ["fp32"]
 
-    @pytest.mark.parametrize("damage", ["cut", "changed", "no digest", "other digest", "empty digest"])
+    @pytest.mark.parametrize(
+        "damage", ["cut", "changed", "no digest", "other digest", "empty digest", "no file", "another file", "a file in its place"]
+    )
     def test_a_damaged_entry_is_made_again(self, small_package: Path, cache: Path, made: list[str], damage: str) -> None:
         program = read_program(small_package)
         path = cached_onnx(program, "fp32")
-        whole, note = path.read_bytes(), path.with_suffix(".onnx.sha256")
+        whole, note = path.read_bytes(), path.with_name("sha256")
         if damage == "cut":
             path.write_bytes(whole[: len(whole) // 2])
         elif damage == "changed":
             path.write_bytes(whole[:-9] + bytes(9))
         elif damage == "no digest":
             note.unlink()
+        elif damage == "no file":
+            path.unlink()
+        elif damage == "another file":
+            path.with_name("model.weights").write_bytes(b"x")
+        elif damage == "a file in its place":
+            shutil.rmtree(path.parent)
+            path.parent.write_bytes(b"x")
         else:
             note.write_text("0" * 64 if damage == "other digest" else "")
         assert cached_onnx(program, "fp32") == path and path.read_bytes() == whole and len(made) == 2
-        assert len(list(cache.iterdir())) == 2  # the file and its digest, and nothing half-done
+        assert [entry.name for entry in cache.iterdir()] == [path.parent.name]  # and nothing half-done beside it
+        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "sha256"]
 
     def test_numerics_package_and_function_decide_the_entry(
         self, small_package: Path, palettized_package: Path, cache: Path, made: list[str]

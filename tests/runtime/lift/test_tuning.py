@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx import _dtypes_taken, _session
 from coreflow.runtime.lift.tuning import tune
 
@@ -48,7 +49,7 @@ def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection
     session = _session(tuned, tuned=True)
     given = {name: inputs[name].astype(dtype) for name, dtype in _dtypes_taken(session).items()}
     ops = Counter(node.op_type for node in onnx.load(tuned).graph.node)
-    assert [file.name for file in folder.iterdir() if file.suffix != ".onnx"] == []
+    assert {file.name for file in folder.iterdir()} == {"plain.onnx", "tuned.onnx", "tuned.weights"}
     return _session(plain).run(None, inputs), session.run(None, given), ops
 
 
@@ -193,6 +194,30 @@ class TestBlocks:
         for want, found in zip(plain, tuned, strict=True):
             assert found.shape == want.shape
             np.testing.assert_allclose(found, want, rtol=4e-3, atol=4e-3 * float(np.abs(want).max(initial=1e-3)))
+
+
+class TestWeights:
+    def test_lie_in_whole_pages_beside_the_model(self, tmp_path: Path) -> None:
+        constants = {"a": weights(48, 32), "b": weights(32, 48), "c": weights(32, 32, 3)}
+        nodes = [helper.make_node("Conv", ["x", "a"], ["p"]), helper.make_node("Conv", ["p", "b"], ["q"])]
+        nodes.append(helper.make_node("Conv", ["q", "c"], ["y"], pads=[1] * 4))
+        x = RANDOM.standard_normal((1, 32, 5, 5)).astype(np.float32)
+        (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], constants), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+        assert (tmp_path / "tuned.onnx").stat().st_size < 4096 < sum(each.nbytes for each in constants.values())
+        stored = [each for each in onnx.load(tmp_path / "tuned.onnx", load_external_data=False).graph.initializer if each.external_data]
+        places = {int(entry.value) for each in stored for entry in each.external_data if entry.key == "offset"}
+        assert len(places) == 3 and all(place % 4096 == 0 for place in places)
+
+    def test_that_are_missing_or_short_are_an_error(self, tmp_path: Path) -> None:
+        nodes = [helper.make_node("Conv", ["x", "a"], ["y"])]
+        x = np.ones((1, 64, 5, 5), np.float32)
+        both(tmp_path, model(nodes, {"x": x.shape}, ["y"], {"a": weights(64, 64)}), {"x": x})
+        path = tmp_path / "tuned.weights"
+        for damaged in (path.read_bytes()[:-1], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(UnsupportedError, match=r"onnxruntime cannot open tuned\.onnx"):
+                _session(tmp_path / "tuned.onnx", tuned=True)
 
 
 class TestHalves:
