@@ -143,9 +143,8 @@ def without_classifier(graph: Graph, interface: Interface) -> tuple[Graph, Inter
 
 
 def _dtypes_taken(session: Any) -> dict[str, np.dtype[Any]]:
-    """By name, the dtype of every input that the session takes; one that no output depends on is not among them."""
-    names = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
-    return {entry.name: np.dtype(names[entry.type]) for entry in session.get_inputs()}
+    """By name, in which dtype every input of the session is given if it is of floats; one that no output depends on may be missing."""
+    return {entry.name: np.dtype(np.float16 if entry.type == "tensor(float16)" else np.float32) for entry in session.get_inputs()}
 
 
 def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) -> dict[str, np.ndarray[Any, Any]]:

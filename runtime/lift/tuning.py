@@ -26,6 +26,7 @@ _WIDEST_BLOCK = 16  # channels, with AVX-512; onnxruntime takes 8 or 4 elsewhere
 
 _WORTH_MAPPING = 4096  # bytes; a page
 
+# Names of what is added end in "@" and what it is: the exporter gives names of Python, which have no such sign.
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -76,10 +77,10 @@ def _put_weights_beside(graph: GraphProto, path: Path) -> None:
 
 def _take_halves(graph: GraphProto, names: Collection[str]) -> None:
     """Inputs in fp16, widened inside: onnxruntime has threads for that, and its caller would have one."""
-    wide = {name: f"{name}_wide" for name in names}
-    for value in graph.input:
-        if value.name in wide:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    taken = [value for value in graph.input if value.name in names]
+    for value in taken:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    wide = {value.name: f"{value.name}@wide" for value in taken}
     widening = [helper.make_node("Cast", [name], [other], name=other, to=TensorProto.FLOAT) for name, other in wide.items()]
     reading = [_rewired(node, *(wide.get(name, name) for name in node.input), *node.output) for node in graph.node]
     _replace_nodes(graph, [*widening, *reading])
@@ -120,15 +121,15 @@ def _means_as_products(graph: GraphProto, shapes: Shapes) -> None:
         source, target = node.input[0], node.output[0]
         shape, result = shapes[source], shapes[target]
         extent, after = shape[axis], shape[axis + 1 :]
-        row = numpy_helper.from_array(np.full((1, extent), 1 / extent, np.float32), f"{target}_row")
+        row = numpy_helper.from_array(np.full((1, extent), 1 / extent, np.float32), f"{target}@row")
         graph.initializer.append(row)
         # Axes of one element go where the product's result has them.
         ones = (1,) * (len(after) - 1) if max(after[:-1], default=1) == 1 else ()
         folded = (*shape[:axis], *ones, extent, math.prod(after))
         given = (*folded[:-2], 1, folded[-1])
         if shape != folded:
-            nodes.append(_reshape(graph, source, source := f"{target}_folded", folded))
-        flat = target if result == given else f"{target}_flat"
+            nodes.append(_reshape(graph, source, source := f"{target}@folded", folded))
+        flat = target if result == given else f"{target}@flat"
         nodes.append(helper.make_node("MatMul", [row.name, source], [flat], name=node.name))
         if flat != target:
             nodes.append(_reshape(graph, flat, target, result))
@@ -166,7 +167,7 @@ def _stay_in_blocks(graph: GraphProto, shapes: Shapes) -> None:
             same[target] = blocks[reads[0]]
         elif node.op_type in _ELEMENTWISE and all(name in blocks for name in reads) and len({shapes[name] for name in reads}) == 1:
             shapes[target] = shapes[reads[0]]
-            blocks[target] = f"{target}_in_blocks"
+            blocks[target] = f"{target}@in_blocks"
             moved = _rewired(node, *(blocks[name] for name in reads), blocks[target])
             nodes.append(moved)
             ordering[target] = _put_in_order(blocks[target], target, channels=shapes[target][1])
@@ -191,7 +192,7 @@ def _in_last_axis(node: NodeProto) -> bool:
 
 def _put_in_order(source: str, target: str, channels: int) -> NodeProto:
     return helper.make_node(
-        "ReorderOutput", [source], [target], name=f"{target}_in_order", domain=_NCHWC, channels=channels, channels_last=0
+        "ReorderOutput", [source], [target], name=f"{target}@in_order", domain=_NCHWC, channels=channels, channels_last=0
     )
 
 
@@ -215,8 +216,8 @@ def _rewired(node: NodeProto, *names: str) -> NodeProto:
 
 
 def _reshape(graph: GraphProto, source: str, target: str, shape: tuple[int, ...]) -> NodeProto:
-    graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{target}_shape"))
-    return helper.make_node("Reshape", [source, f"{target}_shape"], [target], name=f"{target}_reshape")
+    graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{target}@shape"))
+    return helper.make_node("Reshape", [source, f"{target}@shape"], [target], name=f"{target}@reshape")
 
 
 def _readers(graph: GraphProto) -> Counter[str]:

@@ -228,6 +228,12 @@ class TestHalves:
         np.testing.assert_array_equal(tuned, plain)
         assert _dtypes_taken(_session(tmp_path / "tuned.onnx", tuned=True)) == {"x": np.float16, "z": np.float32}
 
+    def test_an_input_that_the_model_does_not_have_is_no_input(self, tmp_path: Path) -> None:
+        made = model([helper.make_node("Neg", ["x"], ["y"])], {"x": (2, 3)}, ["y"], {})
+        (plain,), (tuned,), ops = both(tmp_path, made, {"x": np.ones((2, 3), np.float32)}, halves=["x", "left out by the exporter"])
+        np.testing.assert_array_equal(tuned, plain)
+        assert ops == {"Cast": 1, "Neg": 1}
+
 
 def test_a_graph_in_a_graph_is_left_to_onnxruntime(tmp_path: Path) -> None:
     """What it reads of the graph around it is not among the inputs of its node."""
