@@ -87,7 +87,7 @@ def _take_halves(graph: GraphProto, names: Collection[str]) -> None:
 
 
 def _relu_before_rounding(graph: GraphProto) -> None:
-    """Convolution, fp16, fp32, relu becomes convolution, relu, fp16, fp32: a number and what it is rounded to have the same sign."""
+    """fp16, fp32, relu becomes relu, fp16, fp32: a number and what it is rounded to have the same sign."""
     makers = {name: node for node in graph.node for name in node.output}
     readers = _readers(graph)
     declared = {value.name: value.type.tensor_type for value in graph.value_info}
@@ -96,9 +96,8 @@ def _relu_before_rounding(graph: GraphProto) -> None:
             continue
         wide = makers[relu.input[0]]
         narrow = makers[wide.input[0]]
-        source = makers.get(narrow.input[0])
         names = narrow.input[0], narrow.output[0], wide.output[0], relu.output[0]
-        if source is None or source.op_type != "Conv" or any(readers[name] != 1 for name in names[:3]):
+        if any(readers[name] != 1 for name in names[:3]):
             continue
         moved = [_rewired(node, names[i], names[i + 1]) for i, node in enumerate((relu, narrow, wide))]
         for place, node in zip((narrow, wide, relu), moved, strict=True):  # in the order in which they are computed
@@ -123,9 +122,7 @@ def _means_as_products(graph: GraphProto, shapes: Shapes) -> None:
         extent, after = shape[axis], shape[axis + 1 :]
         row = numpy_helper.from_array(np.full((1, extent), 1 / extent, np.float32), f"{target}@row")
         graph.initializer.append(row)
-        # Axes of one element go where the product's result has them.
-        ones = (1,) * (len(after) - 1) if max(after[:-1], default=1) == 1 else ()
-        folded = (*shape[:axis], *ones, extent, math.prod(after))
+        folded = (*shape[:axis], *(1 for _ in after[1:]), extent, math.prod(after))  # as many axes as the result has, if it keeps them
         given = (*folded[:-2], 1, folded[-1])
         if shape != folded:
             nodes.append(_reshape(graph, source, source := f"{target}@folded", folded))

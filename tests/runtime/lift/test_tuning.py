@@ -132,8 +132,49 @@ class TestReluBeforeRounding:
             np.testing.assert_array_equal(found, want)
         assert (plain[1] < 0).any() and ops["Relu"] == 1
 
+    def test_not_behind_what_is_no_rounding(self, tmp_path: Path) -> None:
+        """Whether a number is there, as 0 or 1, is no rounding: a negative one is."""
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Cast", ["c"], ["b"], to=TensorProto.BOOL),
+            helper.make_node("Cast", ["b"], ["r"], to=TensorProto.FLOAT),
+            helper.make_node("Relu", ["r"], ["y"]),
+        ]
+        x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
+        (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], {"w": weights(16, 16)}), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+        assert (plain == 1).all()
+
 
 class TestBlocks:
+    def test_a_gate_of_one_place_is_broadcast_in_order(self, tmp_path: Path) -> None:
+        """Squeeze and excite: both factors come from convolutions, but blocks of (C, 1, 1) do not meet those of (C, H, W)."""
+        nodes = [
+            helper.make_node("Conv", ["x", "a"], ["p"]),
+            helper.make_node("Conv", ["z", "b"], ["q"]),
+            helper.make_node("Sigmoid", ["q"], ["gate"]),
+            helper.make_node("Mul", ["p", "gate"], ["r"]),
+            helper.make_node("Conv", ["r", "a"], ["y"]),
+        ]
+        made = model(nodes, {"x": (1, 32, 4, 4), "z": (1, 32, 1, 1)}, ["y"], {"a": weights(32, 32), "b": weights(32, 32)})
+        inputs = {
+            "x": RANDOM.standard_normal((1, 32, 4, 4)).astype(np.float32),
+            "z": RANDOM.standard_normal((1, 32, 1, 1)).astype(np.float32),
+        }
+        (plain,), (tuned,), _ = both(tmp_path, made, inputs)
+        np.testing.assert_array_equal(tuned, plain)
+
+    def test_what_fills_up_a_block_reaches_nothing(self, tmp_path: Path) -> None:
+        """24 channels are a block and a half: what is zero there becomes a half, and then infinite, while the channels stay zero."""
+        nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Sigmoid", ["c"], ["v0"])]
+        for i in range(24):
+            nodes.append(helper.make_node("Add", [f"v{i}", f"v{i}"], [f"v{i + 1}"]))
+        nodes += [*rounded("v24", "r"), helper.make_node("Conv", ["r", "w"], ["y"])]
+        made = model(nodes, {"x": (1, 24, 3, 3)}, ["y"], {"w": np.ones((24, 24, 1, 1), np.float32)})
+        (plain,), (tuned,), _ = both(tmp_path, made, {"x": np.full((1, 24, 3, 3), -9.0, np.float32)})
+        np.testing.assert_array_equal(tuned, plain)
+        assert np.isfinite(plain).all()
+
     def test_a_residual_network_is_put_in_order_once(self, tmp_path: Path) -> None:
         if not has_blocks(tmp_path):
             pytest.skip("onnxruntime has no blocked convolutions on this processor")
