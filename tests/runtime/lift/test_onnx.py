@@ -171,6 +171,12 @@ class TestCache:
         entries = [cached_onnx(*key) for key in ((small, "fp32"), (small, "fp16"), (other, "fp32"), (small, "fp32", "f"), (small, "fp32"))]
         assert len(set(entries)) == 4 and len(made) == 4
 
+    def test_so_does_the_processor(self, small_package: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        program = read_program(small_package)
+        here = cached_onnx(program, "fp32")
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
+        assert cached_onnx(program, "fp32") != here and len(made) == 2
+
     def test_a_refusal_is_remembered(self, branching_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = read_program(branching_package)
         with pytest.raises(UnsupportedError) as first:

@@ -93,13 +93,16 @@ def test_a_value_dies_with_the_last_op_that_reads_it() -> None:
 
 
 def test_what_was_computed_from_constants_is_there_at_every_call() -> None:
-    x, weight, y = floats("x", 2), floats("w", 2), floats("y", 2)
+    x, weight, y = floats("x", 2), floats("w", 2), floats("y", 4)
     parts = {"quantized_data": known("q", np.array([3, 5], np.int8)), "scale": known("scale", np.float32(0.5))}
     parts |= {"zero_point": known("zero", np.int8(1)), "axis": known("axis", np.int32(0))}
-    ops = Op("constexpr_affine_dequantize", "weight", parts, (weight,)), Op("add", "sum", {"x": x, "y": weight}, (y,))
+    ops = (
+        Op("constexpr_affine_dequantize", "weight", parts, (weight,)),
+        Op("concat", "join", {"values": (x, weight), "axis": known("axis", np.int32(0))}, (y,)),
+    )
     run = straight(planned((x,), (y,), *ops))
     for _ in range(2):
-        assert run([torch.ones(2)])[0].tolist() == [2.0, 3.0]
+        assert run([torch.ones(2)])[0].tolist() == [1.0, 1.0, 1.0, 2.0]
 
 
 def test_names_in_a_package_are_no_code() -> None:

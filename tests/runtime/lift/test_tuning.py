@@ -14,13 +14,16 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx import _dtypes_taken, _session
-from coreflow.runtime.lift.tuning import tune
+from coreflow.runtime.lift.tuning import _NCHWC, _stay_in_blocks, tune
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 RANDOM = np.random.default_rng(0)
 
 
-def model(nodes: Sequence[NodeProto], inputs: dict[str, tuple[int, ...]], outputs: Collection[str], constants: Arrays) -> onnx.ModelProto:
+def model(
+    nodes: Sequence[NodeProto], inputs: dict[str, tuple[int, ...]], outputs: Collection[str], constants: Arrays, domain: str = ""
+) -> onnx.ModelProto:
+    """The shapes of all values are declared, as torch's exporter declares them; not where ops are of another ``domain``."""
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -28,8 +31,9 @@ def model(nodes: Sequence[NodeProto], inputs: dict[str, tuple[int, ...]], output
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return onnx.shape_inference.infer_shapes(made, strict_mode=True)  # as torch's exporter declares them
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return made if domain else onnx.shape_inference.infer_shapes(made, strict_mode=True)
 
 
 def rounded(name: str, result: str) -> list[NodeProto]:
@@ -81,6 +85,8 @@ class TestMeans:
         (plain,), (tuned,), ops = both(tmp_path, model([node], {"x": shape}, ["y"], {"axes": np.array([axis], np.int64)}), {"x": x})
         np.testing.assert_allclose(tuned, x.mean(axis, keepdims=bool(keep)), rtol=1e-5, atol=1e-6)
         assert tuned.shape == plain.shape and ops["MatMul"] == 1 and not ops["ReduceMean"]
+        if keep and shape in ((1, 24, 1, 9), (2, 3, 1, 1, 4), (3, 7, 5), (6, 5)):
+            assert ops["Reshape"] == (len(shape) > 3)  # at most before the product, and none behind it
 
     @pytest.mark.parametrize("axes", [[3], [-1], [1, 2], [2, 3]], ids=str)
     def test_over_the_last_or_several_stays_as_it_is(self, tmp_path: Path, axes: list[int]) -> None:
@@ -163,6 +169,37 @@ class TestBlocks:
         }
         (plain,), (tuned,), _ = both(tmp_path, made, inputs)
         np.testing.assert_array_equal(tuned, plain)
+
+    @pytest.mark.parametrize(("first", "last", "turns"), [(0, 0, 1), (1, 1, 2), (0, 1, 2), (1, 0, 2)])
+    def test_what_has_its_channels_last_is_put_in_order_as_before(self, tmp_path: Path, first: int, last: int, turns: int) -> None:
+        """Its axes are not those of the blocks. This is what onnxruntime makes of turns around convolutions, here around pools."""
+        if not has_blocks(tmp_path):
+            pytest.skip("onnxruntime has no blocked convolutions on this processor")
+
+        def on_blocks(op: str, source: str, target: str, **attributes: Any) -> NodeProto:
+            return helper.make_node(op, [source], [target], domain=_NCHWC, **attributes)
+
+        nodes = [
+            on_blocks("ReorderInput", "x", "a", channels_last=first),
+            on_blocks("MaxPool", "a", "b", kernel_shape=[1, 1]),
+            on_blocks("ReorderOutput", "b", "t", channels_last=first, channels=32),
+            helper.make_node("Tanh", ["t"], ["v"]),
+            on_blocks("ReorderInput", "v", "c", channels_last=last),
+            on_blocks("MaxPool", "c", "d", kernel_shape=[1, 1]),
+            on_blocks("ReorderOutput", "d", "y", channels_last=last, channels=32),
+        ]
+        shape = (1, 32, 32, 32)
+        made = model(nodes, {"x": shape}, ["y"], {}, _NCHWC)
+        x = RANDOM.standard_normal(shape).astype(np.float32)
+        results = []
+        for changed in (False, True):
+            if changed:
+                _stay_in_blocks(made.graph, dict.fromkeys(("x", "t", "v", "y"), shape))
+            onnx.save(made, tmp_path / "made.onnx")
+            results += _session(tmp_path / "made.onnx", tuned=True).run(None, {"x": x})
+        np.testing.assert_array_equal(results[1], results[0])
+        assert first != last or np.allclose(results[0], np.tanh(x), atol=1e-6)
+        assert Counter(node.op_type for node in made.graph.node)["ReorderInput"] == turns
 
     def test_what_fills_up_a_block_reaches_nothing(self, tmp_path: Path) -> None:
         """24 channels are a block and a half: what is zero there becomes a half, and then infinite, while the channels stay zero."""
