@@ -5,14 +5,17 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from coreflow.models.storage import write_folder_atomically
 
 logger = logging.getLogger(__name__)
 
-_NOTE = "sha256"  # of every other file of an entry: its digest and its name, a line each
+_NOTE = "sha256"  # of every other file of an entry: its digest and its name, a line each; its time is that of the last use
+KEPT_S = 30 * 24 * 3600.0  # after the last use; an entry of an older release of anything is never used again
 
 
 def cache_folder() -> Path:
@@ -28,10 +31,13 @@ def cache_folder() -> Path:
 def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
     """The folder ``path`` as ``make`` filled it, now or before; what does not have the digests that were noted is made again.
 
-    Where it cannot be written, the error is the system's (``OSError``).
+    Entries beside it that nobody used for ``KEPT_S`` go when a new one is made. Where it cannot be written, the error is the system's
+    (``OSError``).
     """
     if path.exists():
         if _is_whole(path):
+            with suppress(OSError):  # a cache that can only be read
+                os.utime(path / _NOTE)
             return path
         logger.info("%s is damaged or incomplete; it is made again", path.name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -45,7 +51,16 @@ def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
     except OSError:
         if not _is_whole(path):  # it is, when another process was first
             raise
+    _forget_unused(path.parent)
     return path
+
+
+def _forget_unused(folder: Path) -> None:
+    limit = time.time() - KEPT_S
+    for note in folder.glob(f"*/{_NOTE}"):
+        with suppress(OSError):
+            if note.stat().st_mtime < limit:
+                shutil.rmtree(note.parent)
 
 
 def _is_whole(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """An entry of the cache: whole, or made again; several processes may make it at a time."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_who_comes_second_takes_what_the_first_made(tmp_path: Path) -> None:
 
     assert cached_entry(entry, second) == entry
     assert (entry / "a").read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["entry"]
+
+
+def test_what_nobody_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "a").write_text("1")
+
+    entries = [cached_entry(tmp_path / name, make) for name in ("forgotten", "used")]
+    for entry in entries:
+        os.utime(entry / "sha256", (0, 0))
+    (tmp_path / "not ours").mkdir()
+    cached_entry(tmp_path / "used", make)
+    assert (tmp_path / "forgotten").exists()
+    cached_entry(tmp_path / "new", make)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "not ours", "used"]
 
 
 def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
