@@ -154,7 +154,7 @@ class Planner:
                 guard(**known)
                 return function
         except Exception as error:
-            raise UnsupportedError(f"{self._package}: {op.type} {op.name!r} cannot be executed: {error}") from error
+            raise not_executable(self._package, op, error) from error
 
         @wraps(function)
         def guarded(**arguments: Any) -> Any:
@@ -255,7 +255,12 @@ def execute(steps: Sequence[Step], environment: list[Any], package: str, observe
         raise
     except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
         assert step is not None
-        raise UnsupportedError(f"{package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
+        raise not_executable(package, step.op, error) from error
+
+
+def not_executable(package: str, op: Op, error: Exception) -> UnsupportedError:
+    """What to raise when torch, a guard or a lowering refuses ``op`` as this package uses it."""
+    return UnsupportedError(f"{package}: {op.type} {op.name!r} cannot be executed: {error}")
 
 
 def _write(step: Step, result: Any, environment: list[Any]) -> None:

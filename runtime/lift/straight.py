@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from coreflow.models.errors import CoreflowError, UnsupportedError
-from coreflow.runtime.lift.plan import Plan, Step, convert
+from coreflow.models.errors import CoreflowError
+from coreflow.runtime.lift.plan import Plan, Step, convert, not_executable
 
 _FILE = "<plan>"  # where Python says that an error of the function arose
 
@@ -35,8 +35,7 @@ class StraightPlan:
         except CoreflowError:
             raise
         except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
-            op = self._failed(error.__traceback__).op
-            raise UnsupportedError(f"{self._package}: {op.type} {op.name!r} cannot be executed: {error}") from error
+            raise not_executable(self._package, self._failed(error.__traceback__).op, error) from error
 
     def _failed(self, traceback: TracebackType | None) -> Step:
         """The step on whose line the error arose; line 1 has the arguments."""

@@ -1,7 +1,8 @@
 """A program's ONNX model made ready for onnxruntime on this processor.
 
 onnxruntime optimises a model whenever it loads one, on copies of its weights. Here that is done once; what comes of it loads in a fraction
-of the time and of the memory. With it go three changes that onnxruntime does not make by itself. None changes what is computed:
+of the time and of the memory. With it go three changes that onnxruntime does not make by itself. None changes what is computed, except
+that the sum of a mean is taken in another order:
 
 - relu comes before the rounding of a convolution's result instead of behind it, where onnxruntime makes one kernel of the two;
 - a mean over an axis that is not the last is a product with a row of 1 / n, mostly two to ten times as fast;
@@ -167,7 +168,7 @@ def _stay_in_blocks(graph: GraphProto, shapes: Shapes) -> None:
             blocks[target] = f"{target}@in_blocks"
             moved = _rewired(node, *(blocks[name] for name in reads), blocks[target])
             nodes.append(moved)
-            ordering[target] = _put_in_order(blocks[target], target, channels=shapes[target][1])
+            ordering[target] = _from_blocks(blocks[target], target, channels=shapes[target][1])
         else:
             for name in reads:
                 put_in_order(name)
@@ -187,7 +188,7 @@ def _in_last_axis(node: NodeProto) -> bool:
     return any(each.name == "channels_last" and each.i for each in node.attribute)
 
 
-def _put_in_order(source: str, target: str, channels: int) -> NodeProto:
+def _from_blocks(source: str, target: str, channels: int) -> NodeProto:
     return helper.make_node(
         "ReorderOutput", [source], [target], name=f"{target}@in_order", domain=_NCHWC, channels=channels, channels_last=0
     )
