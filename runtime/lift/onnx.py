@@ -171,7 +171,7 @@ def _makers() -> Iterator[str]:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:
             yield f"{name} none"
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         yield hashlib.sha256(source.read_bytes()).hexdigest()
 
 

@@ -14,7 +14,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx import _dtypes_taken, _session
-from coreflow.runtime.lift.tuning import _NCHWC, _stay_in_blocks, tune
+from coreflow.runtime.lift.tuning import tune
+from coreflow.runtime.lift.tuning.blocks import NCHWC, channels_in_a_block, stay_in_blocks
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 RANDOM = np.random.default_rng(0)
@@ -57,15 +58,12 @@ def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection
     return _session(plain).run(None, inputs), session.run(None, given), ops
 
 
-def has_blocks(folder: Path) -> bool:
-    """Whether onnxruntime computes convolutions on blocks of channels here."""
-    made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 16, 4, 4)}, ["y"], {"w": np.ones((16, 16, 1, 1), np.float32)})
-    onnx.save(made, folder / "probe.onnx")
-    _session(folder / "probe.onnx", optimised=folder / "probed.onnx")
-    found = {node.op_type for node in onnx.load(folder / "probed.onnx").graph.node}
-    (folder / "probe.onnx").unlink()
-    (folder / "probed.onnx").unlink()
-    return "ReorderInput" in found
+def block_here(folder: Path) -> int:
+    """How many channels onnxruntime puts side by side on this processor; the test is skipped where it does not."""
+    block = channels_in_a_block(lambda source, target: _session(source, optimised=target), folder)
+    if block is None:
+        pytest.skip("onnxruntime has no blocked convolutions on this processor")
+    return block
 
 
 def weights(out: int, into: int, kernel: int = 1) -> np.ndarray[Any, Any]:
@@ -152,6 +150,30 @@ class TestReluBeforeRounding:
         assert (plain == 1).all()
 
 
+class TestMaximaBeforeRounding:
+    def test_round_what_is_left(self, tmp_path: Path) -> None:
+        """Behind relu, as in the first layers of a residual network; with ties in fp16 that are none in fp32, and an overflow."""
+        nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r"), helper.make_node("Relu", ["r"], ["p"])]
+        nodes.append(helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4))
+        x = RANDOM.standard_normal((1, 16, 8, 8)).astype(np.float32)
+        x[0, :, 4, 4] *= 1e6
+        x[0, :, 0, 0] = x[0, :, 0, 1] * np.float32(1 + 2**-20)
+        (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], {"w": weights(16, 16)}), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+        assert np.isinf(plain).any()
+        made = onnx.load(tmp_path / "tuned.onnx").graph.node
+        assert [node.op_type for node in made if node.op_type in ("MaxPool", "Cast")] == ["MaxPool", "Cast", "Cast"]
+
+    def test_not_where_the_place_of_the_maximum_is_asked_for(self, tmp_path: Path) -> None:
+        """Of two that are one in fp16 the first is it, whichever was larger."""
+        nodes = [*rounded("x", "r"), helper.make_node("MaxPool", ["r"], ["y", "place"], kernel_shape=[2, 2], strides=[2, 2])]
+        made = model(nodes, {"x": (1, 1, 2, 2)}, ["y"], {})
+        made.graph.output.append(helper.make_tensor_value_info("place", TensorProto.INT64, (1, 1, 1, 1)))
+        x = np.array([[[[1, 1 + 2**-20], [0, 0]]]], np.float32)
+        plain, tuned, _ = both(tmp_path, made, {"x": x})
+        assert plain[1].item() == tuned[1].item() == 0
+
+
 class TestBlocks:
     def test_a_gate_of_one_place_is_broadcast_in_order(self, tmp_path: Path) -> None:
         """Squeeze and excite: both factors come from convolutions, but blocks of (C, 1, 1) do not meet those of (C, H, W)."""
@@ -173,11 +195,10 @@ class TestBlocks:
     @pytest.mark.parametrize(("first", "last", "turns"), [(0, 0, 1), (1, 1, 2), (0, 1, 2), (1, 0, 2)])
     def test_what_has_its_channels_last_is_put_in_order_as_before(self, tmp_path: Path, first: int, last: int, turns: int) -> None:
         """Its axes are not those of the blocks. This is what onnxruntime makes of turns around convolutions, here around pools."""
-        if not has_blocks(tmp_path):
-            pytest.skip("onnxruntime has no blocked convolutions on this processor")
+        block = block_here(tmp_path)
 
         def on_blocks(op: str, source: str, target: str, **attributes: Any) -> NodeProto:
-            return helper.make_node(op, [source], [target], domain=_NCHWC, **attributes)
+            return helper.make_node(op, [source], [target], domain=NCHWC, **attributes)
 
         nodes = [
             on_blocks("ReorderInput", "x", "a", channels_last=first),
@@ -189,12 +210,12 @@ class TestBlocks:
             on_blocks("ReorderOutput", "d", "y", channels_last=last, channels=32),
         ]
         shape = (1, 32, 32, 32)
-        made = model(nodes, {"x": shape}, ["y"], {}, _NCHWC)
+        made = model(nodes, {"x": shape}, ["y"], {}, NCHWC)
         x = RANDOM.standard_normal(shape).astype(np.float32)
         results = []
         for changed in (False, True):
             if changed:
-                _stay_in_blocks(made.graph, dict.fromkeys(("x", "t", "v", "y"), shape))
+                stay_in_blocks(made.graph, dict.fromkeys(("x", "t", "v", "y"), shape), block)
             onnx.save(made, tmp_path / "made.onnx")
             results += _session(tmp_path / "made.onnx", tuned=True).run(None, {"x": x})
         np.testing.assert_array_equal(results[1], results[0])
@@ -213,8 +234,7 @@ class TestBlocks:
         assert np.isfinite(plain).all()
 
     def test_a_residual_network_is_put_in_order_once(self, tmp_path: Path) -> None:
-        if not has_blocks(tmp_path):
-            pytest.skip("onnxruntime has no blocked convolutions on this processor")
+        block_here(tmp_path)
         nodes, constants, current = [], {}, "x"
         for i in range(3):
             constants[f"a{i}"], constants[f"b{i}"] = weights(32, 32, 3), weights(32, 32)
@@ -227,7 +247,7 @@ class TestBlocks:
         made = model(nodes, {"x": (1, 32, 6, 6)}, [current], constants)
         (plain,), (tuned,), ops = both(tmp_path, made, {"x": RANDOM.standard_normal((1, 32, 6, 6)).astype(np.float32)})
         np.testing.assert_array_equal(tuned, plain)
-        assert (ops["ReorderInput"], ops["ReorderOutput"], ops["Cast"]) == (1, 1, 16)
+        assert (ops["ReorderInput"], ops["ReorderOutput"], ops["Cast"], ops["Conv"], ops["Add"]) == (1, 1, 16, 8, 0)
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(data=st.data(), channels=st.sampled_from([16, 24, 32]))
@@ -272,6 +292,89 @@ class TestBlocks:
         for want, found in zip(plain, tuned, strict=True):
             assert found.shape == want.shape
             np.testing.assert_allclose(found, want, rtol=4e-3, atol=4e-3 * float(np.abs(want).max(initial=1e-3)))
+
+    def test_the_block_is_what_onnxruntime_lays_weights_out_by(self, tmp_path: Path) -> None:
+        """An output channel of its own for every element of the first block, all for the first input channel."""
+        block = block_here(tmp_path)
+        weights = np.arange(64 * 32, dtype=np.float32).reshape(64, 32, 1, 1)
+        made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 32, 4, 4)}, ["y"], {"w": weights})
+        onnx.save(made, tmp_path / "made.onnx")
+        _session(tmp_path / "made.onnx", optimised=tmp_path / "optimised.onnx")
+        (laid_out,) = (numpy_helper.to_array(each) for each in onnx.load(tmp_path / "optimised.onnx").graph.initializer)
+        parts = weights.reshape(64 // block, block, 32 // block, block).transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(laid_out.ravel(), parts.ravel())
+
+    def test_a_half_that_leaves_is_rounded_in_order(self, tmp_path: Path) -> None:
+        """Only fp32 can be put in order again."""
+        block_here(tmp_path)
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Cast", ["c"], ["h"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["h"], ["r"], to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["r", "w"], ["y"]),
+        ]
+        made = model(nodes, {"x": (1, 32, 4, 4)}, ["y"], {"w": weights(32, 32)})
+        made.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT16, (1, 32, 4, 4)))
+        plain, tuned, _ = both(tmp_path, made, {"x": RANDOM.standard_normal((1, 32, 4, 4)).astype(np.float32)})
+        for want, found in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(found, want)
+
+
+class TestSums:
+    """In blocks, which convolutions and roundings around the sum see to."""
+
+    SHAPE = (1, 32, 6, 7)
+
+    def tuned(self, folder: Path, middle: Sequence[NodeProto], x: np.ndarray[Any, Any], outputs: Collection[str] = ("y",)) -> Counter[str]:
+        """Runs two convolutions that give a and b, ``middle``, and one from s to y; the ops of the tuned model, which gives the same."""
+        block_here(folder)
+        nodes = [helper.make_node("Conv", ["x", "i"], ["p"]), *rounded("p", "a"), helper.make_node("Conv", ["x", "w"], ["q"])]
+        nodes += [*rounded("q", "b"), *middle, helper.make_node("Conv", ["s", "i"], ["y"])]
+        constants = {"i": np.eye(32, dtype=np.float32)[:, :, None, None], "w": weights(32, 32)}
+        plain, tuned, ops = both(folder, model(nodes, {"x": self.SHAPE}, outputs, constants), {"x": x})
+        for want, found in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(found, want)
+        return ops
+
+    def draw(self) -> np.ndarray[Any, Any]:
+        return RANDOM.standard_normal(self.SHAPE).astype(np.float32)
+
+    @pytest.mark.parametrize("reads", [["a", "b"], ["b", "a"]])
+    def test_are_convolutions(self, tmp_path: Path, reads: list[str]) -> None:
+        assert self.tuned(tmp_path, [helper.make_node("Add", reads, ["t"]), *rounded("t", "s")], self.draw())["Conv"] == 4
+
+    def test_take_relu_along(self, tmp_path: Path) -> None:
+        middle = [helper.make_node("Add", ["a", "b"], ["t"]), helper.make_node("Relu", ["t"], ["u"]), *rounded("u", "s")]
+        ops = self.tuned(tmp_path, middle, self.draw())
+        assert (ops["Conv"], ops["Relu"], ops["Add"]) == (4, 0, 0)
+
+    def test_leave_relu_where_something_else_reads_the_sum(self, tmp_path: Path) -> None:
+        middle = [helper.make_node("Add", ["a", "b"], ["t"]), helper.make_node("Relu", ["t"], ["u"])]
+        middle += [helper.make_node("Mul", ["t", "u"], ["v"]), *rounded("v", "s")]
+        ops = self.tuned(tmp_path, middle, self.draw())
+        assert (ops["Conv"], ops["Relu"], ops["Add"]) == (4, 1, 0)
+
+    @pytest.mark.parametrize("reads", [["a", "b"], ["b", "a"]])
+    def test_write_to_what_nothing_else_reads(self, tmp_path: Path, reads: list[str]) -> None:
+        """a is read again behind the sum, so the sum is made in b."""
+        middle = [helper.make_node("Add", reads, ["t"]), helper.make_node("Mul", ["t", "a"], ["u"]), *rounded("u", "s")]
+        ops = self.tuned(tmp_path, middle, self.draw(), ("y", "t"))
+        assert (ops["Conv"], ops["Add"]) == (4, 0)
+
+    @pytest.mark.parametrize("reads", [["a", "b"], ["a", "a"]])
+    def test_stay_where_both_are_read_again(self, tmp_path: Path, reads: list[str]) -> None:
+        middle = [helper.make_node("Add", reads, ["t"]), helper.make_node("Mul", ["a", "b"], ["u"])]
+        middle += [helper.make_node("Sub", ["t", "u"], ["v"]), *rounded("v", "s")]
+        ops = self.tuned(tmp_path, middle, self.draw())
+        assert (ops["Conv"], ops["Add"]) == (3, 1)
+
+    @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 65519.0, -1e-7])
+    def test_keep_what_is_no_number(self, tmp_path: Path, bad: float) -> None:
+        """-1e-7 becomes -2 ** -23, a subnormal fp16, or -0."""
+        x = self.draw()
+        x[0, :, 2, 3] = 0
+        x[0, 5, 2, 3] = bad
+        self.tuned(tmp_path, [helper.make_node("Add", ["a", "b"], ["t"]), helper.make_node("Relu", ["t"], ["u"]), *rounded("u", "s")], x)
 
 
 class TestWeights:
