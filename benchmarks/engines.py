@@ -31,6 +31,7 @@ from coreflow.models.t5.config import T5_SMALL
 from coreflow.models.t5.decoder import DecoderStep, T5Decoder
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines import COMPILE_AFTER_S
+from coreflow.runtime.lift.ort import import_onnxruntime
 
 PACKAGES = Path("artifacts/bench")
 ROUNDS = 25
@@ -62,7 +63,8 @@ from coreflow.runtime import load_model
 model_proto()  # imported with the first package
 package, engine, numerics = sys.argv[1:]
 if engine in ("onnxruntime", "auto"):
-    import onnxruntime
+    from coreflow.runtime.lift.ort import import_onnxruntime
+    import_onnxruntime()
 def peak():
     if sys.platform == "linux":  # there, getrusage hands on what the parent process had
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -226,8 +228,7 @@ def _settle(model: Any, inputs: dict[str, Any]) -> None:
 
 def _direct(recipe: Recipe, tensors: tuple[Tensor, ...]) -> Any:
     """onnxruntime on the source module, as anybody would export it."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     path = PACKAGES.parent / "bench-direct" / f"{recipe.name}.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():

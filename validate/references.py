@@ -9,6 +9,7 @@ import numpy as np
 
 from coreflow.export.program import Graph, read_program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
+from coreflow.runtime.lift.ort import import_onnxruntime
 from coreflow.validate.samples import Arrays, Sample
 from coreflow.validate.states import StatelessLifted
 from coreflow.validate.tolerance import UNIT_ROUNDOFF
@@ -110,10 +111,7 @@ class OnnxReference(_Undecided):
     budget = "heuristic"
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise UnsupportedError("an ONNX reference needs onnxruntime, which is not installed; pip install onnxruntime") from error
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:

@@ -29,6 +29,7 @@ from coreflow.runtime.lift.cache import cache_folder, cached_entry
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.numerics import numerics_named
 from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lift.ort import import_onnxruntime
 from coreflow.runtime.lift.registry import find
 
 logger = logging.getLogger(__name__)
@@ -228,10 +229,7 @@ def _quiet() -> Iterator[None]:
 
 def _session(path: Path, *, tuned: bool = False, optimised: Path | None = None) -> Any:
     """An onnxruntime session with as many threads as torch takes; it writes what it makes of the model to ``optimised``."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise UnsupportedError("onnxruntime is not installed; pip install onnxruntime, or take engine='interpreter'") from error
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # fatal only; errors come as exceptions

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -17,6 +16,9 @@ from coreflow.export.manifest import read_manifest
 from coreflow.export.program import read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.module import LiftedModule
+from coreflow.runtime.lift.ort import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 
 def stage_package(exported: Path, stage: str) -> Path:

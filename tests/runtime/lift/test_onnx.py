@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from coreflow.export.manifest import read_manifest
@@ -20,6 +19,9 @@ from coreflow.runtime import load_model
 from coreflow.runtime.lift import onnx as lift_onnx
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.onnx import cached_onnx, write_onnx
+from coreflow.runtime.lift.ort import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 IDS = np.arange(16, dtype=np.int32)[None] * 6
 MASK = (np.arange(16) < 12).astype(np.float32)[None]
