@@ -31,8 +31,8 @@ def cache_folder() -> Path:
 def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
     """The folder ``path`` as ``make`` filled it, now or before; what does not have the digests that were noted is made again.
 
-    Entries beside it that nobody used for ``KEPT_S`` go when a new one is made. Where it cannot be written, the error is the system's
-    (``OSError``).
+    Entries beside it that nobody used for ``KEPT_S``, and files as old, go when a new one is made. Where it cannot be written, the error is
+    the system's (``OSError``).
     """
     if path.exists():
         if _is_whole(path):
@@ -57,10 +57,12 @@ def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
 
 def _forget_unused(folder: Path) -> None:
     limit = time.time() - KEPT_S
-    for note in folder.glob(f"*/{_NOTE}"):
-        with suppress(OSError):
-            if note.stat().st_mtime < limit:
-                shutil.rmtree(note.parent)
+    for path in folder.iterdir():
+        with suppress(OSError):  # what is being made has no note yet, and what another process forgets is gone
+            if path.is_dir() and (path / _NOTE).stat().st_mtime < limit:
+                shutil.rmtree(path)
+            elif path.is_file() and path.stat().st_mtime < limit:
+                path.unlink()
 
 
 def _is_whole(path: Path) -> bool:

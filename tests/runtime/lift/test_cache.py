@@ -44,11 +44,15 @@ def test_what_nobody_used_for_long_goes_when_something_new_comes(tmp_path: Path)
     entries = [cached_entry(tmp_path / name, make) for name in ("forgotten", "used")]
     for entry in entries:
         os.utime(entry / "sha256", (0, 0))
+    for name in ("old.refused.txt", "refused.txt"):
+        (tmp_path / name).write_text("no")
     (tmp_path / "not ours").mkdir()
+    for name in ("old.refused.txt", "not ours"):
+        os.utime(tmp_path / name, (0, 0))
     cached_entry(tmp_path / "used", make)
     assert (tmp_path / "forgotten").exists()
     cached_entry(tmp_path / "new", make)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "not ours", "used"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "not ours", "refused.txt", "used"]
 
 
 def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
