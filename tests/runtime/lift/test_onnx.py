@@ -1,5 +1,6 @@
 """A program as ONNX: the interpreter's results, the package's names, and a cache that is never trusted blindly."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,13 @@ class TestCache:
         here = cached_onnx(program, "fp32")
         monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
         assert cached_onnx(program, "fp32") != here and len(made) == 2
+
+    def test_so_do_our_own_sources(self) -> None:
+        """All of them: a change of how a model is tuned must not meet what was made before it."""
+        sources = list(Path(lift_onnx.__file__).parent.rglob("*.py"))
+        makers = set(lift_onnx._makers())
+        assert {path.parent.name for path in sources} == {"lift", "tuning"}
+        assert all(hashlib.sha256(path.read_bytes()).hexdigest() in makers for path in sources)
 
     def test_a_refusal_is_remembered(self, branching_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = read_program(branching_package)

@@ -53,7 +53,9 @@ def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection
     tune(tuned, lambda source, target: _session(source, optimised=target), halves)
     session = _session(tuned, tuned=True)
     given = {name: inputs[name].astype(dtype) for name, dtype in _dtypes_taken(session).items()}
-    ops = Counter(node.op_type for node in onnx.load(tuned).graph.node)
+    graph = onnx.load(tuned).graph
+    ops = Counter(node.op_type for node in graph.node)
+    assert max(Counter(each.name for each in graph.initializer).values(), default=1) == 1
     assert {file.name for file in folder.iterdir()} == {"plain.onnx", "tuned.onnx", "tuned.weights"}
     return _session(plain).run(None, inputs), session.run(None, given), ops
 
@@ -136,6 +138,14 @@ class TestReluBeforeRounding:
             np.testing.assert_array_equal(found, want)
         assert (plain[1] < 0).any() and ops["Relu"] == 1
 
+    @pytest.mark.parametrize("op", ["Sigmoid", "Tanh", "Neg", "Exp"])
+    def test_not_what_is_no_relu(self, tmp_path: Path, op: str) -> None:
+        """The sigmoid of a rounded number is no rounded number."""
+        x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
+        nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r"), helper.make_node(op, ["r"], ["y"])]
+        (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], {"w": weights(16, 16)}), {"x": x})
+        np.testing.assert_array_equal(tuned, plain)
+
     def test_not_behind_what_is_no_rounding(self, tmp_path: Path) -> None:
         """Whether a number is there, as 0 or 1, is no rounding: a negative one is."""
         nodes = [
@@ -163,6 +173,19 @@ class TestMaximaBeforeRounding:
         assert np.isinf(plain).any()
         made = onnx.load(tmp_path / "tuned.onnx").graph.node
         assert [node.op_type for node in made if node.op_type in ("MaxPool", "Cast")] == ["MaxPool", "Cast", "Cast"]
+
+    def test_what_is_left_is_known_to_be_smaller(self, tmp_path: Path) -> None:
+        """It meets another value of its own shape in blocks."""
+        block_here(tmp_path)
+        nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r")]
+        nodes.append(helper.make_node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]))
+        nodes += [helper.make_node("Conv", ["z", "w"], ["d"]), *rounded("d", "q"), helper.make_node("Add", ["p", "q"], ["s"])]
+        nodes += [*rounded("s", "t"), helper.make_node("Conv", ["t", "w"], ["y"])]
+        inputs = {name: RANDOM.standard_normal((1, 32, size, size)).astype(np.float32) for name, size in (("x", 8), ("z", 4))}
+        made = model(nodes, {name: array.shape for name, array in inputs.items()}, ["y"], {"w": weights(32, 32)})
+        (plain,), (tuned,), ops = both(tmp_path, made, inputs)
+        np.testing.assert_array_equal(tuned, plain)
+        assert (ops["ReorderInput"], ops["ReorderOutput"], ops["Conv"]) == (2, 1, 4)
 
     def test_not_where_the_place_of_the_maximum_is_asked_for(self, tmp_path: Path) -> None:
         """Of two that are one in fp16 the first is it, whichever was larger."""
@@ -304,17 +327,19 @@ class TestBlocks:
         parts = weights.reshape(64 // block, block, 32 // block, block).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(laid_out.ravel(), parts.ravel())
 
-    def test_a_half_that_leaves_is_rounded_in_order(self, tmp_path: Path) -> None:
-        """Only fp32 can be put in order again."""
+    @pytest.mark.parametrize("leaves", ["h", "t"])
+    def test_a_half_that_something_else_reads_is_rounded_in_order(self, tmp_path: Path, leaves: str) -> None:
+        """Only fp32 can be put in order again. It is read by the caller, or turned."""
         block_here(tmp_path)
         nodes = [
             helper.make_node("Conv", ["x", "w"], ["c"]),
             helper.make_node("Cast", ["c"], ["h"], to=TensorProto.FLOAT16),
             helper.make_node("Cast", ["h"], ["r"], to=TensorProto.FLOAT),
             helper.make_node("Conv", ["r", "w"], ["y"]),
+            helper.make_node("Transpose", ["h"], ["t"], perm=[0, 2, 3, 1]),
         ]
-        made = model(nodes, {"x": (1, 32, 4, 4)}, ["y"], {"w": weights(32, 32)})
-        made.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT16, (1, 32, 4, 4)))
+        made = model(nodes if leaves == "t" else nodes[:-1], {"x": (1, 32, 4, 4)}, ["y"], {"w": weights(32, 32)})
+        made.graph.output.append(helper.make_tensor_value_info(leaves, TensorProto.FLOAT16, None))
         plain, tuned, _ = both(tmp_path, made, {"x": RANDOM.standard_normal((1, 32, 4, 4)).astype(np.float32)})
         for want, found in zip(plain, tuned, strict=True):
             np.testing.assert_array_equal(found, want)
@@ -334,6 +359,9 @@ class TestSums:
         plain, tuned, ops = both(folder, model(nodes, {"x": self.SHAPE}, outputs, constants), {"x": x})
         for want, found in zip(plain, tuned, strict=True):
             np.testing.assert_array_equal(found, want)
+        made = onnx.load(folder / "tuned.onnx").graph.node
+        written_to = [node.input[3] for node in made if len(node.input) > 3]
+        assert all(sum(name == other for node in made for other in node.input) == 1 for name in written_to)
         return ops
 
     def draw(self) -> np.ndarray[Any, Any]:
