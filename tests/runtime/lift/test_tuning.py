@@ -376,6 +376,10 @@ class TestSums:
         ops = self.tuned(tmp_path, middle, self.draw())
         assert (ops["Conv"], ops["Relu"], ops["Add"]) == (4, 0, 0)
 
+    def test_take_nothing_else_along(self, tmp_path: Path) -> None:
+        middle = [helper.make_node("Add", ["a", "b"], ["t"]), helper.make_node("Tanh", ["t"], ["u"]), *rounded("u", "s")]
+        assert self.tuned(tmp_path, middle, self.draw())["Tanh"] == 1
+
     def test_leave_relu_where_something_else_reads_the_sum(self, tmp_path: Path) -> None:
         middle = [helper.make_node("Add", ["a", "b"], ["t"]), helper.make_node("Relu", ["t"], ["u"])]
         middle += [helper.make_node("Mul", ["t", "u"], ["v"]), *rounded("v", "s")]
