@@ -14,7 +14,7 @@ def means_as_products(graph: GraphProto, shapes: Shapes) -> None:
     constants = constants_of(graph)
     nodes: list[NodeProto] = []
     for node in graph.node:
-        axis = averaged_axis(node, shapes, constants)
+        axis = _averaged_axis(node, shapes, constants)
         if axis is None:
             nodes.append(node)
             continue
@@ -33,7 +33,7 @@ def means_as_products(graph: GraphProto, shapes: Shapes) -> None:
     replace_nodes(graph, nodes)
 
 
-def averaged_axis(node: NodeProto, shapes: Shapes, constants: Mapping[str, TensorProto]) -> int | None:
+def _averaged_axis(node: NodeProto, shapes: Shapes, constants: Mapping[str, TensorProto]) -> int | None:
     """The one axis, not the last, that the node averages over; None for every other node."""
     if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
         return None

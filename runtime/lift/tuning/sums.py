@@ -1,6 +1,7 @@
 """Sums in blocks as convolutions: onnxruntime's convolution adds to what is there, in place, and relu costs it nothing.
 
-x + y is the depthwise convolution of x by ones, added to y. Add itself writes a third buffer, which has to come into the cache first.
+x + y is the depthwise convolution of x by ones, added to y: the same bits, but that -0 and -0 give 0. Add itself writes a third buffer,
+which has to come into the cache first.
 """
 
 from collections.abc import Collection
