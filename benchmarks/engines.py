@@ -58,7 +58,7 @@ _LOAD = """
 import json, resource, sys, time
 import numpy as np, torch
 import coreflow.runtime.lifted
-from coreflow.export.coremltools_quiet import model_proto
+from coreflow.export.package.coremltools_quiet import model_proto
 from coreflow.runtime import load_model
 model_proto()  # imported with the first package
 package, engine, numerics = sys.argv[1:]

@@ -20,7 +20,7 @@ _REPORT = """
 import json, sys, time
 import torch
 from benchmarks.engines import t5_recipe
-from coreflow.export.program import read_program
+from coreflow.export.package.graph import read_program
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate import validate
 from coreflow.validate.localise import Localiser

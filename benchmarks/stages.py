@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import medians_ms, record
-from coreflow.export.manifest import read_manifest
+from coreflow.export.package.manifest import read_manifest
 from coreflow.models.energy.stages import energy_stages
 from coreflow.models.training.checkpoint import load_checkpoint
 from coreflow.runtime import load_model

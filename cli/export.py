@@ -63,7 +63,7 @@ def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> 
 
     from coreflow.export.bundle import export_bundle
     from coreflow.export.energy import export_run
-    from coreflow.export.source import is_recipe_source, load_recipes
+    from coreflow.export.user_files import is_recipe_source, load_recipes
 
     if not is_recipe_source(source):
         return export_run(Path(source), out_dir, target=target or "iOS17", jobs=jobs)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from coreflow.cli.console import out, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coreflow.export.program import Feature
-    from coreflow.export.summary import Summary
+    from coreflow.export.package.graph import Feature
+    from coreflow.export.package.summary import Summary
 
 
 def inspect(
@@ -20,8 +20,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Show what a package takes and gives, its operations, weights, size and multiply-adds. Nothing is executed."""
-    from coreflow.export.program import read_program
-    from coreflow.export.summary import summarize
+    from coreflow.export.package.graph import read_program
+    from coreflow.export.package.summary import summarize
 
     summary = summarize(read_program(package), function)
     if as_json:
@@ -35,7 +35,7 @@ def to_json(summary: "Summary") -> dict[str, Any]:
     """Everything about one function, plain data."""
     from dataclasses import asdict
 
-    from coreflow.export.summary import COUNTED_OPS
+    from coreflow.export.package.summary import COUNTED_OPS
 
     meta = summary.metadata
     return {

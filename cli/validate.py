@@ -174,7 +174,7 @@ def validate_with_bar(
     evidence: Path | None = None,
 ) -> "BundleReport | Report":
     """Judge a bundle or a package while a bar counts its parts."""
-    from coreflow.export.source import is_recipe_source, load_recipes
+    from coreflow.export.user_files import is_recipe_source, load_recipes
     from coreflow.models.errors import ConfigError
     from coreflow.validate import judge_bundle
     from coreflow.validate.report.model import BundleReport
@@ -203,7 +203,7 @@ def _judge_one(
     path: Path, against: "Recipe | Path", named: str | None, inputs: Path | None, evidence: Path | None, options: dict[str, Any]
 ) -> "Report":
     """One package against its recipe, another package or an ONNX file."""
-    from coreflow.export.program import read_program
+    from coreflow.export.package.graph import read_program
     from coreflow.runtime.interface import input_specs
     from coreflow.validate import validate as judge
     from coreflow.validate.evidence import Evidence

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from coreflow.export.capture import Captured, capture, serialised
-from coreflow.export.convert import Conversion, convert
-from coreflow.export.manifest import (
+from coreflow.export.package.manifest import (
     COMPANIONS,
     MANIFEST,
     PACKAGES,
@@ -33,6 +32,7 @@ from coreflow.export.manifest import (
     write_manifest,
 )
 from coreflow.export.recipe import Recipe
+from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.errors import BundleError, ConfigError, ExportError
 from coreflow.models.storage import sync_folder
 

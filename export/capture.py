@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.passes import REMOVED_PASSES
 from coreflow.export.recipe import Recipe
+from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
 

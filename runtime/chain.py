@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from coreflow.export.manifest import Manifest, read_manifest
+from coreflow.export.package.manifest import Manifest, read_manifest
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoding import Decoded, DecodingOptions, SurfaceCache, decode, refine

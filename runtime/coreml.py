@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Program, package_digest
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Program, package_digest
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Array, State, check_compute_units

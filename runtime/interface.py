@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coreflow.export.program import Feature, Graph, Interface, Program
+from coreflow.export.package.graph import Feature, Graph, Interface, Program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coreflow.export.program import Feature, Program
+from coreflow.export.package.graph import Feature, Program
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Array, Engine, State

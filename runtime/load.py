@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from coreflow.export.program import read_program
+from coreflow.export.package.graph import read_program
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.backend import Backend, ComputeUnits, Model, check_compute_units
 

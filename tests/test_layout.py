@@ -20,7 +20,12 @@ ALLOWED = {
     "validate": {"models", "export", "runtime", "validate"},
     "cli": set(FOLDERS),
 }
-FORMATS = {"coreflow.export.manifest", "coreflow.export.program", "coreflow.export.weights", "coreflow.export.coremltools_quiet"}
+FORMATS = {
+    "coreflow.export.package.manifest",
+    "coreflow.export.package.graph",
+    "coreflow.export.package.weights",
+    "coreflow.export.package.coremltools_quiet",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -75,8 +80,8 @@ HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplot
 LIGHT = (
     "coreflow.cli.main",
     "coreflow.export",
-    "coreflow.export.manifest",
-    "coreflow.export.program",
+    "coreflow.export.package.manifest",
+    "coreflow.export.package.graph",
     "coreflow.models.data.grammar",
     "coreflow.models.energy.config",
     "coreflow.models.energy.decoding",

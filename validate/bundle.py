@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from coreflow.export.energy import GOLDEN, KIND, energy_recipes
-from coreflow.export.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
+from coreflow.export.package.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from coreflow.export.program import Op
+from coreflow.export.package.graph import Op
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.culprits import holds_only_weights_of, lossy, misheld, mistranslated, origins_of, poorly_held
 from coreflow.validate.gates import Compared, judge

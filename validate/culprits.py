@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.runtime.lift.registry import find
 from coreflow.validate.localise import SMALLEST_NORMAL, Walked
 from coreflow.validate.provenance import Matcher, TracedValue

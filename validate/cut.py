@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from coreflow.export.cut import Port, plan_cut
-from coreflow.export.program import Op, read_program
+from coreflow.export.package.edit import Port, plan_cut
+from coreflow.export.package.graph import Op, read_program
 from coreflow.models.errors import InputError
 from coreflow.runtime.interface import checked_inputs
 from coreflow.runtime.lifted import LiftedModel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from coreflow.export.cut import cut
+from coreflow.export.package.edit import cut
 from coreflow.models.errors import CoreflowError
 from coreflow.models.storage import write_atomically, write_folder_atomically
 from coreflow.validate.cut import record_inputs

@@ -26,9 +26,9 @@ from torch import nn
 
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
-from coreflow.export.convert import convert
-from coreflow.export.program import Graph, Program, read_program
+from coreflow.export.package.graph import Graph, Program, read_program
 from coreflow.export.recipe import Recipe, Target
+from coreflow.export.targets.mlprogram import convert
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreflow.export.program import Op, Value
+from coreflow.export.package.graph import Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.plan import Step, arguments_of
 from coreflow.runtime.lift.registry import find

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from coreflow.export.source import is_recipe_source
+from coreflow.export.user_files import is_recipe_source
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.storage import write_atomically
 from coreflow.validate.metrics import Array as Floats

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from coreflow.export.program import Graph, read_program
+from coreflow.export.package.graph import Graph, read_program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.runtime.lift.ort import import_onnxruntime
 from coreflow.validate.samples import Arrays, Sample

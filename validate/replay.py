@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from coreflow.export.manifest import MANIFEST, damaged_files, read_manifest
-from coreflow.export.program import package_digest
+from coreflow.export.package.graph import package_digest
+from coreflow.export.package.manifest import MANIFEST, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
-from coreflow.export.source import is_recipe_source, load_recipes
+from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.ladder import Judged, open_package

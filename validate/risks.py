@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from coreflow.export.program import Op, Value
+from coreflow.export.package.graph import Op, Value
 from coreflow.validate.tolerance import FP16_MAX
 
 _TINY = 2.0**-14  # smallest normal fp16 number

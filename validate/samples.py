@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from coreflow.export.program import Feature, Interface
+from coreflow.export.package.graph import Feature, Interface
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.interface import checked_inputs, describe

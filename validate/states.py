@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.program import Program
+from coreflow.export.package.graph import Program
 from coreflow.export.recipe import Arrays, Recipe
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from coreflow.export.manifest import file_digest
-from coreflow.export.program import package_digest
+from coreflow.export.package.graph import package_digest
+from coreflow.export.package.manifest import file_digest
+from coreflow.export.package.summary import stored_weights
 from coreflow.export.recipe import Recipe, draw_tensor
-from coreflow.export.summary import stored_weights
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.runtime.backend import Backend, ComputeUnits, Model

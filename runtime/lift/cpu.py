@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coreflow.export.program import Graph, Op, Value
-from coreflow.export.weights import release_pages
+from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.weights import release_pages
 from coreflow.runtime.lift.numerics import Numerics, Rounding
 from coreflow.runtime.lift.ops_conv import conv_geometry, for_torch
 from coreflow.runtime.lift.plan import Planner, Step, as_tensor

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from coreflow.export.program import Graph, Interface, Program, Value
+from coreflow.export.package.graph import Graph, Interface, Program, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.interpreter import Interpreter
 from coreflow.runtime.lift.module import LiftedModule

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coreflow.export.program import Graph, Value
+from coreflow.export.package.graph import Graph, Value
 from coreflow.runtime.lift.cpu import CpuPlanner
 from coreflow.runtime.lift.numerics import HalfStorage, Numerics
 from coreflow.runtime.lift.plan import Observer, Plan, Planner, load_lowerings, walk

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from coreflow.export.program import Graph
+from coreflow.export.package.graph import Graph
 from coreflow.models.errors import UnsupportedError
 
 MAX_ELEMENTS = 2**30  # of one tensor that an op makes: 4 GiB of float32

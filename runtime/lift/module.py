@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.program import Graph, Interface
+from coreflow.export.package.graph import Graph, Interface
 from coreflow.runtime.lift.numerics import NUMERICS, Numerics
 from coreflow.runtime.lift.ops_state import StateBuffer
 from coreflow.runtime.lift.plan import Plan, Planner, Step, walk

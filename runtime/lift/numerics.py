@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coreflow.export.program import Op, Value
+from coreflow.export.package.graph import Op, Value
 from coreflow.models.errors import UnsupportedError
 
 Rounding = Callable[[Tensor], Tensor]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreflow.export.program import Graph, Interface, Op, Program, package_digest
+from coreflow.export.package.graph import Graph, Interface, Op, Program, package_digest
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from coreflow.export.weights import Array, packed_bytes, unpack
+from coreflow.export.package.weights import Array, packed_bytes, unpack
 from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 

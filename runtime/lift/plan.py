@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreflow.export.program import Constant, Graph, Op, Value
-from coreflow.export.weights import release_pages
+from coreflow.export.package.graph import Constant, Graph, Op, Value
+from coreflow.export.package.weights import release_pages
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 from coreflow.runtime.lift.limits import refuse_absurd
 from coreflow.runtime.lift.numerics import Numerics, Rounding

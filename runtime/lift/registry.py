@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from coreflow.export.program import Graph
+from coreflow.export.package.graph import Graph
 from coreflow.models.errors import UnsupportedError
 
 Form = Literal["tensor", "tensors", "scalar", "sequence", "raw"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.program import Graph, Program, Value
+from coreflow.export.package.graph import Graph, Program, Value
 from coreflow.models.errors import ConfigError
 from coreflow.models.storage import write_folder_atomically
 from coreflow.runtime.interface import input_specs

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coreflow.cli.main import main
-from coreflow.export.manifest import read_manifest
+from coreflow.export.package.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from coreflow.cli.main import main
-from coreflow.export.manifest import read_manifest
-from coreflow.export.program import read_program
+from coreflow.export.package.graph import read_program
+from coreflow.export.package.manifest import read_manifest
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.ort import import_onnxruntime

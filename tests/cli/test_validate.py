@@ -49,7 +49,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def judged(example: Path) -> BundleReport:
     """The report on it."""
-    from coreflow.export.source import load_recipes
+    from coreflow.export.user_files import load_recipes
 
     return validate_bundle(example, recipes=load_recipes(SOURCE), backend="lifted")
 
@@ -251,7 +251,7 @@ def test_help_tells_of_the_other_two_commands(coreflow: Run) -> None:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's, converted."""
-    from coreflow.export.source import load_recipes
+    from coreflow.export.user_files import load_recipes
 
     (recipe,) = load_recipes(SOURCE)
     return build(recipe, tmp_path_factory.mktemp("one"))

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model

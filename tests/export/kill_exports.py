@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from coreflow.export.bundle import export_bundle
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.manifest import read_manifest
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.manifest import read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError
 from coreflow.models.spec import TensorSpec

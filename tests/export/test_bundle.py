@@ -18,7 +18,7 @@ from torch import nn
 
 from coreflow.export import Recipe, TensorSpec, build
 from coreflow.export.bundle import BundleDone, StageDone, export_bundle
-from coreflow.export.manifest import read_manifest
+from coreflow.export.package.manifest import read_manifest
 from coreflow.models.errors import BundleError, ConfigError, ExportError
 from coreflow.runtime import load_model
 

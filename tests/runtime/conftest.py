@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 
 
 class Small(nn.Module):

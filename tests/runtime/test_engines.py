@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines import _weight_bytes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coreflow.export.program import Feature
+from coreflow.export.package.graph import Feature
 from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.interface import _all_finite, _checked, checked_state

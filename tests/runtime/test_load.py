@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.coremltools_quiet import model_proto, quiet_coremltools
+from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lifted import LiftedModel

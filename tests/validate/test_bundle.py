@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.bundle import export_bundle
-from coreflow.export.manifest import COMPANIONS, read_manifest
+from coreflow.export.package.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.spec import TensorSpec

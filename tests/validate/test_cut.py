@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.cut import CUT_KEY, cut, plan_cut
-from coreflow.export.program import Op, package_digest, read_program
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.edit import CUT_KEY, cut, plan_cut
+from coreflow.export.package.graph import Op, package_digest, read_program
+from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
 from coreflow.export.recipe import Recipe, draw_tensor
-from coreflow.export.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 from coreflow.runtime.lifted import LiftedModel
@@ -437,7 +437,7 @@ class TestRefusals:
         made = [cut(converted.package, op.name, tmp_path / "here.mlpackage", 4)]
         for seed in ("1", "2"):
             made.append(tmp_path / f"{seed}.mlpackage")
-            code = f"from coreflow.export.cut import cut; cut({str(converted.package)!r}, {op.name!r}, {str(made[-1])!r}, 4)"
+            code = f"from coreflow.export.package.edit import cut; cut({str(converted.package)!r}, {op.name!r}, {str(made[-1])!r}, 4)"
             subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
         contents = [{file.name: file.read_bytes() for file in each.rglob("*") if file.is_file()} for each in made]
         assert contents[0] == contents[1] == contents[2]

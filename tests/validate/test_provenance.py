@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from coreflow.export.bundle import build
 from coreflow.export.energy import energy_recipes
-from coreflow.export.program import Op
+from coreflow.export.package.graph import Op
 from coreflow.export.recipe import Recipe
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from coreflow.export.energy import energy_recipes
-from coreflow.export.manifest import COMPANIONS, read_manifest
+from coreflow.export.package.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError

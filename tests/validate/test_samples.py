@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from coreflow.export.program import Feature, Interface
+from coreflow.export.package.graph import Feature, Interface
 from coreflow.models.data.tokenizers import TextTokenizer, train_wordpiece
 from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec

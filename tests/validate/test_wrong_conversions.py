@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import read_program
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import read_program
+from coreflow.export.package.summary import stored_weights, summarize
 from coreflow.export.recipe import Recipe
-from coreflow.export.summary import stored_weights, summarize
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate

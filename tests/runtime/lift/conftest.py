@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.runtime.lift.interpreter import Interpreter
 from coreflow.runtime.lift.numerics import numerics_named
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.runtime.lift.interpreter import Interpreter, load_lowerings
 from coreflow.runtime.lift.numerics import numerics_named
 from coreflow.runtime.lift.registry import OPSETS, find, supported_ops

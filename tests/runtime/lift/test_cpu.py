@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreflow.export.bundle import build
-from coreflow.export.program import Graph, Op, Value, read_program
+from coreflow.export.package.graph import Graph, Op, Value, read_program
+from coreflow.export.package.weights import is_mapped
 from coreflow.export.recipe import Recipe
-from coreflow.export.weights import is_mapped
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift import cpu
 from coreflow.runtime.lift.interpreter import Interpreter

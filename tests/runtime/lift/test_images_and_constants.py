@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.runtime.lift.ops_resize import sampling_grid
 
 Evaluate = Callable[..., Any]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift import registry
 from coreflow.runtime.lift.interpreter import Interpreter, load_lowerings

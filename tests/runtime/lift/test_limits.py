@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift import limits
 from coreflow.runtime.lift.interpreter import Interpreter

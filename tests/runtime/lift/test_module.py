@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.program import Program, read_program
+from coreflow.export.package.graph import Program, read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.module import LiftedModule, unique_names
 from coreflow.runtime.lift.numerics import numerics_named

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from coreflow.export.manifest import read_manifest
-from coreflow.export.program import Program, read_program
+from coreflow.export.package.graph import Program, read_program
+from coreflow.export.package.manifest import read_manifest
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
@@ -78,7 +78,7 @@ def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> N
 def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
-        "from coreflow.export.program import read_program\n"
+        "from coreflow.export.package.graph import read_program\n"
         "from coreflow.runtime.lift.onnx import write_onnx\n"
         f"write_onnx(read_program({str(small_package)!r}), Path({str(tmp_path / 'again.onnx')!r}))"
     )

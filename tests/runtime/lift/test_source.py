@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.program import Feature, Graph, Interface, Metadata, Op, Program, Value, read_program
+from coreflow.export.package.graph import Feature, Graph, Interface, Metadata, Op, Program, Value, read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.source import write_source
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.program import Graph, Op, Value
+from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.numerics import numerics_named
 from coreflow.runtime.lift.plan import Planner, walk

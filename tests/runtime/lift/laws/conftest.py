@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Feature, Graph, Interface, Op, Value
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Feature, Graph, Interface, Op, Value
 from coreflow.runtime.lift.interpreter import Interpreter
 from coreflow.runtime.lift.module import LiftedModule
 from coreflow.runtime.lift.numerics import numerics_named

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 
 Arguments = dict[str, Any]
 

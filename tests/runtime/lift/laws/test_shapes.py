@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.runtime.lift.ops_shape import slice_by_index
 
 Arguments = dict[str, Any]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.program import Graph, Op, Value, read_program
-from coreflow.export.summary import count_multiply_adds, summarize
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import Graph, Op, Value, read_program
+from coreflow.export.package.summary import count_multiply_adds, summarize
 
 
 def op_graph(kind: str, shapes: dict[str, Any], result: tuple[int | None, ...], **constants: Any) -> Graph:

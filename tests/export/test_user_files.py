@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coreflow.export.source import is_recipe_source, load_recipes
+from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import ConfigError
 
 HEADER = "from torch import nn\nfrom coreflow.export import Recipe, TensorSpec\n"

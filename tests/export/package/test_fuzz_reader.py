@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import model_proto, quiet_coremltools
-from coreflow.export.program import read_program
+from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
+from coreflow.export.package.graph import read_program
 from coreflow.models.errors import CoreflowError
 from coreflow.runtime.lifted import LiftedModel
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from coreflow.export.coremltools_quiet import model_proto
-from coreflow.export.weights import BLOB_DTYPES, Array, WeightFile, packed_bytes, unpack
+from coreflow.export.package.coremltools_quiet import model_proto
+from coreflow.export.package.weights import BLOB_DTYPES, Array, WeightFile, packed_bytes, unpack
 from coreflow.models.errors import BundleError, UnsupportedError
 
 Kind = Literal["tensor", "list", "state", "dictionary", "tuple"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coreflow.export.program import Graph, Interface, Metadata, Op, Program, Shape, Value, package_files
-from coreflow.export.weights import BLOB_DTYPES, is_mapped, packed_bytes
+from coreflow.export.package.graph import Graph, Interface, Metadata, Op, Program, Shape, Value, package_files
+from coreflow.export.package.weights import BLOB_DTYPES, is_mapped, packed_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreflow.export.coremltools_quiet import model_proto, quiet_coremltools
-from coreflow.export.program import package_digest, read_program
-from coreflow.export.weights import BLOB_DTYPES, WeightFile, release_pages, unpack
+from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
+from coreflow.export.package.graph import package_digest, read_program
+from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, release_pages, unpack
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 
 WEIGHTS = np.arange(64 * 48, dtype=np.float16).reshape(64, 48) / 1024
@@ -124,14 +124,14 @@ class TestReading:
         code = (
             "import sys; sys.modules['torch'] = sys.modules['coremltools'] = None\n"
             "del sys.modules['coremltools']\n"
-            "from coreflow.export.program import read_program\n"
+            "from coreflow.export.package.graph import read_program\n"
             f"read_program({str(pristine)!r})\n"
             "assert 'coremltools' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_importing_coremltools_says_nothing(self) -> None:
-        code = "from coreflow.export.coremltools_quiet import quiet_coremltools; print(quiet_coremltools().__version__)"
+        code = "from coreflow.export.package.coremltools_quiet import quiet_coremltools; print(quiet_coremltools().__version__)"
         result = subprocess.run([sys.executable, "-W", "default", "-c", code], check=True, capture_output=True, text=True)
         assert result.stderr == "" and result.stdout.count("\n") == 1
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coreflow.export.manifest import (
+from coreflow.export.package.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from coreflow.export.coremltools_quiet import quiet_coremltools
-from coreflow.export.passes import REMOVED_PASSES
-from coreflow.export.program import read_program
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.graph import read_program
+from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import BundleError, ExportError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 
