@@ -30,8 +30,8 @@ from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.config import T5_SMALL
 from coreflow.models.t5.decoder import DecoderStep, T5Decoder
 from coreflow.runtime import load_model
-from coreflow.runtime.lift.engines import COMPILE_AFTER_S
-from coreflow.runtime.lift.ort import import_onnxruntime
+from coreflow.runtime.lift.engines.auto import COMPILE_AFTER_S
+from coreflow.runtime.lift.onnx.session import import_onnxruntime
 
 PACKAGES = Path("artifacts/bench")
 ROUNDS = 25
@@ -63,7 +63,7 @@ from coreflow.runtime import load_model
 model_proto()  # imported with the first package
 package, engine, numerics = sys.argv[1:]
 if engine in ("onnxruntime", "auto"):
-    from coreflow.runtime.lift.ort import import_onnxruntime
+    from coreflow.runtime.lift.onnx.session import import_onnxruntime
     import_onnxruntime()
 def peak():
     if sys.platform == "linux":  # there, getrusage hands on what the parent process had

@@ -43,12 +43,12 @@ def _lift(package: Path, to: str, out_path: Path, function: str | None, numerics
     flexible = [feature.name for feature in program.function(function)[1].inputs if feature.enumerated or feature.ranges]
     with progress_bar("lifting"):
         if to == "torch":
-            from coreflow.runtime.lift.source import write_source
+            from coreflow.runtime.lift.source.write import write_source
 
             write_source(program, out_path, function)
             return sum(file.stat().st_size for file in out_path.iterdir())
         from coreflow.models.storage import write_atomically
-        from coreflow.runtime.lift.onnx import write_onnx
+        from coreflow.runtime.lift.onnx.write import write_onnx
 
         write_atomically(out_path, lambda temporary: write_onnx(program, temporary, numerics, function))
     if flexible:

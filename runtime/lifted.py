@@ -31,11 +31,11 @@ from coreflow.runtime.interface import (
     program_metadata,
     state_specs,
 )
-from coreflow.runtime.lift.engines import AutoEngine, ModuleEngine, Runs
-from coreflow.runtime.lift.interpreter import Interpreter, Observer
-from coreflow.runtime.lift.numerics import numerics_named, whole_products
-from coreflow.runtime.lift.onnx import OnnxEngine
-from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lift.engines.auto import AutoEngine, ModuleEngine, Runs
+from coreflow.runtime.lift.engines.interpreter import Interpreter, Observer
+from coreflow.runtime.lift.numerics.plain import numerics_named, whole_products
+from coreflow.runtime.lift.onnx.write import OnnxEngine
+from coreflow.runtime.lift.ops.state import StateBuffer
 
 ENGINES: tuple[str, ...] = get_args(Engine)[1:]
 

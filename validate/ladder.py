@@ -33,9 +33,9 @@ from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
+from coreflow.runtime.cache import cache_folder
 from coreflow.runtime.interface import output_specs
-from coreflow.runtime.lift.cache import cache_folder
-from coreflow.runtime.lift.plan import load_lowerings
+from coreflow.runtime.lift.plan.planner import load_lowerings
 from coreflow.runtime.lift.registry import require_all
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.lift.plan import Step, arguments_of
+from coreflow.runtime.lift.plan.planner import Step, arguments_of
 from coreflow.runtime.lift.registry import find
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.metrics import ratio

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreflow.export.capture import tensors
 from coreflow.models.errors import ConfigError, CoreflowError
-from coreflow.runtime.lift import plan
+from coreflow.runtime.lift.plan import planner as plan
 from coreflow.validate.budget import converted_copy, plainly, round_to_half
 from coreflow.validate.report.model import Origin
 from coreflow.validate.states import StatelessModule

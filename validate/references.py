@@ -9,7 +9,7 @@ import numpy as np
 
 from coreflow.export.package.graph import Graph, read_program
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.runtime.lift.ort import import_onnxruntime
+from coreflow.runtime.lift.onnx.session import import_onnxruntime
 from coreflow.validate.samples import Arrays, Sample
 from coreflow.validate.states import StatelessLifted
 from coreflow.validate.tolerance import UNIT_ROUNDOFF

@@ -18,8 +18,8 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model, State
 from coreflow.runtime.interface import checked_state
-from coreflow.runtime.lift.module import state_output_names
-from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lift.engines.module import state_output_names
+from coreflow.runtime.lift.ops.state import StateBuffer
 from coreflow.runtime.lifted import LiftedModel
 
 

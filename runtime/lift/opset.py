@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.lift.ops_state import StateBuffer
-from coreflow.runtime.lift.plan import convert, load_lowerings
+from coreflow.runtime.lift.ops.state import StateBuffer
+from coreflow.runtime.lift.plan.planner import convert, load_lowerings
 from coreflow.runtime.lift.registry import OPSETS, find, supported_ops
 
 __all__ = ["StateBuffer", "as_number", "as_numbers", "opset"]

@@ -15,8 +15,8 @@ from coreflow.cli.main import main
 from coreflow.export.package.graph import read_program
 from coreflow.export.package.manifest import read_manifest
 from coreflow.runtime import load_model
-from coreflow.runtime.lift.module import LiftedModule
-from coreflow.runtime.lift.ort import import_onnxruntime
+from coreflow.runtime.lift.engines.module import LiftedModule
+from coreflow.runtime.lift.onnx.session import import_onnxruntime
 
 onnxruntime = import_onnxruntime()
 

@@ -12,7 +12,7 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime import load_model
-from coreflow.runtime.lift.engines import _weight_bytes
+from coreflow.runtime.lift.engines.auto import _weight_bytes
 
 INPUTS = {"ids": np.arange(16, dtype=np.int32)[None] * 6, "mask": (np.arange(16) < 12).astype(np.float32)[None]}
 ATOL = {"fp64": 1e-12, "fp32": 1e-4, "fp16": 2e-3}
@@ -86,7 +86,7 @@ class TestAuto:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_AFTER_S", 0.0)
+        monkeypatch.setattr("coreflow.runtime.lift.engines.auto.COMPILE_AFTER_S", 0.0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "onnxruntime")])
@@ -101,7 +101,7 @@ class TestAuto:
             np.testing.assert_allclose(second[name], first[name], rtol=0, atol=ATOL[numerics], err_msg=name)
 
     def test_waits_until_it_pays(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_AFTER_S", 1e6)
+        monkeypatch.setattr("coreflow.runtime.lift.engines.auto.COMPILE_AFTER_S", 1e6)
         model = lifted(small_package, numerics="fp32")
         for _ in range(3):
             model.predict(INPUTS)
@@ -110,7 +110,7 @@ class TestAuto:
     def test_large_weights_stay_with_the_interpreter(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         weights = sum(file.stat().st_size for file in small_package.rglob("weight.bin"))
         for limit, engine in ((weights // 2, "interpreter"), (2 * weights, "onnxruntime")):
-            monkeypatch.setattr("coreflow.runtime.lift.engines.COMPILE_UP_TO_BYTES", limit)
+            monkeypatch.setattr("coreflow.runtime.lift.engines.auto.COMPILE_UP_TO_BYTES", limit)
             model = lifted(small_package)
             model.predict(INPUTS)
             assert model.engine == engine

@@ -12,7 +12,7 @@ from coreflow.export.package.graph import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.lift.onnx import write_onnx
+from coreflow.runtime.lift.onnx.write import write_onnx
 from coreflow.validate import validate
 from coreflow.validate.references import heuristic_budget
 from coreflow.validate.samples import Sample

@@ -17,7 +17,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
-from coreflow.runtime.lift.onnx import write_onnx
+from coreflow.runtime.lift.onnx.write import write_onnx
 from coreflow.validate import validate
 from coreflow.validate.cut import record_inputs
 from coreflow.validate.evidence import Evidence

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coreflow.runtime.lift.plan import load_lowerings
+from coreflow.runtime.lift.plan.planner import load_lowerings
 from coreflow.runtime.lift.registry import supported_ops
 
 # Ops that the laws of whole programs contain.

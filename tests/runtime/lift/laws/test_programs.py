@@ -10,9 +10,9 @@ import torch
 
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.lift.interpreter import Interpreter
-from coreflow.runtime.lift.numerics import numerics_named
-from coreflow.runtime.lift.ops_state import StateBuffer
+from coreflow.runtime.lift.engines.interpreter import Interpreter
+from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.ops.state import StateBuffer
 
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "maximum": np.maximum}
 

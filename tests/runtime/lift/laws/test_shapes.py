@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.runtime.lift.ops_shape import slice_by_index
+from coreflow.runtime.lift.ops.shape import slice_by_index
 
 Arguments = dict[str, Any]
 

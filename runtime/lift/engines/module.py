@@ -1,0 +1,129 @@
+"""A saved program as an ``nn.Module``: the interpreter's plan with parameters where the package has weights.
+
+>>> program = read_program("encoder.mlpackage")
+>>> module = LiftedModule(*program.function())
+>>> surface, = module(ids, mask)
+
+Nothing is rounded: floats are computed in the module's dtype. ``to(device)`` works as for every module; ``state_dict`` carries the
+package's names; ``torch.export`` and ``torch.onnx`` take it as it is.
+"""
+
+import keyword
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.package.graph import Graph, Interface
+from coreflow.runtime.lift.numerics.plain import NUMERICS, Numerics
+from coreflow.runtime.lift.ops.state import StateBuffer
+from coreflow.runtime.lift.plan.planner import Plan, Planner, Step, walk
+
+STATE_SUFFIX = "_out"
+
+
+class LiftedModule(nn.Module):
+    """One function of a program.
+
+    ``forward`` takes the inputs in the package's order (``input_names``) and then every state; it returns a tuple of the outputs
+    (``output_names``) and then every state as the program leaves it, named after it with ``_out`` behind. Constants keep their names,
+    with ``_`` for what Python does not allow: floats with an axis are parameters, other constants buffers. What an op reads as a
+    number, an axis or a shape is no tensor and stays where it is.
+    """
+
+    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics = NUMERICS["fp32"], package: str = "program") -> None:
+        super().__init__()
+        self.graph = graph
+        inputs, outputs, states = (tuple(f.name for f in each) for each in (interface.inputs, interface.outputs, interface.states))
+        self.states = states
+        self.input_names = (*inputs, *states)
+        self.output_names = (*outputs, *state_output_names(inputs, states, outputs).values())
+        self.result_names = outputs
+        self._package = package
+        self.anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
+        planner = Planner(graph, numerics, torch.device("cpu"), package)
+        self._environment = planner.environment
+        self.surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
+        registered = self._register(planner)
+        self.plan = self._with_slots(planner.plan, registered)
+        # A tensor in the environment is a constant that some op reads by its slot, or an output.
+        self.held = {slot: registered[id(v)][0] for slot, v in enumerate(self._environment) if isinstance(v, Tensor)}
+        for slot in self.held:
+            self._environment[slot] = None
+        self.plain = {slot: value for slot, value in enumerate(self._environment) if value is not None}  # strings and the like
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
+        """See the class; floats of any width are taken."""
+        if len(inputs) != len(self.input_names):
+            raise TypeError(f"{self._package} takes {', '.join(self.input_names)}; {len(inputs)} tensors were given")
+        dtype = self.anchor.dtype
+        given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
+        buffers = {name: StateBuffer(given[name]) for name in self.states}
+        environment = self._environment.copy()
+        environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self.anchor.device, dtype
+        for slot, name in self.held.items():
+            environment[slot] = getattr(self, name)
+        values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
+        results = walk(self.plan, environment, values, self._package)
+        named = {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
+        return (*(named[name] for name in self.result_names), *(buffers[name].tensor for name in self.states))
+
+    def _new_slot(self) -> int:
+        self._environment.append(None)
+        return len(self._environment) - 1
+
+    def _register(self, planner: Planner) -> dict[int, tuple[str, int]]:
+        """Every constant tensor that a step reads as a parameter or buffer: id of the tensor -> its name and slot."""
+        wanted = {id(value) for step in _all_steps(planner.plan) for value in step.fixed.values() if isinstance(value, Tensor)}
+        wanted |= {id(value) for value in self._environment if isinstance(value, Tensor)}
+        found = {id(tensor): (tensor, name) for tensor, name in planner.constants.values() if id(tensor) in wanted}
+        names = unique_names((name for _, name in found.values()), taken=dir(self))
+        registered = {}
+        for name, (key, (tensor, _)) in zip(names, found.items(), strict=True):
+            weight = tensor.is_floating_point() and tensor.dim() > 0
+            setattr(self, name, nn.Parameter(tensor) if weight else nn.Buffer(tensor))
+            registered[key] = name, self._new_slot()
+            self._environment[registered[key][1]] = tensor
+        return registered
+
+    def _with_slots(self, plan: Plan, registered: Mapping[int, tuple[str, int]]) -> Plan:
+        """The plan with every fixed tensor, device and dtype read from a slot instead."""
+        steps = []
+        for step in plan.steps:
+            moved = {name: registered[id(value)][1] for name, value in step.fixed.items() if isinstance(value, Tensor)}
+            moved |= {name: self.surroundings[name] for name in self.surroundings if name in step.fixed}
+            fixed = {name: value for name, value in step.fixed.items() if name not in moved}
+            blocks = tuple(self._with_slots(block, registered) for block in step.blocks)
+            steps.append(replace(step, fixed=fixed, reads=(*step.reads, *moved.items()), blocks=blocks))
+        return replace(plan, steps=tuple(steps))
+
+
+def state_output_names(inputs: Iterable[str], states: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
+    """By state, the name of the output that it leaves as; no other name is taken twice."""
+    kept = tuple(states)
+    return dict(zip(kept, unique_names((f"{name}{STATE_SUFFIX}" for name in kept), taken=(*inputs, *kept, *outputs)), strict=True))
+
+
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Every name as a Python identifier, none twice, none in ``taken`` and no keyword; a clash is numbered."""
+    used, unique = {*taken, *keyword.kwlist}, []
+    for name in names:
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
+        if plain[0].isdigit() or plain.startswith("__"):
+            plain = "_" + plain.lstrip("_")  # Python changes names in a class that begin with two
+        chosen, number = plain, 1
+        while chosen in used:
+            chosen, number = f"{plain}_{number}", number + 1
+        used.add(chosen)
+        unique.append(chosen)
+    return unique
+
+
+def _all_steps(plan: Plan) -> Iterable[Step]:
+    for step in plan.steps:
+        yield step
+        for block in step.blocks:
+            yield from _all_steps(block)

@@ -1,0 +1,238 @@
+"""A saved program as a Python package: a torch module, an operation a line in the package's names, and its weights as safetensors."""
+
+import inspect
+import keyword
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.package.graph import Graph, Program, Value
+from coreflow.models.errors import ConfigError
+from coreflow.models.storage import write_folder_atomically
+from coreflow.runtime.interface import input_specs
+from coreflow.runtime.lift.engines.module import LiftedModule, unique_names
+from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.plan.planner import Plan, Step
+from coreflow.runtime.lift.registry import find
+
+WEIGHTS, MODEL = "weights.safetensors", "model.py"
+_RESERVED = ("self", "ops", "torch", "nn", "device", "float_dtype", "Tensor", "StateBuffer", "as_number", "as_numbers", "Path", "float")
+
+_TEMPLATE = '''"""{title}
+
+{contents}
+
+Written by coreflow {version}. ``ops`` are coreflow's lowerings of the operations of {opset}; floats are computed in the
+module's dtype.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from coreflow.runtime.lift.opset import StateBuffer, as_number, as_numbers, opset
+
+ops = opset("{opset}")
+
+
+class {name}(nn.Module):
+    """``forward`` takes {inputs} and returns {outputs}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+{members}
+
+    def forward(self, {parameters}) -> tuple[Tensor, ...]:
+{body}
+
+
+def load(weights: str | Path = Path(__file__).with_name("{weights}")) -> {name}:
+    """The module with its weights, ready to predict."""
+    module = {name}()
+    module.load_state_dict(load_file(weights))
+    return module.eval()
+'''
+
+
+def write_source(program: Program, path: Path, function_name: str | None = None) -> None:
+    """Writes the folder ``path`` with ``model.py`` and ``weights.safetensors``; ``from NAME.model import load`` gives the module.
+
+    Weights are kept in the narrowest of fp16 and fp32 that holds them. ``path`` must not exist, and its name must be one that Python
+    can import.
+    """
+    from safetensors.torch import save_file
+
+    if not path.name.isidentifier() or keyword.iskeyword(path.name):
+        raise ConfigError(f"{path.name!r} cannot be imported; letters, digits and _ only, no digit first")
+    if path.exists():
+        raise ConfigError(f"{path} is there already; choose another folder, or remove it")
+    graph, interface = program.function(function_name)
+    input_specs(program, graph, interface)  # refuses what is no tensor
+    module = LiftedModule(graph, interface, numerics_named("fp32"), program.path.name)
+    text = _Writer(module, graph, program.path.name).text()
+    tensors = {name: _narrow(tensor) for name, tensor in module.state_dict().items()}
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / WEIGHTS)
+        (folder / MODEL).write_text(text, encoding="utf-8")
+        (folder / "__init__.py").write_text("", encoding="utf-8")
+
+    write_folder_atomically(path, write)
+
+
+class _Writer:
+    """Writes the source of one module from its plan: slots become variables, parameters become ``self.name``."""
+
+    def __init__(self, module: LiftedModule, graph: Graph, package: str) -> None:
+        self._module, self._graph, self._package = module, graph, package
+        values = list(_values(graph, module.plan))
+        self._values = dict(values)
+        self._taken = list(_RESERVED)
+        self._names = {slot: _literal(value) for slot, value in module.plain.items()}
+        self._names |= {slot: f"self.{name}" for slot, name in module.held.items()}
+        self._names |= {slot: name for name, slot in module.surroundings.items()}
+        self._names |= zip((slot for slot, _ in values), self._new_names(value.name for _, value in values), strict=True)
+
+    def _new_names(self, wanted: Iterable[str]) -> list[str]:
+        """Names that nothing else in the function has."""
+        names = unique_names(wanted, self._taken)
+        self._taken += names
+        return names
+
+    def text(self) -> str:
+        """The whole file."""
+        module, graph = self._module, self._graph
+        slots = {value.name: slot for slot, value in zip(module.plan.inputs, graph.inputs, strict=True)}
+        inputs = [self._names[slots[name]] for name in module.input_names]
+        body = []
+        used = {slot for step in _steps(module.plan) for _, slot in step.reads} & set(module.surroundings.values())
+        if used:
+            body.append("device, float_dtype = self.anchor.device, self.anchor.dtype")
+        for name, variable in zip(module.input_names, inputs, strict=True):
+            if self._values[slots[name]].dtype.startswith("float"):
+                body.append(f"{variable} = {variable}.to(self.anchor.dtype)")
+        body += [f"{self._names[slots[name]]} = StateBuffer({self._names[slots[name]]})" for name in module.states]
+        body += self._block(module.plan, graph)
+        results = {value.name: self._names[slot] for slot, value in zip(module.plan.outputs, graph.outputs, strict=True)}
+        gives = [results[name] for name in module.result_names] + [f"{self._names[slots[name]]}.tensor" for name in module.states]
+        body.append(f"return {', '.join(gives)},")
+        title = "".join(part.capitalize() for part in re.split(r"\W|_", Path(self._package).stem, flags=re.ASCII)) or "Model"
+        name = unique_names([title], taken=("Tensor", "StateBuffer", "Path"))[0]
+        described = [f"{name} {value.dtype} {_shape(value)}" for name, value in ((n, self._values[slots[n]]) for n in module.input_names)]
+        kept = {value.name: value for value in graph.outputs}
+        contents = ["Inputs: " + "; ".join(_harmless(each) for each in described)]
+        contents.append("Outputs: " + "; ".join(_harmless(f"{n} {kept[n].dtype} {_shape(kept[n])}") for n in module.result_names))
+        if module.states:
+            contents.append(f"States come last among inputs and outputs: {_harmless(', '.join(module.states))}")
+        return _TEMPLATE.format(
+            title=f"The function {_harmless(graph.name)} of {_harmless(self._package)}, lifted.",
+            contents="\n".join(contents),
+            version=version("coreflow"),
+            opset=graph.opset,
+            name=name,
+            weights=WEIGHTS,
+            inputs=", ".join(inputs),
+            outputs=", ".join(_harmless(each) for each in module.output_names),
+            members="\n".join(f"        {line}" for line in self._members()),
+            parameters=", ".join(f"{each}: Tensor" for each in inputs),
+            body="\n".join(f"        {line}" for line in body),
+        )
+
+    def _members(self) -> Iterator[str]:
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            made = f"torch.empty({tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f", dtype={tensor.dtype}") + ")"
+            yield f"self.{name} = nn.{'Parameter' if isinstance(tensor, nn.Parameter) else 'Buffer'}({made})"
+        yield "self.anchor = nn.Buffer(torch.zeros(()), persistent=False)  # where the module is, and in what it computes"
+
+    def _block(self, plan: Plan, graph: Graph) -> list[str]:
+        return [line for step in plan.steps for line in self._step(step, graph)]
+
+    def _step(self, step: Step, graph: Graph) -> Iterator[str]:
+        """The lines of one operation; the blocks of control flow are functions in front of it."""
+        arguments: dict[str, str] = {name: _literal(value) for name, value in step.fixed.items()}
+        arguments |= {name: self._names[slot] for name, slot in step.reads}
+        for name, form, source in step.converts:
+            parts = [self._names[slot] for slot in (source if isinstance(source, tuple) else (source,))]
+            if form in ("tensors", "raw", "tensor"):
+                arguments[name] = _tuple(parts)
+            else:
+                arguments[name] = f"{'as_number' if form == 'scalar' else 'as_numbers'}({', '.join(parts)})"
+        if step.blocks:
+            names = self._new_names(block.name for block in step.op.blocks)
+            for name, plan, block in zip(names, step.blocks, step.op.blocks, strict=True):
+                takes = ", ".join(f"{self._names[slot]}: Tensor" for slot in plan.inputs)
+                yield f"def {name}({takes}) -> tuple[Tensor, ...]:"
+                yield from (f"    {line}" for line in self._block(plan, block))
+                yield f"    return {_tuple([self._names[slot] for slot in plan.outputs])}"
+            arguments["blocks"] = _tuple(names)
+        order = list(inspect.signature(step.function).parameters)
+        call = ", ".join(f"{name}={arguments[name]}" for name in sorted(arguments, key=order.index))
+        line = f"ops.{step.op.type}({call})"
+        gives = [self._names[slot] for slot, _ in step.writes]
+        if gives:
+            lowering = find(step.op.type, graph.opset)
+            assert lowering is not None
+            is_tuple = typing.get_origin(typing.get_type_hints(lowering.function).get("return")) is tuple
+            line = f"{', '.join(gives)}{',' if is_tuple and len(gives) == 1 else ''} = {line}"
+            line += f"  # {'; '.join(f'{value.dtype} {_shape(value)}' for value in step.op.outputs)}"
+        yield line
+
+
+def _values(graph: Graph, plan: Plan) -> Iterator[tuple[int, Value]]:
+    """Every slot that a variable is made for, with its value: inputs and results, those of nested blocks included."""
+    yield from zip(plan.inputs, graph.inputs, strict=True)
+    for step in plan.steps:
+        for block, inner in zip(step.op.blocks, step.blocks, strict=True):
+            yield from _values(block, inner)
+        yield from ((slot, value) for (slot, _), value in zip(step.writes, step.op.outputs, strict=True))
+
+
+def _steps(plan: Plan) -> Iterator[Step]:
+    for step in plan.steps:
+        yield step
+        for block in step.blocks:
+            yield from _steps(block)
+
+
+def _literal(value: Any) -> str:
+    """``value`` as source code."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return repr(value) if np.isfinite(value) else f"float({str(value)!r})"
+    if isinstance(value, list | tuple):
+        return _tuple([_literal(each) for each in value])
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
+    assert value is None or isinstance(value, bool | int | str), type(value)
+    return repr(value)
+
+
+def _tuple(parts: list[str]) -> str:
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+
+
+def _shape(value: Value) -> str:
+    return "" if value.shape is None else str(["?" if extent is None else extent for extent in value.shape]).replace("'", "")
+
+
+def _harmless(text: str) -> str:
+    """A name out of a package, fit for a docstring."""
+    return re.sub(r"[^\w .,;:/\[\]-]", "_", text, flags=re.ASCII)
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """In fp16 if nothing is lost by it."""
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
+    half = tensor.to(torch.float16)
+    return half.contiguous() if torch.equal(half.to(tensor.dtype), tensor) else tensor.contiguous()

@@ -1,0 +1,198 @@
+"""A program as ONNX: the interpreter's results, the package's names, and a cache that is never trusted blindly."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from coreflow.export.package.graph import Program, read_program
+from coreflow.export.package.manifest import read_manifest
+from coreflow.models.errors import UnsupportedError
+from coreflow.models.spec import TensorSpec
+from coreflow.runtime import load_model
+from coreflow.runtime.lift.engines.module import LiftedModule
+from coreflow.runtime.lift.onnx import write as lift_onnx
+from coreflow.runtime.lift.onnx.session import import_onnxruntime
+from coreflow.runtime.lift.onnx.write import cached_onnx, write_onnx
+
+onnxruntime = import_onnxruntime()
+
+IDS = np.arange(16, dtype=np.int32)[None] * 6
+MASK = (np.arange(16) < 12).astype(np.float32)[None]
+
+
+@pytest.fixture(scope="module")
+def written(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    write_onnx(read_program(small_package), path)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "coreflow" / "onnx"
+
+
+def draw(spec: TensorSpec, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    low, high = spec.bounds or (-2, 2)
+    values = random.uniform(low, high, spec.shape)
+    return values.astype(np.int32) if spec.dtype == "int32" else values.astype(spec.dtype)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "lattice_step", "decoder_step"])
+def test_the_file_gives_what_the_interpreter_gives(exported: Path, tmp_path: Path, stage: str) -> None:
+    package = exported / "bundle" / read_manifest(exported / "bundle").stages[stage].package
+    write_onnx(read_program(package), tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    model = load_model(package, "lifted", numerics="fp32", engine="interpreter")
+    inputs = {name: draw(spec, 1) for name, spec in model.inputs.items()}
+    want = model.predict(inputs)
+    wide = {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in inputs.items()}
+    assert [entry.name for entry in session.get_outputs()] == list(want)
+    for name, found in zip(want, session.run(None, wide), strict=True):
+        np.testing.assert_allclose(found, want[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_names_are_the_packages(written: Path, small_package: Path) -> None:
+    graph = onnx.load(written).graph
+    module = LiftedModule(*read_program(small_package).function())
+    assert [entry.name for entry in graph.input] == ["ids", "mask"]
+    assert [entry.name for entry in graph.output] == ["probabilities", "best"]
+    assert {name for name, _ in module.named_parameters()} <= {entry.name for entry in graph.initializer}
+
+
+def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> None:
+    onnx.checker.check_model(onnx.load(written), full_check=True)
+    assert str(Path(lift_onnx.__file__).parents[2]).encode() not in written.read_bytes()
+
+
+def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from coreflow.export.package.graph import read_program\n"
+        "from coreflow.runtime.lift.onnx.write import write_onnx\n"
+        f"write_onnx(read_program({str(small_package)!r}), Path({str(tmp_path / 'again.onnx')!r}))"
+    )
+    ran = subprocess.run([sys.executable, "-W", "default", "-c", code], check=True, capture_output=True, text=True)
+    assert (tmp_path / "again.onnx").read_bytes() == written.read_bytes()
+    assert (ran.stdout, ran.stderr) == ("", "")  # nothing of the exporter reaches the user
+
+
+def test_a_file_that_gives_something_else_is_refused(small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = lift_onnx._export
+
+    def wrong(module: LiftedModule, example: Any, path: Path, label: str) -> None:
+        other = LiftedModule(*read_program(small_package).function()).eval()
+        other.get_parameter("outer_bias_to_fp16").data[0] += 0.01  # of one class: of all, softmax would not see it
+        export(other, example, path, label)
+
+    monkeypatch.setattr(lift_onnx, "_export", wrong)
+    with pytest.raises(UnsupportedError, match="onnxruntime gives another 'probabilities'"):
+        write_onnx(read_program(small_package), tmp_path / "x.onnx")
+
+
+def test_control_flow_is_refused_and_not_frozen(branching_package: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="cannot be written as ONNX"):
+        write_onnx(read_program(branching_package), tmp_path / "x.onnx")
+
+
+def test_random_numbers_are_refused_and_not_frozen(save: Callable[..., Path], tmp_path: Path) -> None:
+    from coremltools.converters.mil.mil import Builder, types
+
+    @Builder.program(input_specs=[Builder.TensorSpec((2,), dtype=types.fp32)])
+    def program(x: Any) -> Any:
+        return Builder.add(x=x, y=Builder.random_normal(shape=[2], mean=0.0, stddev=1.0, seed=3))
+
+    with pytest.raises(UnsupportedError, match="random_normal draws numbers"):
+        write_onnx(read_program(save(program)), tmp_path / "x.onnx")
+
+
+def test_fp64_is_refused(small_package: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="numerics 'fp64' in ONNX; fp32 and fp16 work"):
+        write_onnx(read_program(small_package), tmp_path / "x.onnx", "fp64")
+
+
+class TestCache:
+    """Writing is replaced by something quick: what is looked at is when it happens."""
+
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        made: list[str] = []
+
+        def write(program: Program, path: Path, numerics: str, function_name: str | None, *, tuned: bool) -> None:
+            assert tuned
+            made.append(numerics)
+            path.write_bytes(f"{program.path} {numerics} {function_name}".encode() * 9)
+
+        monkeypatch.setattr(lift_onnx, "write_onnx", write)
+        return made
+
+    def test_a_second_session_takes_the_file_of_the_first(self, small_package: Path, cache: Path, made: list[str]) -> None:
+        program = read_program(small_package)
+        first = cached_onnx(program, "fp32")
+        assert first.parent.parent == cache and cached_onnx(program, "fp32") == first and made == ["fp32"]
+
+    @pytest.mark.parametrize(
+        "damage", ["cut", "changed", "no digest", "other digest", "empty digest", "no file", "another file", "a file in its place"]
+    )
+    def test_a_damaged_entry_is_made_again(self, small_package: Path, cache: Path, made: list[str], damage: str) -> None:
+        program = read_program(small_package)
+        path = cached_onnx(program, "fp32")
+        whole, note = path.read_bytes(), path.with_name("sha256")
+        if damage == "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        elif damage == "changed":
+            path.write_bytes(whole[:-9] + bytes(9))
+        elif damage == "no digest":
+            note.unlink()
+        elif damage == "no file":
+            path.unlink()
+        elif damage == "another file":
+            path.with_name("model.weights").write_bytes(b"x")
+        elif damage == "a file in its place":
+            shutil.rmtree(path.parent)
+            path.parent.write_bytes(b"x")
+        else:
+            note.write_text("0" * 64 if damage == "other digest" else "")
+        assert cached_onnx(program, "fp32") == path and path.read_bytes() == whole and len(made) == 2
+        assert [entry.name for entry in cache.iterdir()] == [path.parent.name]  # and nothing half-done beside it
+        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "sha256"]
+
+    def test_numerics_package_and_function_decide_the_entry(
+        self, small_package: Path, palettized_package: Path, cache: Path, made: list[str]
+    ) -> None:
+        small, other = read_program(small_package), read_program(palettized_package)
+        entries = [cached_onnx(*key) for key in ((small, "fp32"), (small, "fp16"), (other, "fp32"), (small, "fp32", "f"), (small, "fp32"))]
+        assert len(set(entries)) == 4 and len(made) == 4
+
+    def test_so_does_the_processor(self, small_package: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        program = read_program(small_package)
+        here = cached_onnx(program, "fp32")
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
+        assert cached_onnx(program, "fp32") != here and len(made) == 2
+
+    def test_so_do_our_own_sources(self) -> None:
+        """All of them: a change of how a model is tuned must not meet what was made before it."""
+        sources = list(Path(lift_onnx.__file__).parent.rglob("*.py"))
+        makers = set(lift_onnx._makers())
+        assert {path.parent.name for path in sources} == {"lift", "tuning"}
+        assert all(hashlib.sha256(path.read_bytes()).hexdigest() in makers for path in sources)
+
+    def test_a_refusal_is_remembered(self, branching_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = read_program(branching_package)
+        with pytest.raises(UnsupportedError) as first:
+            cached_onnx(program, "fp32")
+        monkeypatch.setattr(lift_onnx, "write_onnx", lambda *_, **__: pytest.fail("tried twice"))
+        with pytest.raises(UnsupportedError) as second:
+            cached_onnx(program, "fp32")
+        assert str(first.value) == str(second.value)
+        assert [entry.suffix for entry in cache.iterdir()] == [".txt"]
