@@ -23,7 +23,7 @@ from benchmarks.engines import t5_recipe
 from coreflow.export.package.graph import read_program
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate import validate
-from coreflow.validate.localise import Localiser
+from coreflow.validate.ladder.localise import Localiser
 package, recipe = sys.argv[1], t5_recipe()
 began = time.perf_counter()
 report = validate(package, recipe)

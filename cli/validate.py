@@ -130,7 +130,7 @@ def replay(
     from coreflow.validate.report.files import check_formats
 
     check_formats(report or ())
-    from coreflow.validate.replay import replay as judge_again
+    from coreflow.validate.replay.replay import replay as judge_again
 
     found = judge_again(file, reference=reference, package=package, backend=backend)  # type: ignore[arg-type]
     return _present(found, report or (), strict=strict, as_json=as_json)
@@ -177,8 +177,8 @@ def validate_with_bar(
     from coreflow.export.user_files import is_recipe_source, load_recipes
     from coreflow.models.errors import ConfigError
     from coreflow.validate import judge_bundle
+    from coreflow.validate.gates.tolerance import by_share
     from coreflow.validate.report.model import BundleReport
-    from coreflow.validate.tolerance import by_share
 
     tolerance = None if within is None else by_share(within)
     options: dict[str, Any] = {"backend": backend, "compute_units": compute_units, "tolerance": tolerance, "sweep": sweep}
@@ -206,8 +206,8 @@ def _judge_one(
     from coreflow.export.package.graph import read_program
     from coreflow.runtime.interface import input_specs
     from coreflow.validate import validate as judge
-    from coreflow.validate.evidence import Evidence
-    from coreflow.validate.samples import read_samples
+    from coreflow.validate.inputs.samples import read_samples
+    from coreflow.validate.replay.evidence import Evidence
 
     given = None
     if inputs is not None:

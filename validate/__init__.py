@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreflow.validate.bundle import judge_bundle, validate_bundle
-    from coreflow.validate.validator import validate
+    from coreflow.validate.package import validate
 
 _HOMES = {
     "judge_bundle": "coreflow.validate.bundle",
-    "validate": "coreflow.validate.validator",
+    "validate": "coreflow.validate.package",
     "validate_bundle": "coreflow.validate.bundle",
 }
 __all__ = ["judge_bundle", "validate", "validate_bundle"]

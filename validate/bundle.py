@@ -21,14 +21,14 @@ from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load_config, load_weights
 from coreflow.runtime.backend import Backend, ComputeUnits
-from coreflow.validate.budget import Executions
-from coreflow.validate.cascade import Sentence, judge_cascade
-from coreflow.validate.evidence import Evidence
-from coreflow.validate.ladder import Judged, open_package
+from coreflow.validate.chain import Sentence, judge_cascade
+from coreflow.validate.gates.tolerance import Tolerance
+from coreflow.validate.inputs.samples import Sample, read_samples
+from coreflow.validate.ladder.ladder import Judged, open_package
+from coreflow.validate.package import describer, judge_package, versions
+from coreflow.validate.references.executions import Executions
+from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, Report, first_cause, worst
-from coreflow.validate.samples import Sample, read_samples
-from coreflow.validate.tolerance import Tolerance
-from coreflow.validate.validator import describer, judge_package, versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
-from coreflow.validate.evidence import Evidence
+from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import Culprit, Report
 
 Arrays = dict[str, np.ndarray]

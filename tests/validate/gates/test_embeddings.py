@@ -1,0 +1,58 @@
+"""Directions and neighbours of rows."""
+
+import numpy as np
+import pytest
+
+from coreflow.validate.gates.embeddings import cosines, embedding_gates, precision_at
+
+RANDOM = np.random.default_rng(0)
+ROWS = RANDOM.standard_normal((40, 16))
+
+
+def halves(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.float16).astype(np.float64)
+
+
+def outcomes(actual: np.ndarray) -> dict[str, str]:
+    return {gate.name: gate.outcome for gate in embedding_gates(ROWS, halves(ROWS), actual, 3.0)}
+
+
+def test_cosines_are_those_of_the_definition() -> None:
+    other = RANDOM.standard_normal((40, 16))
+    want = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(ROWS, other, strict=True)]
+    np.testing.assert_allclose(cosines(ROWS, other), want, rtol=1e-12)
+
+
+def test_precision_counts_true_neighbours() -> None:
+    def slow(k: int, exact: np.ndarray, actual: np.ndarray) -> float:
+        hits = 0
+        for row in range(len(exact)):
+            others = [each for each in range(len(exact)) if each != row]
+            sides = [sorted(others, key=lambda each: -float(cosines(side[[row]], side[[each]])[0]))[:k] for side in (exact, actual)]
+            hits += len(set(sides[0]) & set(sides[1]))
+        return hits / (k * len(exact))
+
+    noisy = ROWS + 0.3 * RANDOM.standard_normal(ROWS.shape)
+    assert precision_at(5, ROWS, noisy, 0.0) == pytest.approx(slow(5, ROWS, noisy))
+    assert 0.3 < precision_at(5, ROWS, noisy, 0.0) < 1
+
+
+def test_a_neighbour_as_near_as_another_counts() -> None:
+    rows = np.array([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6], [-1.0, 0.1]])
+    other = rows.copy()
+    other[1, 1] += 1e-3  # now the second neighbour of the first row is the nearest
+    assert precision_at(1, rows, other, 0.0) < 1 or precision_at(1, rows, other, 1e-3) == 1
+    assert precision_at(1, rows, other, 2e-3) == 1
+
+
+def test_fp16_passes_and_a_turned_or_swapped_row_does_not() -> None:
+    assert outcomes(halves(ROWS)) == {"cosine": "pass", "neighbours": "pass"}
+    turned = halves(ROWS)
+    turned[7] += 0.02 * RANDOM.standard_normal(16)
+    assert outcomes(turned)["cosine"] == "fail"
+    swapped = halves(ROWS)
+    swapped[[3, 4]] = swapped[[4, 3]]
+    assert outcomes(swapped) == {"cosine": "fail", "neighbours": "fail"}
+    lost = halves(ROWS)
+    lost[5] = np.nan
+    assert outcomes(lost)["cosine"] == "fail"

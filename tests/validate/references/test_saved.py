@@ -1,0 +1,126 @@
+"""What a package may be compared with, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coreflow.export.bundle import build
+from coreflow.export.package.graph import read_program
+from coreflow.export.recipe import Recipe
+from coreflow.models.errors import BundleError, ConfigError, InputError
+from coreflow.models.spec import TensorSpec
+from coreflow.runtime.lift.onnx.write import write_onnx
+from coreflow.validate import validate
+from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.references.saved import heuristic_budget
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Choosing(Net):
+    """Also the place of the largest score."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        scores = super().forward(x)
+        return scores, scores.argmax(-1).to(torch.int32)
+
+
+def recipe(name: str = "net", outputs: tuple[str, ...] = ("y",), module: nn.Module | None = None) -> Recipe:
+    return Recipe(name=name, module=(module or Net()).eval(), inputs={"x": TensorSpec((64, 32))}, outputs=outputs)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(recipe(), tmp_path_factory.mktemp("net"))
+
+
+def other(folder: Path, scale: float) -> Recipe:
+    changed = Net()
+    with torch.no_grad():
+        changed.second.weight[3] *= scale
+    return recipe("other", module=changed)
+
+
+def test_a_package_is_judged_by_another_s_fp16(package: Path, tmp_path: Path) -> None:
+    assert validate(package, package).verdict == "pass"
+    report = validate(package, build(other(tmp_path, 1.1), tmp_path))
+    assert (report.verdict, report.cause, report.budget) == ("fail", "weights", "the reference package's own fp16")
+    assert report.outputs["y"].worst_slice == "[:, 3]"
+
+
+def test_an_onnx_file_is_judged_by_the_heuristic(package: Path, tmp_path: Path) -> None:
+    write_onnx(read_program(package), tmp_path / "same.onnx")
+    same = validate(package, tmp_path / "same.onnx")
+    assert (same.verdict, same.budget) == ("pass", "heuristic")
+    assert {gate.name for gate in same.outputs["y"].gates} >= {"rho_rms", "contract", "finite"}
+    write_onnx(read_program(build(other(tmp_path, 1.1), tmp_path)), tmp_path / "other.onnx")
+    assert validate(package, tmp_path / "other.onnx").verdict == "fail"
+
+
+def test_recorded_outputs_stand_for_a_reference(package: Path) -> None:
+    module, samples = Net().eval(), []
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal((64, 32)).astype(np.float16)
+        with torch.no_grad():
+            y = module(torch.from_numpy(x.astype(np.float32))).numpy()
+        samples.append(Sample(label=f"recorded {seed}", inputs={"x": x}, expected={"y": y}))
+    assert validate(package, None, samples).verdict == "pass"
+    wrong = [Sample(label=each.label, inputs=each.inputs, expected={"y": np.roll((each.expected or {})["y"], 1, -1)}) for each in samples]
+    assert validate(package, None, wrong).verdict == "fail"
+    with pytest.raises(InputError, match="recorded 0 records no y"):
+        validate(package, None, [Sample(label="recorded 0", inputs=samples[0].inputs, expected={})])
+
+
+def test_names_have_to_be_the_same(package: Path, tmp_path: Path) -> None:
+    named = build(recipe("named", outputs=("z",)), tmp_path)
+    with pytest.raises(ConfigError, match="gives z; the package gives y"):
+        validate(package, named)
+
+
+def test_other_files_are_refused(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match=r"no\.onnx is no ONNX file"):
+        validate(package, tmp_path / "no.onnx")
+    with pytest.raises(ConfigError, match=r"a \.mlpackage or an \.onnx file"):
+        validate(package, tmp_path / "model.tflite")
+
+
+def test_the_heuristic_counts_a_layer_for_eight_contractions(package: Path) -> None:
+    graph, _ = read_program(package).function()
+    assert heuristic_budget(graph) == pytest.approx(2**-11 * (0.7 + 0.4) ** 0.5)
+
+
+class TestChoices:
+    """Places of largest values: a flip between scores that fp16 does not tell apart is no fault."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def choosing(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return build(recipe("choosing", ("scores", "best"), Choosing()), tmp_path_factory.mktemp("choosing"))
+
+    def test_a_near_tie_may_fall_either_way(self, choosing: Path) -> None:
+        tied = Choosing()
+        with torch.no_grad():  # two scores that differ by less than fp16 can hold
+            tied.second.weight[1] = tied.second.weight[0] * (1 + 1e-7)
+            tied.second.bias[1] = tied.second.bias[0] = 3.0
+        report = validate(build(recipe("tied", ("scores", "best"), tied), choosing.parent), recipe("tied", ("scores", "best"), tied))
+        assert report.verdict == "pass" and report.outputs["best"].outcome == "pass"
+        assert report.outputs["best"].flips > 0 and "within fp16 noise" in report.outputs["best"].gates[0].text
+
+    def test_another_choice_is_a_fault(self, choosing: Path) -> None:
+        turned = Choosing()
+        with torch.no_grad():
+            turned.second.bias[5] += 0.3
+        report = validate(choosing, recipe("choosing", ("scores", "best"), turned))
+        assert report.verdict == "fail" and report.outputs["best"].outcome == "fail" and report.outputs["best"].flips > 0

@@ -1,0 +1,384 @@
+"""A failing sample in a file of its own fails again, for the same cause, and the file can neither run code nor reach out."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from coreflow.export.energy import energy_recipes
+from coreflow.export.package.manifest import COMPANIONS, read_manifest
+from coreflow.export.recipe import Recipe
+from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
+from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, load_tensors, load_weights
+from coreflow.runtime.load import load_model
+from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.package import validate
+from coreflow.validate.references.executions import Executions
+from coreflow.validate.replay.recording import KEY, read_replay, worst_sample, write_replay
+from coreflow.validate.replay.replay import replay
+from coreflow.validate.report.model import AmbiguousSample, Culprit, OutputReport, Report, Samples
+
+if TYPE_CHECKING:
+    from conftest import Converted
+
+RECIPES = """
+from pathlib import Path
+Path(__file__).with_name("executed").touch()
+from coreflow.export.recipe import Recipe
+from coreflow.models.spec import TensorSpec
+from torch import nn
+NET = Recipe(name="other", module=nn.Identity(), inputs={"x": TensorSpec((1, 16, 64))}, outputs=("y",))
+"""
+
+
+def judged_again(package: Path, recipe: Recipe, path: Path, *, simulated: bool = True, reference: str | Path | None = None) -> Report:
+    """Judge eight seeds, write the worst of them to ``path``; the report of all."""
+    report = validate(package, recipe)
+    executions, model = Executions(recipe.module), load_model(package, "lifted", engine="interpreter")
+    samples = [Sample(label=f"seed {seed}", inputs=recipe.inputs_for(seed), seed=seed) for seed in range(8)]
+    exact = [executions.exact(dict(sample.inputs)) for sample in samples]
+    worst = worst_sample(report, samples, exact, [model.predict(sample.inputs) for sample in samples])
+    write_replay(
+        path,
+        package=package,
+        sample=samples[worst],
+        report=report,
+        exact=dict(zip(recipe.outputs, exact[worst], strict=True)),
+        simulated=dict(zip(recipe.outputs, executions.simulated(dict(samples[worst].inputs)), strict=True)) if simulated else None,
+        reference=reference,
+    )
+    return report
+
+
+def drop_bias(weights: dict[str, Tensor]) -> None:
+    weights["layers.0.contract.bias"].zero_()
+
+
+@pytest.fixture(scope="module")
+def recorded(converted: "Converted", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a faulty package and the recording of its worst sample; not to be changed."""
+    folder = tmp_path_factory.mktemp("recorded")
+    package = converted.with_fault(folder / "network.mlpackage", drop_bias)
+    report = judged_again(package, converted.recipe(), folder / "worst.safetensors", reference="recipes.py:NET")
+    assert (report.verdict, report.cause) == ("fail", "weights")
+    (folder / "recipes.py").write_text(RECIPES)
+    return folder
+
+
+@pytest.fixture
+def folder(recorded: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(recorded, tmp_path / "recorded"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> None:
+    with safe_open(path, framework="numpy") as file:
+        entry = json.loads(file.metadata()[KEY])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(entry, arrays)
+    save_file(arrays, path, {KEY: json.dumps(entry)})
+
+
+@pytest.fixture
+def judged() -> Report:
+    """A report that a validation might have given."""
+    culprit = Culprit(kind="rounding", name="linear_3", type="linear", ratio=9, text="")
+    shared: dict[str, Any] = dict.fromkeys([field.name for field in fields(OutputReport)], 0.0)
+    outputs = {
+        name: OutputReport(**{**shared, "name": name, "budget": budget, "gates": ()}) for name, budget in (("a", 0.01), ("b", 0.0001))
+    }
+    return Report(
+        name="net",
+        package="net.mlpackage",
+        digest="0" * 64,
+        weights_digest=None,
+        backend="lifted",
+        numerics="fp16",
+        compute_units="all",
+        precision="fp16",
+        verdict="fail",
+        cause="fp16",
+        text="",
+        outputs=outputs,
+        samples=Samples(seeds=(), drawn=0, given=0),
+        versions={},
+        seconds=0.0,
+        culprits=(culprit,),
+    )
+
+
+class TestWriting:
+    def test_everything_comes_back_as_it_was_written(self, recorded: Path, converted: "Converted") -> None:
+        found, recipe = read_replay(recorded / "worst.safetensors"), converted.recipe()
+        assert (found.package, found.name, found.reference_kind, found.reference) == (
+            "network.mlpackage",
+            "network",
+            "recipe",
+            "recipes.py:NET",
+        )
+        assert (found.numerics, found.backend, found.compute_units) == ("fp16", "lifted", "all")
+        assert (found.verdict, found.cause) == ("fail", "weights") and found.label == f"seed {found.seed}"
+        assert found.seed is not None
+        np.testing.assert_array_equal(found.inputs["x"], recipe.inputs_for(found.seed)["x"])
+        with torch.no_grad():
+            exact = recipe.module.double()(torch.from_numpy(recipe.inputs_for(found.seed)["x"]).double()).numpy()
+        assert found.exact["y"].dtype == np.float64
+        np.testing.assert_allclose(found.exact["y"], exact, rtol=1e-12, atol=1e-12)
+        assert found.simulated is not None and 0 < np.abs(found.simulated["y"] - found.exact["y"]).max() < 0.1
+
+    @pytest.mark.parametrize(("name", "kind"), [("demo", "bundle"), ("other.mlpackage", "package"), ("net.onnx", "onnx"), (None, "none")])
+    def test_the_way_to_the_reference_is_relative_to_the_file(self, name: str | None, kind: str, judged: Report, tmp_path: Path) -> None:
+        sample = Sample(label="one", inputs={"x": np.ones(3)})
+        given = None if name is None else tmp_path / "a" / name
+        path = write_replay(
+            tmp_path / "b/c/one.safetensors",
+            package=tmp_path / "a/net.mlpackage",
+            sample=sample,
+            report=judged,
+            exact={"y": np.ones(2)},
+            reference=given,
+        )
+        found = read_replay(path)
+        assert (found.reference_kind, found.reference) == (kind, "" if name is None else f"../../a/{name}")
+        assert found.package == "../../a/net.mlpackage" and found.culprits == ("linear_3",) and found.simulated is None
+
+    def test_arrays_of_any_layout_and_scalars_are_stored_in_order(self, judged: Report, tmp_path: Path) -> None:
+        values = np.arange(12.0).reshape(3, 4)
+        inputs = {"turned": values.T, "spread": np.broadcast_to(np.float16(2), (2, 2)), "scalar": np.array(3, np.int32)}
+        path = write_replay(
+            tmp_path / "one.safetensors",
+            package=tmp_path,
+            sample=Sample(label="one", inputs=inputs),
+            report=judged,
+            exact={"y": values[:, ::2]},
+        )
+        found = read_replay(path)
+        for name, array in inputs.items():
+            assert found.inputs[name].dtype == array.dtype
+            np.testing.assert_array_equal(found.inputs[name], array)
+        np.testing.assert_array_equal(found.exact["y"], values[:, ::2])
+
+    def test_a_write_that_fails_leaves_the_old_file(self, folder: Path, judged: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = folder / "worst.safetensors"
+        before = path.read_bytes()
+
+        def fail(*_: object) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_replay(path, package=folder, sample=Sample(label="one", inputs={"x": np.ones(3)}), report=judged, exact={"y": np.ones(2)})
+        assert path.read_bytes() == before and not list(folder.glob(".worst*"))
+
+    def test_another_suffix_is_refused(self, judged: Report, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"NAME\.safetensors"):
+            write_replay(
+                tmp_path / "one.npz", package=tmp_path, sample=Sample(label="one", inputs={}), report=judged, exact={"y": np.ones(2)}
+            )
+
+
+class TestTheWorstSample:
+    SAMPLES = tuple(Sample(label=f"seed {seed}", inputs={}) for seed in range(3))
+    EXACT = tuple((np.arange(4.0), np.ones((2, 2))) for _ in range(3))
+
+    def find(self, recorded_report: Report, *errors: tuple[float, float]) -> int:
+        actual = [{"a": a + error[0], "b": b + error[1]} for (a, b), error in zip(self.EXACT, errors, strict=True)]
+        return worst_sample(recorded_report, self.SAMPLES, self.EXACT, actual)
+
+    def test_it_has_the_largest_error_in_budgets(self, judged: Report) -> None:
+        assert self.find(judged, (0.1, 0), (0.3, 0), (0.2, 0)) == 1
+        assert self.find(judged, (0.1, 0), (0.3, 0), (0.2, 0.02)) == 2  # the budget of b is smaller
+
+    def test_what_is_not_finite_is_worse_than_any_error(self, judged: Report) -> None:
+        assert self.find(judged, (1e9, 0), (0, float("nan")), (0, 0)) == 1
+        assert self.find(judged, (1e9, 0), (0, 0), (float("inf"), 0)) == 2
+
+    def test_an_ambiguous_sample_that_was_left_out_is_not_it(self, judged: Report) -> None:
+        ambiguous = AmbiguousSample(label="seed 1", left_out=True, nearness=0.1, differing=3)
+        without = replace(judged, samples=replace(judged.samples, ambiguous=(ambiguous,)))
+        assert self.find(without, (0.1, 0), (0.3, 0), (0.2, 0)) == 2
+
+
+class TestReplaying:
+    def test_the_sample_alone_fails_again_against_the_recorded_outputs(self, recorded: Path) -> None:
+        report = replay(recorded / "worst.safetensors")
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "weights", 1)
+        assert report.samples.total == 1 and report.name == "network" and report.backend == "lifted"
+        assert "rho_rms" in {gate.name for gate in report.outputs["y"].failed_gates} and report.budget == "recorded fp16 of the reference"
+        assert report.replay == str(recorded / "worst.safetensors")
+        assert report.notes[-1].startswith("recorded as fail (weights)") and "it is so again" in report.notes[-1]
+
+    def test_a_recipe_is_executed_only_when_it_is_given_again(self, folder: Path) -> None:
+        report = replay(folder / "worst.safetensors")
+        assert not (folder / "executed").exists()
+        assert "the reference was recipes.py:NET, which is executed only when it is given" in report.notes[-1]
+        other = replay(folder / "worst.safetensors", reference=f"{folder / 'recipes.py'}:NET")
+        assert (folder / "executed").exists()
+        assert other.verdict == "fail" and other.outputs["y"].rho_rms > 50  # an identity
+
+    def test_the_reference_itself_gives_what_was_recorded(self, recorded: Path, converted: "Converted") -> None:
+        alone = replay(recorded / "worst.safetensors")
+        for reference in (converted.recipe(), converted.recipe().module):
+            report = replay(recorded / "worst.safetensors", reference=reference)
+            assert (report.verdict, report.cause, report.samples.total) == ("fail", "weights", 1)
+            assert report.outputs["y"].rho_rms == pytest.approx(alone.outputs["y"].rho_rms, rel=1e-6)
+
+    def test_another_reference_than_the_recorded_one_does_not_pass_as_it(self, converted: "Converted", tmp_path: Path) -> None:
+        package = converted.copy(tmp_path / "network.mlpackage")
+        judged_again(package, converted.recipe(), tmp_path / "one.safetensors")
+        other = converted.recipe()
+        with torch.no_grad():
+            other.module.head.weight.mul_(1.0002)  # type: ignore[union-attr,operator]
+        assert replay(tmp_path / "one.safetensors", reference=converted.recipe()).verdict == "pass"
+        report = replay(tmp_path / "one.safetensors", reference=other)
+        assert report.verdict == "incomplete" and "another torch model" in report.text
+
+    def test_a_package_can_be_the_reference(self, recorded: Path, converted: "Converted", tmp_path: Path) -> None:
+        report = replay(recorded / "worst.safetensors", reference=converted.package)
+        assert report.verdict == "fail" and report.samples.total == 1
+
+    def test_a_healthy_package_passes_with_and_without_a_recorded_simulation(self, converted: "Converted", tmp_path: Path) -> None:
+        package = converted.copy(tmp_path / "network.mlpackage")
+        for simulated, budget in ((True, "recorded fp16 of the reference"), (False, "heuristic")):
+            judged_again(package, converted.recipe(), tmp_path / "one.safetensors", simulated=simulated)
+            report = replay(tmp_path / "one.safetensors")
+            assert (report.verdict, report.budget) == ("pass", budget), report.text
+
+    def test_without_a_simulation_the_fault_is_found_by_the_heuristic_budget(self, converted: "Converted", tmp_path: Path) -> None:
+        package = converted.with_fault(tmp_path / "network.mlpackage", drop_bias)
+        judged_again(package, converted.recipe(), tmp_path / "one.safetensors", simulated=False)
+        assert replay(tmp_path / "one.safetensors").verdict == "fail"
+
+    def test_numerics_are_those_of_then(self, folder: Path) -> None:
+        edit(folder / "worst.safetensors", lambda entry, _: entry.update(numerics="fp32"))
+        assert replay(folder / "worst.safetensors").numerics == "fp32"
+
+
+class TestPlaces:
+    def test_a_package_elsewhere_has_to_be_given(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = folder / "worst.safetensors"
+        (folder / "network.mlpackage").rename(tmp_path / "moved.mlpackage")
+        with pytest.raises(BundleError, match=r"its package .*network\.mlpackage is not there; say where it is "):
+            replay(path)
+        assert replay(path, package=tmp_path / "moved.mlpackage").verdict == "fail"
+        edit(path, lambda entry, _: entry.update(package="../moved.mlpackage"))
+        with pytest.raises(InputError, match=r"\.\./moved\.mlpackage lies outside its folder and the working folder; say where it is "):
+            replay(path)
+        monkeypatch.chdir(tmp_path)
+        assert replay(path).verdict == "fail"
+
+    @pytest.mark.parametrize("way", ["absolute", "link"])
+    def test_neither_an_absolute_path_nor_a_link_leads_out(self, way: str, folder: Path, tmp_path: Path) -> None:
+        outside = Path(shutil.move(folder / "network.mlpackage", tmp_path / "outside.mlpackage"))
+        if way == "link":
+            (folder / "network.mlpackage").symlink_to(outside)
+        else:
+            edit(folder / "worst.safetensors", lambda entry, _: entry.update(package=str(outside)))
+        with pytest.raises(InputError, match="lies outside"):
+            replay(folder / "worst.safetensors")
+
+    def test_a_changed_package_is_not_judged(self, folder: Path) -> None:
+        weights = next(folder.rglob("weight.bin"))
+        weights.write_bytes(weights.read_bytes()[:-2] + b"\0\1")
+        with pytest.raises(BundleError, match=r"is not the package that was recorded: its digest is .* Validate it again"):
+            replay(folder / "worst.safetensors")
+
+    def test_a_backend_that_is_not_here_is_named_and_another_can_be_taken(self, folder: Path) -> None:
+        edit(folder / "worst.safetensors", lambda entry, _: entry.update(backend="abacus", numerics="device"))
+        with pytest.raises(UnsupportedError, match="backend 'abacus'; choose auto, coreml or lifted"):
+            replay(folder / "worst.safetensors")
+        assert replay(folder / "worst.safetensors", backend="lifted").numerics == "fp16"
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], str]] = {
+    "a newer format": (lambda entry, _: entry.update(format=2), "has replay format 2; this coreflow reads 1"),
+    "a package that is no text": (lambda entry, _: entry.update(package=7), "package in its metadata cannot be used"),
+    "a kind that is not known": (lambda entry, _: entry.update(reference_kind="pickle"), "reference_kind in its metadata"),
+    "culprits that are no names": (lambda entry, _: entry.update(culprits=[1]), "culprits in its metadata"),
+    "a seed that is no number": (lambda entry, _: entry.update(seed="one"), "seed in its metadata"),
+    "a label that is not there": (lambda entry, _: entry.pop("label"), "label in its metadata"),
+    "no inputs": (lambda _, arrays: arrays.pop("input.x"), "holds no inputs; it has to be recorded again"),
+    "no outputs": (lambda _, arrays: arrays.pop("exact.y"), "holds no outputs"),
+    "another output": (lambda _, arrays: arrays.update({"exact.z": arrays.pop("exact.y")}), "records z; the outputs of its package are y"),
+    "another shape": (lambda _, arrays: arrays.update({"exact.y": np.ones((1, 2))}), "two arrays of numbers of one shape are right"),
+    "an input of another shape": (lambda _, arrays: arrays.update({"input.x": np.ones((1, 2))}), r"input 'x' has shape \[1, 2\]"),
+    "NaN": (lambda _, arrays: arrays.update({"input.x": arrays["input.x"] * np.nan}), "input 'x' holds nan"),
+    "numerics that do not exist": (lambda entry, _: entry.update(numerics="fp8"), "numerics 'fp8'; choose one of"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_says_what_cannot_be_is_refused(damage: str, folder: Path) -> None:
+    change, said = DAMAGES[damage]
+    edit(folder / "worst.safetensors", change)
+    with pytest.raises((InputError, UnsupportedError), match=said):
+        replay(folder / "worst.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "no such replay file"), (b"", "is no replay file"), (b"\x80\x04K\x01.", "is no replay file")]
+)
+def test_a_file_that_is_no_replay_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "one.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        replay(tmp_path / "one.safetensors")
+
+
+def test_a_cut_file_and_plain_tensors_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = folder / "worst.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="or was cut short"):
+        replay(path)
+    save_file({"input.x": np.ones(2)}, path)
+    with pytest.raises(InputError, match=r"its metadata has no 'coreflow\.replay'"):
+        replay(path)
+
+
+class TestBundles:
+    def test_a_bundle_below_the_folder_brings_its_own_reference(
+        self, bundle: Path, edit_weights: Callable[[Path, Mapping[str, Tensor], Mapping[str, Tensor]], None]
+    ) -> None:
+        manifest = read_manifest(bundle)
+        package = bundle / manifest.stages["mapper_in"].package
+        weights = load_tensors(bundle / str(manifest.companions) / WEIGHTS)
+        wrong = {name: tensor.clone() for name, tensor in weights.items()}
+        wrong["mapper_in.layers.0.weight"][3] = 0
+        edit_weights(package, weights, wrong)
+        recipe = bundle_recipe(bundle, manifest.companions, "mapper_in")
+        stage = validate(package, recipe)
+        assert stage.verdict == "fail"
+        sample = Sample(label="seed 0", inputs=recipe.inputs_for(0), seed=0)
+        names, exact = list(recipe.outputs), Executions(recipe.module).exact(dict(sample.inputs))
+        path = write_replay(
+            bundle.parent / "worst.safetensors",
+            package=package,
+            sample=sample,
+            report=stage,
+            exact=dict(zip(names, exact, strict=True)),
+            reference=bundle,
+        )
+        report = replay(path)
+        assert (report.verdict, report.name, report.reference) == ("fail", "mapper_in", stage.reference)
+        shutil.move(bundle / COMPANIONS, bundle.parent / "elsewhere")
+        with pytest.raises(BundleError, match="the reference in it is another one"):
+            replay(path)
+        (bundle / "manifest.json").unlink()
+        assert replay(path).reference == "recorded outputs of the reference"
+
+
+def bundle_recipe(bundle: Path, companions: str | None, stage: str) -> Recipe:
+    folder = bundle / str(companions)
+    model = load_weights(EnergyFlow(load_config(folder / CONFIG)), folder / WEIGHTS)
+    return next(recipe for recipe in energy_recipes(model) if recipe.name == stage)

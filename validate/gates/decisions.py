@@ -1,0 +1,57 @@
+"""Hard decisions inside a module - thresholds, roundings - and the samples in which fp16 may take them either way.
+
+A module that decides has a method ``decision_margins(*inputs) -> (B, kinds, ...)``: the distance of every decision from its
+border, infinite where there is none to take. A decision nearer to its border than fp16's own error may legitimately fall
+either way, and then the outputs differ by far more than any rounding. Such samples are counted, and those that really
+fell the other way are left out of the ratios.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.validate.gates.metrics import max_abs, rms, wide
+from coreflow.validate.gates.tolerance import DECISION_FACTOR, LIFTED
+
+Array = npt.NDArray[Any]
+
+
+def margin_noise(exact: Sequence[Array], simulated: Sequence[Array]) -> Array:
+    """(kinds,): RMS difference of the margins in fp16 and in float64, over all samples where both are finite."""
+    wide, narrow = np.concatenate(exact), np.concatenate(simulated)
+    finite = np.isfinite(wide) & np.isfinite(narrow)
+    difference = np.where(finite, narrow, 0.0) - np.where(finite, wide, 0.0)
+    return np.array([rms(difference[:, kind][finite[:, kind]]) if finite[:, kind].any() else 0.0 for kind in range(wide.shape[1])])
+
+
+def nearness(margins: Array, noise: Array) -> float:
+    """The least margin of one sample (1, kinds, ...) in multiples of what counts as clear; below 1 the sample is ambiguous."""
+    clear = DECISION_FACTOR * noise.reshape(1, -1, *(1,) * (margins.ndim - 2))
+    # Without noise a decision is exact and falls one way only, on the border or not.
+    multiples = np.divide(margins, clear, out=np.full(margins.shape, np.inf), where=clear > 0)
+    return float(np.min(multiples, initial=np.inf))
+
+
+def agreeing(
+    exact: Sequence[Array], simulated: Sequence[Array], actual: Sequence[Array], clear: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """For each sample of one output, whether neither execution is off by far more than fp16 usually is: no decision fell otherwise.
+
+    Usual is the median of the simulation's largest error in those ``clear`` samples where it has one. When none is clear it is the
+    least of all, unless that is more than fp16 may lose: then a decision fell otherwise in every sample.
+    """
+    with np.errstate(invalid="ignore"):
+        by_simulation, by_package = (
+            np.array([max_abs(wide(values) - wide(truth)) for values, truth in zip(side, exact, strict=True)])
+            for side in (simulated, actual)
+        )
+    if clear.any():
+        # Without the zeros: an output may stay empty in most samples.
+        inexact = by_simulation[clear & (by_simulation > 0)]
+        usual = float(np.median(inexact)) if inexact.size else 0.0
+    else:
+        best = int(np.argmin(by_simulation))
+        usual = float(by_simulation[best]) if by_simulation[best] <= LIFTED.ceiling * max_abs(exact[best]) else 0.0
+    return (by_simulation <= DECISION_FACTOR * usual) & (by_package <= DECISION_FACTOR * usual)

@@ -1,0 +1,94 @@
+"""Measures of size and difference, all in float64. Nothing here judges, and NaN goes in and comes out."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coreflow.validate.gates.tolerance import few_elements_factor
+
+Array = npt.NDArray[np.float64]
+
+
+def wide(values: npt.NDArray[Any]) -> Array:
+    """As float64, before any difference is taken."""
+    return np.asarray(values, dtype=np.float64)
+
+
+def rms(values: npt.NDArray[Any]) -> float:
+    """Root of the mean square; NaN of nothing."""
+    array = wide(values)
+    if not array.size:
+        return math.nan
+    # Scaled first: the square of a large float64 overflows, the square of a small one vanishes.
+    scale = float(np.abs(array).max())
+    if scale == 0 or not math.isfinite(scale):
+        return scale
+    return scale * math.sqrt(float(np.mean(np.square(array / scale))))
+
+
+def relative_rms(error: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """RMS(error) / RMS(reference); 0 for 0 / 0."""
+    return ratio(rms(error), rms(reference))
+
+
+def snr_db(error: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """20 log10(RMS(reference) / RMS(error)) in decibels; infinite without an error."""
+    relative = relative_rms(error, reference)
+    return -20 * math.log10(relative) if relative > 0 else math.inf if relative == 0 else math.nan
+
+
+def max_abs(values: npt.NDArray[Any]) -> float:
+    """Largest magnitude; NaN if any value is, and of nothing."""
+    return float(np.abs(wide(values)).max()) if values.size else math.nan
+
+
+def ratio(above: float, below: float) -> float:
+    """``above / below``; 0 for 0 / 0 and infinite for anything else over 0."""
+    if below == 0:
+        return 0.0 if above == 0 else math.nan if math.isnan(above) else math.inf
+    return above / below
+
+
+@dataclass(frozen=True, slots=True)
+class WorstSlice:
+    """The part of a tensor (samples, ...) whose error is largest against its own budget."""
+
+    ratio: float  # RMS(error) / budget of this slice
+    factor: float  # what its few elements are allowed for
+    axis: int  # 0 counts the samples, 1 is the first axis of the tensor
+    index: int
+
+    @property
+    def excess(self) -> float:
+        """The ratio with the allowance for few elements taken out."""
+        return self.ratio / self.factor
+
+
+def worst_slice(error: Array, noise: Array, floor: float) -> WorstSlice:
+    """The worst index of any axis of ``error`` (samples, ...): a sample, a channel, a row.
+
+    The budget of a slice is RMS(noise) in it, and at least ``floor``; a slice with NaN is the worst there is.
+    """
+    found: list[WorstSlice] = []
+    for axis, extent in enumerate(error.shape):
+        if extent < 2 and axis > 0:
+            continue
+        others = tuple(each for each in range(error.ndim) if each != axis)
+        with np.errstate(invalid="ignore", over="ignore"):
+            above = np.sqrt(np.mean(np.square(error), axis=others))
+            below = np.maximum(np.sqrt(np.mean(np.square(noise), axis=others)), floor)
+            ratios = np.divide(above, below, out=np.where(above == 0, 0.0, np.inf), where=below > 0)
+        # An element that is exact in both says nothing: a column of a sparse output has fewer elements than rows.
+        counts = np.count_nonzero((error != 0) | (noise != 0), axis=others)
+        factors = np.array([few_elements_factor(max(int(count), 1)) for count in counts])
+        index = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios / factors)))
+        found.append(WorstSlice(float(ratios[index]), float(factors[index]), axis, index))
+    return max(found, key=lambda each: math.inf if math.isnan(each.excess) else each.excess)
+
+
+def non_finite(values: npt.NDArray[Any]) -> int:
+    """How many values are NaN or infinite."""
+    return int(np.count_nonzero(~np.isfinite(values)))

@@ -1,0 +1,95 @@
+"""What the pictures of an output show, and its worst elements, from the arrays that were compared."""
+
+import math
+import re
+
+import numpy as np
+
+from coreflow.validate.gates.metrics import Array, wide
+from coreflow.validate.gates.output import Compared
+from coreflow.validate.report.model import Element, Plots
+
+_POINTS = 400  # of a scatter plot
+_BINS = 40
+_ROWS = 400
+_WORST = 3
+_SCORES = re.compile(r"logit|score|prob", re.IGNORECASE)
+_MANY_CLASSES = 100
+
+
+def plots_of(compared: Compared) -> Plots:
+    """Pictures of one output of floats; empty for integers, and when nothing finite was compared."""
+    exact, simulated, actual = (wide(side[compared.judged]) for side in (compared.exact, compared.simulated, compared.actual))
+    finite = np.isfinite(exact) & np.isfinite(simulated) & np.isfinite(actual)
+    if compared.spec.dtype == "int32" or not finite.any():
+        return Plots()
+    reference, error, noise = np.abs(exact[finite]), np.abs(actual[finite] - exact[finite]), np.abs(simulated[finite] - exact[finite])
+    kept = np.unique(np.linspace(0, error.size - 1, _POINTS).astype(int))
+    # Those with the largest errors are in the picture, whatever the choice.
+    kept = np.unique(np.concatenate([kept, np.argpartition(error, -min(20, error.size))[-20:]]))
+    edges, counts = _histogram(error, noise)
+    margin, perturbation = _margins(compared.name, exact, actual)
+    return Plots(
+        reference=tuple(reference[kept].tolist()),
+        error=tuple(error[kept].tolist()),
+        edges=edges,
+        actual_counts=counts[0],
+        simulated_counts=counts[1],
+        margin=margin,
+        perturbation=perturbation,
+    )
+
+
+def worst_elements(compared: Compared) -> tuple[Element, ...]:
+    """The elements with the largest errors among the judged samples, those that are not finite first."""
+    places = np.flatnonzero(compared.judged)
+    exact, simulated, actual = (wide(side[places]) for side in (compared.exact, compared.simulated, compared.actual))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(actual - exact)
+    error = np.where((actual == exact) & np.isinf(exact), 0.0, error)
+    error[np.isnan(error)] = np.inf
+    if not error.size or not error.max() > 0:
+        return ()
+    flat = error.reshape(-1)
+    order = np.argpartition(flat, -min(_WORST, flat.size))[-_WORST:]
+    found = []
+    for place in sorted(order.tolist(), key=lambda each: -flat[each]):
+        if flat[place] == 0:
+            continue
+        sample, *index = (int(axis) for axis in np.unravel_index(place, error.shape))
+        at = (sample, *index)
+        found.append(
+            Element(
+                sample=compared.labels[int(places[sample])],
+                index=tuple(index),
+                reference=float(exact[at]),
+                simulated=float(simulated[at]),
+                actual=float(actual[at]),
+            )
+        )
+    return tuple(found)
+
+
+def _histogram(error: Array, noise: Array) -> tuple[tuple[float, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Both distributions of log10 |error| over the same bins; zeros are left out."""
+    logs = [np.log10(side[side > 0]) for side in (error, noise)]
+    both = np.concatenate(logs)
+    if not both.size:
+        return (), ((), ())
+    low, high = math.floor(float(both.min())), math.ceil(float(both.max()))
+    edges = np.linspace(max(low, high - 12), max(high, low + 1), _BINS + 1)
+    counts = [tuple(int(count) for count in np.histogram(side, edges)[0]) for side in logs]
+    return tuple(edges.tolist()), (counts[0], counts[1])
+
+
+def _margins(name: str, exact: Array, actual: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of rows of scores: the largest minus the second, and how much the package moved the two against each other."""
+    if exact.ndim < 2 or exact.shape[-1] < 2 or not (_SCORES.search(name) or (exact.ndim <= 3 and exact.shape[-1] >= _MANY_CLASSES)):
+        return (), ()
+    rows, found = exact.reshape(-1, exact.shape[-1])[:_ROWS], actual.reshape(-1, exact.shape[-1])[:_ROWS]
+    finite = np.isfinite(rows).all(-1) & np.isfinite(found).all(-1)
+    rows, found = rows[finite], found[finite]
+    order = np.argsort(rows, axis=-1)[:, -2:]
+    second, first = (np.take_along_axis(rows, order[:, place : place + 1], -1)[:, 0] for place in (0, 1))
+    moved = [np.take_along_axis(found - rows, order[:, place : place + 1], -1)[:, 0] for place in (0, 1)]
+    return tuple((first - second).tolist()), tuple(np.abs(moved[1] - moved[0]).tolist())

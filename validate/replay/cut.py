@@ -1,0 +1,53 @@
+"""What enters an op when a sample runs through its package: the inputs of the small package that ``export.cut`` makes of that op."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coreflow.export.package.edit import Port, plan_cut
+from coreflow.export.package.graph import Op, read_program
+from coreflow.models.errors import InputError
+from coreflow.runtime.interface import checked_inputs
+from coreflow.runtime.lifted import LiftedModel
+from coreflow.validate.inputs.samples import Array, Sample
+
+
+def record_inputs(
+    package: str | Path, op_name: str, sample: Sample, numerics: str = "fp16", *, radius: int = 0, function_name: str | None = None
+) -> dict[str, Array]:
+    """The inputs, by name and in the dtypes, of ``cut(package, op_name, ..., radius)``, as they are when ``sample`` is executed.
+
+    Under numerics ``fp16`` every value is one that fp16 holds, and the cut gives what the op gave, to the last bit; under wider ones the
+    values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or inf enters,
+    which no model takes: an earlier op is to blame, and a larger radius goes back to it.
+    """
+    program = read_program(package)
+    planned = plan_cut(program, op_name, radius, function_name)
+    model = LiftedModel(program, numerics, engine="interpreter", function_name=function_name)
+    graph, interface = program.function(function_name)
+    passed = {name: array for name, array in sample.inputs.items() if name not in model.states}
+    given = checked_inputs(passed, model.inputs, interface)
+    defaults = {each.name: np.full(each.shape, each.default or 0.0, model.inputs[each.name].dtype) for each in interface.inputs}
+    found: dict[int, Array] = {id(value): {**defaults, **given}[value.name] for value in graph.inputs if value.kind != "state"}
+    wanted = {id(port.value) for port in planned.inputs}
+
+    def keep(op: Op, results: tuple[Any, ...]) -> None:
+        for value, result in zip(op.outputs, results, strict=True):
+            if id(value) in wanted:
+                found[id(value)] = result.cpu().numpy().copy()
+
+    state = model.make_state() if model.states else None
+    if state is not None:
+        for name in model.states.keys() & sample.inputs.keys():
+            state.write(name, sample.inputs[name])
+    model.predict(passed, state, observe=keep)
+    return {port.name: _as_input(port, found[id(port.value)], f"{planned.op.type} {planned.op.name!r}") for port in planned.inputs}
+
+
+def _as_input(port: Port, values: Array, user: str) -> Array:
+    with np.errstate(over="ignore"):  # of the check below
+        array = values.astype(port.dtype).reshape(values.shape or (1,))
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{user} reads {port.value.name!r}, which holds NaN or inf; cut with a larger radius, so that it is made inside")
+    return array

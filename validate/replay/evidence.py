@@ -1,0 +1,61 @@
+"""What a failed validation leaves behind: the worst sample in a file that replays it, and a program cut around the culprit."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from coreflow.export.package.edit import cut
+from coreflow.models.errors import CoreflowError
+from coreflow.models.storage import write_atomically, write_folder_atomically
+from coreflow.validate.ladder.ladder import Judged, Observed
+from coreflow.validate.replay.cut import record_inputs
+from coreflow.validate.replay.recording import is_reachable, worst_sample, write_replay
+from coreflow.validate.report.model import Report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Where it goes, and how the reference was named (``FILE.py:NAME`` or a path), which a replay needs."""
+
+    folder: Path
+    reference: str | Path | None = None
+
+    def keep(self, report: Report, judged: Judged, observed: Sequence[Observed]) -> Report:
+        """The report with the path of its replay; files of the same package and verdict are replaced."""
+        exact, actual = [seen.exact for seen in observed], [seen.rungs[judged.last] for seen in observed]
+        seen = observed[worst_sample(report, [each.sample for each in observed], exact, actual)]
+        outputs, stem = list(judged.model.outputs), f"{report.name}-{report.digest[:12]}"
+        path = write_replay(
+            self.folder / f"{stem}.safetensors",
+            package=judged.path,
+            sample=seen.sample,
+            report=report,
+            exact=dict(zip(outputs, seen.exact, strict=True)),
+            simulated=None if seen.simulated is None else dict(zip(outputs, seen.simulated, strict=True)),
+            reference=self.reference,
+        )
+        notes = [*report.notes]
+        if report.culprits:
+            name = report.culprits[0].name
+            alone = self.folder / f"{stem}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
+            try:
+                if not alone.exists():
+                    write_folder_atomically(alone, lambda folder: _cut(judged.path, name, folder, seen))
+                notes.append(f"{name} alone, with what enters it: {alone}")
+            except CoreflowError as error:  # not every op can stand alone
+                logger.info("%s is not cut out: %s", name, error)
+        told = None if is_reachable(judged.path, path) else str(judged.path)
+        return replace(report, replay=str(path), replay_package=told, notes=tuple(notes))
+
+
+def _cut(package: Path, op: str, folder: Path, seen: Observed) -> None:
+    """The op and the one before it as a package of their own, and its inputs in fp16 execution."""
+    cut(package, op, folder / "op.mlpackage", radius=1)
+    inputs = record_inputs(package, op, seen.sample, "fp16", radius=1)
+    write_atomically(folder / "inputs.safetensors", lambda file: save_file(inputs, file))

@@ -1,0 +1,187 @@
+"""One sample that failed, in a file of its own.
+
+The file is a .safetensors: the inputs as ``input.NAME``, what the reference gave in float64 as ``exact.NAME`` and in simulated fp16 as
+``simulated.NAME``, and one metadata entry of JSON that says which package, by its digest, and how it was judged. It holds neither the
+package nor the reference and no code. ``replay`` judges it again.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from coreflow.export.user_files import is_recipe_source
+from coreflow.models.errors import ConfigError, InputError
+from coreflow.models.storage import write_atomically
+from coreflow.validate.gates.metrics import Array as Floats
+from coreflow.validate.gates.metrics import ratio, rms, wide
+from coreflow.validate.inputs.samples import Array, Arrays, Sample
+from coreflow.validate.report.model import Report
+
+FORMAT = 1
+KEY = "coreflow.replay"  # of the metadata
+Kind = Literal["recipe", "bundle", "package", "onnx", "none"]
+_PARTS = ("input", "exact", "simulated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replay:
+    """What such a file holds; paths are as they are written in it, relative to its folder."""
+
+    name: str  # of the report: the recipe's, or the package's
+    package: str
+    digest: str
+    reference_kind: Kind
+    reference: str  # FILE.py:NAME or a path; empty for none
+    label: str
+    seed: int | None
+    numerics: str
+    backend: str
+    compute_units: str
+    verdict: str
+    cause: str | None
+    culprits: tuple[str, ...]  # names of ops, the worst first
+    inputs: Arrays
+    exact: Arrays
+    simulated: Arrays | None
+
+
+def worst_sample(report: Report, samples: Sequence[Sample], exact: Sequence[Sequence[Array]], actual: Sequence[Arrays]) -> int:
+    """The place of the sample whose worst output is furthest off, in multiples of the output's budget; NaN and inf before all else.
+
+    ``exact`` and ``actual`` hold what the reference and the judged package gave for each sample, outputs in the package's order. A
+    sample that was left out as ambiguous is not the worst, unless all were.
+    """
+    left_out = {each.label for each in report.samples.ambiguous if each.left_out}
+
+    def excess(place: int) -> float:
+        pairs = zip(exact[place], actual[place].items(), strict=True)
+        ratios = [_excess(wide(truth), wide(given), report.outputs[name].budget) for truth, (name, given) in pairs]
+        return max(ratios, default=0.0)
+
+    places = range(len(samples))
+    return max([place for place in places if samples[place].label not in left_out] or places, key=excess)
+
+
+def _excess(truth: Floats, given: Floats, budget: float) -> float:
+    finite = np.isfinite(truth)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = ratio(rms((given.reshape(truth.shape) - truth)[finite]), budget) if finite.any() else 0.0
+    return math.inf if math.isnan(found) else found
+
+
+def is_reachable(path: Path, source: Path) -> bool:
+    """Whether a path that the replay ``source`` names may be followed, links and all."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in (source.parent, Path.cwd()))
+
+
+def write_replay(
+    path: str | Path,
+    *,
+    package: str | Path,
+    sample: Sample,
+    report: Report,
+    exact: Arrays,
+    simulated: Arrays | None = None,
+    reference: str | Path | None = None,
+) -> Path:
+    """Write the file ``path`` (.safetensors) that judges ``sample`` alone again; ``report`` is what was found of ``package``.
+
+    ``exact`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be the heuristic one.
+    ``reference`` is how the reference was named: ``FILE.py:NAME``, a bundle, a package, an ONNX file, or None.
+    """
+    from safetensors.numpy import save_file
+
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: a replay is written to NAME.safetensors")
+    kind = _kind(reference)
+    entry = {
+        "format": FORMAT,
+        "name": report.name,
+        "package": _relative(package, target),
+        "digest": report.digest,
+        "reference_kind": kind,
+        "reference": str(reference) if kind == "recipe" else "" if reference is None else _relative(reference, target),
+        "label": sample.label,
+        "seed": sample.seed,
+        "numerics": report.numerics,
+        "backend": report.backend,
+        "compute_units": report.compute_units,
+        "verdict": report.verdict,
+        "cause": report.cause,
+        "culprits": [each.name for each in report.culprits],
+    }
+    parts = zip(_PARTS, (sample.inputs, exact, simulated or {}), strict=True)
+    # Copied in order: the writer takes the memory of an array as it lies.
+    tensors = {f"{part}.{name}": np.array(array, order="C") for part, arrays in parts for name, array in arrays.items()}
+    write_atomically(target, lambda file: save_file(tensors, file, {KEY: json.dumps(entry)}))
+    return target
+
+
+def read_replay(path: str | Path) -> Replay:
+    """What the file ``path`` holds; ``InputError`` for one that is missing, cut short, foreign or of another format."""
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if not source.is_file():
+        raise InputError(f"{source}: no such replay file")
+    try:
+        with safe_open(source, framework="numpy") as file:
+            entry = json.loads((file.metadata() or {}).get(KEY, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{source} is no replay file, or was cut short ({error})") from error
+    if not isinstance(entry, dict):
+        raise InputError(f"{source} is no replay file: its metadata has no {KEY!r}")
+    if entry.get("format") != FORMAT:
+        raise InputError(f"{source} has replay format {entry.get('format')!r}; this coreflow reads {FORMAT}")
+    sides = {part: {name.removeprefix(f"{part}."): each for name, each in arrays.items() if name.startswith(f"{part}.")} for part in _PARTS}
+    if not sides["input"] or not sides["exact"]:
+        raise InputError(f"{source} holds no {'outputs' if sides['input'] else 'inputs'}; it has to be recorded again")
+    text, names = _checked(entry, source)
+    return Replay(
+        **text,
+        culprits=names,
+        seed=entry["seed"],
+        inputs=sides["input"],
+        exact=sides["exact"],
+        simulated=sides["simulated"] or None,
+    )
+
+
+def _kind(reference: str | Path | None) -> Kind:
+    if reference is None:
+        return "none"
+    if is_recipe_source(str(reference)):
+        return "recipe"
+    kinds: dict[str, Kind] = {".mlpackage": "package", ".onnx": "onnx"}
+    return kinds.get(Path(reference).suffix, "bundle")
+
+
+def _relative(path: str | Path, target: Path) -> str:
+    """``path`` as seen from the folder of ``target``."""
+    return Path(os.path.relpath(Path(path).resolve(), target.parent.resolve())).as_posix()
+
+
+def _checked(entry: Mapping[str, Any], source: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The texts of the metadata and the names of the culprits, if all are what they should be."""
+    keys = ("name", "package", "digest", "reference_kind", "reference", "label", "numerics", "backend", "compute_units", "verdict")
+    text = {key: entry.get(key) for key in keys}
+    names, seed, cause = entry.get("culprits"), entry.get("seed", ""), entry.get("cause", 0)
+    wrong = [key for key, value in text.items() if not isinstance(value, str) or "\0" in value]
+    wrong += [
+        key for key, fine in (("cause", cause is None or isinstance(cause, str)), ("seed", seed is None or type(seed) is int)) if not fine
+    ]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong.append("culprits")
+    elif text["reference_kind"] not in get_args(Kind):
+        wrong.append("reference_kind")
+    if wrong:
+        raise InputError(f"{source} is no replay file: {', '.join(wrong)} in its metadata cannot be used")
+    return {**text, "cause": cause}, tuple(names or ())
