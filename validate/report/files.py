@@ -32,7 +32,7 @@ def write(path: Path, report: Report | BundleReport, *, strict: bool = False) ->
 
 def _text(suffix: str, report: Report | BundleReport, strict: bool) -> str:
     if suffix == ".html":
-        from coreflow.validate.report.html import to_html
+        from coreflow.validate.report.html.page import to_html
 
         return to_html(report)
     if suffix == ".xml":

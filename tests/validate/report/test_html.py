@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from coreflow.validate.report import svg
-from coreflow.validate.report.html import to_html
-from coreflow.validate.report.markup import table, tag
+from coreflow.validate.report.html import svg
+from coreflow.validate.report.html.markup import table, tag
+from coreflow.validate.report.html.page import to_html
+from coreflow.validate.report.html.program import bands
 from coreflow.validate.report.model import Plots
-from coreflow.validate.report.program import bands
 
 VOID = {"meta", "link", "input", "br"}
 PLOTS = ("Ladder", "Error over size", "Histogram of errors", "Argmax margin", "Error along the program", "Dynamic range", "Compute units")

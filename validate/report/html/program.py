@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from coreflow.validate.report import svg
-from coreflow.validate.report.markup import Child, Html, join, table, tag
+from coreflow.validate.report.html import svg
+from coreflow.validate.report.html.markup import Child, Html, join, table, tag
+from coreflow.validate.report.html.plots import absent, compute_units, figure
 from coreflow.validate.report.model import OpReport, Report
-from coreflow.validate.report.plots import absent, compute_units, figure
 from coreflow.validate.report.wording import NOT_LOOKED_AT, number, place, ranked
 
 _FP16_MAX, _FP16_NORMAL = 65504.0, 6.1e-5  # the largest fp16 number, the smallest normal one

@@ -6,8 +6,8 @@ Where nothing was recorded, the sentence says so and no axes are drawn.
 import math
 from collections.abc import Iterator, Sequence
 
-from coreflow.validate.report import svg
-from coreflow.validate.report.markup import Child, Html, details, join, table, tag
+from coreflow.validate.report.html import svg
+from coreflow.validate.report.html.markup import Child, Html, details, join, table, tag
 from coreflow.validate.report.model import OutputReport, Report
 from coreflow.validate.report.wording import NOT_LOOKED_AT, RUNGS, jump, number, ranked, units_found
 

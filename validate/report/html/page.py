@@ -5,10 +5,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
-from coreflow.validate.report.markup import Html, details, join, table, tag, trusted
+from coreflow.validate.report.html.markup import Html, details, join, table, tag, trusted
+from coreflow.validate.report.html.plots import output_plots
+from coreflow.validate.report.html.program import op_table, program_plots
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
-from coreflow.validate.report.plots import output_plots
-from coreflow.validate.report.program import op_table, program_plots
 from coreflow.validate.report.wording import (
     NOT_LOOKED_AT,
     SIGNS,

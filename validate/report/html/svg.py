@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from coreflow.validate.report.markup import Child, Html, join, tag
+from coreflow.validate.report.html.markup import Child, Html, join, tag
 
 WIDTH = 390.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 26.0, 40.0  # room for the labels of the axes
