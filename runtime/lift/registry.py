@@ -98,7 +98,7 @@ def require_all(graph: Graph, package: str = "program") -> None:
         listed = ", ".join(f"{op} ({count}x)" for op, count in sorted(missing.items()))
         raise UnsupportedError(
             f"{package}: no torch lowering for {listed}.\n"
-            'Write one with @lowering("<op>") in runtime/lift/ops_*.py and its case in tests/runtime/lift.'
+            'Write one with @lowering("<op>") in runtime/lift/ops/*.py and its case in tests/runtime/lift.'
         )
 
 

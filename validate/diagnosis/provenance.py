@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreflow.export.capture import tensors
 from coreflow.models.errors import ConfigError, CoreflowError
-from coreflow.runtime.lift.plan import planner as plan
+from coreflow.runtime import lift
 from coreflow.validate.inputs.states import StatelessModule
 from coreflow.validate.references.executions import converted_copy, plainly, round_to_half
 from coreflow.validate.report.model import Origin
@@ -276,9 +276,8 @@ def _facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool]:
 _HERE = trace_values.__code__.co_filename
 _TORCH = Path(torch.__file__).parent
 _LIBRARIES = ("site-packages", "dist-packages")
-# What runs a module without being its source: this folder, and what walks a lifted program.
-_LIFT = Path(plan.__file__).parent
-_MACHINERY = (Path(_HERE).parent, *(_LIFT / f"{name}.py" for name in ("plan", "interpreter", "module", "numerics")))
+# What runs a module without being its source: `validate`, and what walks a lifted program.
+_MACHINERY = (Path(_HERE).parents[1], *(Path(lift.__path__[0]) / room for room in ("plan", "engines", "numerics")))
 
 
 @functools.cache

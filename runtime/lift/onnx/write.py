@@ -172,7 +172,7 @@ def _makers() -> Iterator[str]:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:
             yield f"{name} none"
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         yield hashlib.sha256(source.read_bytes()).hexdigest()
 
 

@@ -46,9 +46,9 @@ _FAMILIES = (
 
 
 def load_lowerings() -> None:
-    """Imports every ``ops_*`` module; that is all of registration."""
+    """Imports every module of ``ops``; that is all of registration."""
     for family in _FAMILIES:
-        importlib.import_module(f"coreflow.runtime.lift.ops_{family}")
+        importlib.import_module(f"coreflow.runtime.lift.ops.{family}")
 
 
 @dataclass(frozen=True, slots=True)

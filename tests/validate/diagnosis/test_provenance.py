@@ -197,8 +197,8 @@ def test_lines_are_the_users_and_not_torchs(monkeypatch: pytest.MonkeyPatch) -> 
     assert {value.origin.file for value in values} == {HERE.name}
     assert named(values, "gelu")[0].origin.line == marked("call of the stack")
     assert named(values, "mul")[0].origin.line == marked("free function")
-    monkeypatch.chdir(HERE.parents[2])
-    assert trace_values(Whole(), X)[0].origin.file == "tests/validate/test_provenance.py"
+    monkeypatch.chdir(HERE.parents[3])
+    assert trace_values(Whole(), X)[0].origin.file == "tests/validate/diagnosis/test_provenance.py"
     monkeypatch.chdir(Path(torch.__file__).parent)
     assert trace_values(Whole(), X)[0].origin.file == HERE.name
 

@@ -191,6 +191,6 @@ def test_style_and_script_are_packaged() -> None:
     import tomllib
 
     root = Path(__file__).parents[3]
-    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["coreflow.validate.report"]
-    found = {path.name for path in (root / "validate/report").iterdir() if path.suffix not in (".py", "") and path.is_file()}
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["coreflow.validate.report.html"]
+    found = {path.name for path in (root / "validate/report/html").iterdir() if path.suffix not in (".py", "") and path.is_file()}
     assert set(listed) == found

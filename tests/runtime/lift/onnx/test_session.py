@@ -10,7 +10,7 @@ import pytest
 
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PREDICT = """
 import sys
 from coreflow.runtime import load_model

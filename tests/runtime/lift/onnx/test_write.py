@@ -72,7 +72,7 @@ def test_names_are_the_packages(written: Path, small_package: Path) -> None:
 
 def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> None:
     onnx.checker.check_model(onnx.load(written), full_check=True)
-    assert str(Path(lift_onnx.__file__).parents[2]).encode() not in written.read_bytes()
+    assert str(Path(lift_onnx.__file__).parents[3]).encode() not in written.read_bytes()
 
 
 def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ class TestCache:
 
     def test_so_do_our_own_sources(self) -> None:
         """All of them: a change of how a model is tuned must not meet what was made before it."""
-        sources = list(Path(lift_onnx.__file__).parent.rglob("*.py"))
+        sources = list(Path(lift_onnx.__file__).parents[1].rglob("*.py"))
         makers = set(lift_onnx._makers())
-        assert {path.parent.name for path in sources} == {"lift", "tuning"}
+        assert {path.parent.name for path in sources} >= {"lift", "ops", "numerics", "plan", "onnx", "tuning"}
         assert all(hashlib.sha256(path.read_bytes()).hexdigest() in makers for path in sources)
 
     def test_a_refusal_is_remembered(self, branching_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
