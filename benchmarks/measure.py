@@ -5,11 +5,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from coreflow.models.versions import version
 
 RESULTS = Path("benchmarks/results")
 WARM_UP = 2

@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from typer.core import TyperGroup
 from coreflow.cli import demo, export, inspection, lift, run, train, validate
 from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
+from coreflow.models.versions import version
 
 
 class _Commands(TyperGroup):

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.errors import BundleError, ConfigError, ExportError
 from coreflow.models.storage import sync_folder
+from coreflow.models.versions import version
 
 STAGING = ".staging-"
 

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
+from coreflow.models.versions import version
 
 # A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
 TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)

@@ -43,15 +43,16 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_package_of_the_tree_is_listed() -> None:
-    tree = {name for name, path in modules().items() if path.name == "__init__.py"}
+    tree = {"coreflow"} | {name for name, path in modules().items() if path.name == "__init__.py"}
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == tree
     folders = {path.parent for path in modules().values()}
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
 def test_type_checkers_find_every_folder() -> None:
-    for folder in FOLDERS:
-        assert (ROOT / ".typing/coreflow" / folder).resolve() == ROOT / folder
+    links = {link.name: link.resolve() for link in (ROOT / ".typing/coreflow").iterdir()}
+    own = {name: ROOT / "coreflow" / name for name in ("__init__.py", "py.typed")}
+    assert links == own | {folder: ROOT / folder for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("name", modules())
@@ -73,6 +74,7 @@ def test_models_never_import_the_converter(name: str) -> None:
 
 HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplotlib", "tokenizers")
 LIGHT = (
+    "coreflow",
     "coreflow.cli.main",
     "coreflow.export",
     "coreflow.export.package.manifest",

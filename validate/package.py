@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from coreflow.export.package.summary import stored_weights
 from coreflow.export.recipe import Recipe, draw_tensor
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
+from coreflow.models.versions import version
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.validate.diagnosis.causes import cause_of, explain
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from coreflow.export.package.graph import Graph, Interface, Op, Program, package
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically
+from coreflow.models.versions import version
 from coreflow.runtime.cache import cache_folder, cached_entry
 from coreflow.runtime.interface import converted_floats, input_specs, state_specs
 from coreflow.runtime.lift.engines.module import LiftedModule

@@ -5,7 +5,6 @@ import keyword
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from coreflow.export.package.graph import Graph, Program, Value
 from coreflow.models.errors import ConfigError
 from coreflow.models.storage import write_folder_atomically
+from coreflow.models.versions import version
 from coreflow.runtime.interface import input_specs
 from coreflow.runtime.lift.engines.module import LiftedModule, unique_names
 from coreflow.runtime.lift.numerics.plain import numerics_named

@@ -1,0 +1,1 @@
+../../coreflow/__init__.py
