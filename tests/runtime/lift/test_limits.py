@@ -193,7 +193,7 @@ def test_a_broadcast_of_declared_shapes_is_not_asked_about_again(monkeypatch: py
 def loop(step: str, end: float, **arguments: Any) -> Graph:
     """From [1] on, ``step`` again and again for as long as the last element is less than ``end``."""
     x, y, last, more = Value("x", "float32", None), Value("y", "float32", None), Value("l", "float32", None), Value("go", "bool", None)
-    known = {name: constant(data) for name, data in (("axes", np.array([0])), ("end", np.float32(end)), ("one", np.float32([1])))}
+    known = {name: constant(data) for name, data in (("axes", np.array([0])), ("end", np.float32(end)), ("one", np.ones(1, np.float32)))}
     condition = Graph(
         "c",
         "CoreML6",
@@ -202,7 +202,9 @@ def loop(step: str, end: float, **arguments: Any) -> Graph:
         (Op("reduce_max", "last", {"x": x, "axes": known["axes"]}, (last,)), Op("less", "less", {"x": last, "y": known["end"]}, (more,))),
         (),
     )
-    own = {name: {"x": x, "xx": (x, x)}[value] if isinstance(value, str) else constant(value) for name, value in arguments.items()}
+    own: dict[str, Any] = {
+        name: {"x": x, "xx": (x, x)}[value] if isinstance(value, str) else constant(value) for name, value in arguments.items()
+    }
     body = Graph("b", "CoreML6", (x,), (y,), (Op(step, step, own, (y,)),), ())
     result = Value("z", "float32", None)
     return Graph(

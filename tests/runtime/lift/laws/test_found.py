@@ -8,18 +8,18 @@ import pytest
 Case = tuple[str, dict[str, Any], Any]
 
 FOUND: dict[str, Case] = {
-    "a scalar index of a vector gives a scalar": ("gather", {"x": np.float32([3, 4, 5]), "indices": np.int32(1), "axis": 0}, 4.0),
+    "a scalar index of a vector gives a scalar": ("gather", {"x": np.array([3, 4, 5], np.float32), "indices": np.int32(1), "axis": 0}, 4.0),
     "a constant goes through identity": ("identity", {"x": np.float32(2.5)}, 2.5),
     "three steps of 0.1 lead to 0.3": (
         "range_1d",
         {"start": np.float32(0), "end": np.float32(0.3), "step": np.float32(0.1)},
         [0, 0.1, 0.2],
     ),
-    "NaN has no sign": ("sign", {"x": np.float32([np.nan, -2, 0])}, [np.nan, -1, 0]),
-    "NaN is not below the threshold": ("thresholded_relu", {"x": np.float32([np.nan, 0.1, 2]), "alpha": 0.5}, [np.nan, 0, 2]),
+    "NaN has no sign": ("sign", {"x": np.array([np.nan, -2, 0], np.float32)}, [np.nan, -1, 0]),
+    "NaN is not below the threshold": ("thresholded_relu", {"x": np.array([np.nan, 0.1, 2], np.float32), "alpha": 0.5}, [np.nan, 0, 2]),
     "an open begin is the first element of a squeezed axis": (
         "slice_by_index",
-        {"x": np.float32([7, 8, 9]), "begin": [1], "end": [2], "begin_mask": [True], "squeeze_mask": [True]},
+        {"x": np.array([7, 8, 9], np.float32), "begin": [1], "end": [2], "begin_mask": [True], "squeeze_mask": [True]},
         7.0,
     ),
 }

@@ -75,8 +75,9 @@ def upsample_nearest(draw: Any) -> Arguments:
     return {"x": x, **factors(draw, x)}
 
 
-def enlarged(x: Any, scale_factor_height: float = 1, scale_factor_width: float = 1) -> list[int]:
-    return [math.floor(np.float32(f) * np.float32(e)) for f, e in zip((scale_factor_height, scale_factor_width), x.shape[-2:], strict=True)]
+def enlarged(x: Any, scale_factor_height: float = 1, scale_factor_width: float = 1) -> tuple[int, int]:
+    H, W = x.shape[-2:]
+    return math.floor(np.float32(scale_factor_height) * np.float32(H)), math.floor(np.float32(scale_factor_width) * np.float32(W))
 
 
 def upsample_bilinear(draw: Any) -> Arguments:
@@ -204,7 +205,8 @@ def crop_resize(draw: Any) -> Arguments:
     options = crop_options(draw)
     count, opset = draw.whole(1, 3), draw.one(["CoreML5", "CoreML6"])
     options["pad_value"] = draw.one([None, 2.5]) if opset == "CoreML6" else None
-    own = boxes(draw, count, *x.shape[2:], options["box_coordinate_mode"], normalized=options["normalized_coordinates"])
+    H, W = x.shape[2:]
+    own = boxes(draw, count, H, W, options["box_coordinate_mode"], normalized=options["normalized_coordinates"])
     roi = np.concatenate((np.zeros((count, 1), np.float32), own), 1) if numbered else own
     return {"x": x, "roi": roi.reshape(count, 1, -1, 1, 1), **options, "opset": opset}
 
@@ -215,7 +217,8 @@ def crop_resize_ios17(draw: Any) -> Arguments:
     indices = draw.one([None, draw.ints(draw.whole(1, 3), low=0, high=len(x) - 1)])
     options["pad_value"] = draw.one([None, 2.5])
     count = len(x) if indices is None else len(indices)
-    own = boxes(draw, count, *x.shape[2:], options["box_coordinate_mode"], normalized=options["normalized_coordinates"])
+    H, W = x.shape[2:]
+    own = boxes(draw, count, H, W, options["box_coordinate_mode"], normalized=options["normalized_coordinates"])
     return {"x": x, "boxes": own, "box_indices": indices, **options, "opset": draw.since("CoreML7")}
 
 

@@ -107,10 +107,10 @@ def lstm_by_steps(
 ) -> Any:  # fmt: skip
     names = {"recurrent_activation": recurrent_activation, "cell_activation": cell_activation, "activation": activation}
     if direction == "bidirectional":
-        own = {name.removesuffix("_back"): value for name, value in back.items()}
-        (h, h_back), (c, c_back) = np.split(initial_h, 2, -1), np.split(initial_c, 2, -1)
-        shared = {**names, "clip": clip, "output_sequence": True}
-        forth = lstm_by_steps(x, h, c, weight_ih, weight_hh, bias, peephole, "forward", **shared)
+        own: Arguments = {name.removesuffix("_back"): value for name, value in back.items()}
+        (h_forth, h_back), (c_forth, c_back) = np.split(initial_h, 2, -1), np.split(initial_c, 2, -1)
+        shared: Arguments = {**names, "clip": clip, "output_sequence": True}
+        forth = lstm_by_steps(x, h_forth, c_forth, weight_ih, weight_hh, bias, peephole, "forward", **shared)
         other = lstm_by_steps(x, h_back, c_back, direction="reverse", **own, **shared)
         ends = [np.concatenate(pair, -1) for pair in zip(forth[1:], other[1:], strict=True)]
         every = np.concatenate((forth[0], other[0][::-1]), -1)  # side by side for the same element of the sequence

@@ -373,7 +373,9 @@ def test_narrow_integers_move_too(law: Any, op: str) -> None:
     def arguments(draw: Any) -> Arguments:
         drawn = LAWS[op](draw)
         kind = draw.one([np.int8, np.uint8, np.int16, np.uint16])
-        narrow = {name: (drawn[name] % 100).astype(kind) for name in ("x", "update") if name in drawn and drawn[name].dtype != bool}
+        narrow: Arguments = {
+            name: (drawn[name] % 100).astype(kind) for name in ("x", "update") if name in drawn and drawn[name].dtype != bool
+        }
         return {**drawn, **narrow, "opset": drawn.get("opset") or draw.since("CoreML7")}
 
     law.agrees_with_mil(op, arguments)
@@ -395,7 +397,7 @@ def test_every_slice_of_a_short_axis_is_mils_where_mil_agrees_with_itself(extent
     x, beyond = np.arange(extent), range(-extent - 2, extent + 3)
     agreed = 0
     for begin, end, step, *masks in itertools.product(range(-extent, extent), beyond, (1, 2, -1, -2), (False, True), (False, True)):
-        arguments = [begin], [end], [step], [masks[0]], [masks[1]]
+        arguments: tuple[list[Any], ...] = [begin], [end], [step], [masks[0]], [masks[1]]
         try:
             (count,) = solve_slice_by_index_shape([extent], *map(list, arguments), None)
         except ValueError:

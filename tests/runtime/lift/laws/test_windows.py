@@ -1,6 +1,6 @@
 """Laws of products, convolutions and pools: every padding, stride, dilation, group and number of axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,12 +100,17 @@ def conv(draw: Any) -> Arguments:
     }
 
 
+def windows_of(x: Any, sizes: Sequence[int]) -> Any:
+    """Every window of these sizes over the spatial axes of x (B, C, ...), in axes of its own at the end."""
+    return sliding_window_view(x, sizes, tuple(range(2, x.ndim)))  # type: ignore[call-overload]  # numpy's stubs know a single axis only
+
+
 def convolved(x: Any, weight: Any, strides: Any, dilations: Any, groups: int, pad_type: str, bias: Any = None, pad: Any = None) -> Any:
     """All windows at once, cut out by numpy."""
     rank = x.ndim - 2
     sizes = reach(weight.shape[2:], dilations)
     padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *padding(pad_type, pad, x.shape[2:], sizes, strides)])
-    windows = sliding_window_view(padded, sizes, tuple(range(2, x.ndim)))
+    windows = windows_of(padded, sizes)
     windows = windows[(..., *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))]
     shared = windows.reshape(len(x), groups, -1, *windows.shape[2:])
     own = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
@@ -210,7 +215,7 @@ def pooled(fold: Callable[[Any, Any], Any]) -> Callable[..., Any]:
             around[axis + 2] = (0, max(0, (count - 1) * stride + size - padded.shape[axis + 2]))
             padded = np.pad(padded, around, constant_values=np.nan)
             padded = np.take(padded, range((count - 1) * stride + size), axis + 2)
-        windows = sliding_window_view(padded, kernel_sizes, tuple(range(2, x.ndim)))
+        windows = windows_of(padded, kernel_sizes)
         return fold(windows[(..., *(slice(None, None, s) for s in strides), *[slice(None)] * rank)], tuple(range(-rank, 0)))
 
     return oracle

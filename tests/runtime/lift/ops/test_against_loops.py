@@ -108,7 +108,7 @@ def slow_pool(x: Any, kind: str, *, kernel: list[int], strides: list[int], pads:
     for axis, extent in enumerate(x.shape[2:]):
         span = extent + sum(pads[axis]) - kernel[axis]
         count = (math.ceil(span / strides[axis]) if ceil else span // strides[axis]) + 1
-        if ceil and sum(pads[axis]) and (count - 1) * strides[axis] >= extent + pads[axis][0]:
+        if ceil and any(pads[axis]) and (count - 1) * strides[axis] >= extent + pads[axis][0]:
             count -= 1
         counts.append(count)
     out = np.zeros((*x.shape[:2], *counts))
@@ -164,9 +164,7 @@ def test_batch_norm_uses_the_given_statistics(evaluate: Evaluate) -> None:
 @pytest.mark.parametrize("spatial", [(7,), (4, 5)], ids=str)
 def test_instance_norm_is_torchs(evaluate: Evaluate, spatial: tuple[int, ...]) -> None:
     x, gamma, beta = normal(2, 3, *spatial), normal(3), normal(3)
-    want = torch.nn.functional.instance_norm(
-        *map(torch.from_numpy, (x,)), weight=torch.from_numpy(gamma), bias=torch.from_numpy(beta), eps=1e-3
-    )
+    want = torch.nn.functional.instance_norm(torch.from_numpy(x), weight=torch.from_numpy(gamma), bias=torch.from_numpy(beta), eps=1e-3)
     found = evaluate("instance_norm", x=x, gamma=gamma, beta=beta, epsilon=1e-3)
     np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
 
@@ -244,10 +242,11 @@ def test_rnn_is_torchs(evaluate: Evaluate, direction: str) -> None:
     x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
     with torch.no_grad():
         want, want_h = module(x if direction == "forward" else x.flip(0), h)
-    bias = (module.bias_ih_l0 + module.bias_hh_l0).detach().numpy()
+    weights = {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
     found = evaluate(
-        "rnn", results=2, x=x.numpy(), initial_h=h[0].numpy(), weight_ih=module.weight_ih_l0.detach().numpy(),
-        weight_hh=module.weight_hh_l0.detach().numpy(), bias=bias, direction=direction, output_sequence=True, activation="relu",
+        "rnn", results=2, x=x.numpy(), initial_h=h[0].numpy(), weight_ih=weights["weight_ih_l0"],
+        weight_hh=weights["weight_hh_l0"], bias=weights["bias_ih_l0"] + weights["bias_hh_l0"],
+        direction=direction, output_sequence=True, activation="relu",
     )  # fmt: skip
     np.testing.assert_allclose(found[0], want.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
@@ -382,7 +381,11 @@ def test_space_to_batch_puts_the_places_of_a_block_into_the_batch(evaluate: Eval
 def test_reshape_like_takes_its_shape_from_others(evaluate: Evaluate) -> None:
     x = normal(2, 3, 4)
     references = [normal(6, 5), normal(2, 2, 9)]
-    arguments = {"begins": [np.int32(0), np.int32(0)], "ends": [np.int32(1), np.int32(2)], "end_masks": [np.bool_(False), np.bool_(False)]}
+    arguments: dict[str, list[Any]] = {
+        "begins": [np.int32(0), np.int32(0)],
+        "ends": [np.int32(1), np.int32(2)],
+        "end_masks": [np.bool_(False), np.bool_(False)],
+    }
     scalars = {name: [np.array(v) for v in values] for name, values in arguments.items()}
     assert evaluate("reshape_like", x=x, ref_tensors=references, **scalars).shape == (6, 2, 2)
 
