@@ -291,4 +291,6 @@ class Operators:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Every operator test gets this mark; pytest itself registers it in a plugin that may be switched off (-p no:warnings).
+    config.addinivalue_line("markers", "filterwarnings: the warnings of one test")
     config.pluginmanager.register(Operators(), "apple-operators")
