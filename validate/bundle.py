@@ -26,7 +26,7 @@ from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample, read_samples
 from coreflow.validate.ladder.ladder import Judged, open_package
 from coreflow.validate.package import describer, judge_package, versions
-from coreflow.validate.references.executions import Executions
+from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, Report, first_cause, worst
 
@@ -174,9 +174,9 @@ class _Judging:
         """The verdict on the chain."""
         assert self._config is not None
         models = {name: target.model for name, target in self._targets.items()}
-        executions = {name: Executions(recipe.module) for name, recipe in self.recipes.items()}
+        references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
         tolerance = next(iter(self._targets.values())).tolerance
-        return judge_cascade(self._config, self.recipes, executions, models, self._sentences(self._config), reports, tolerance)
+        return judge_cascade(self._config, self.recipes, references, models, self._sentences(self._config), reports, tolerance)
 
     def _energy_recipes(self) -> tuple[EnergyConfig, tuple[Recipe, ...]]:
         config = load_config(self.companions / CONFIG)

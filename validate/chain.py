@@ -6,7 +6,7 @@ chain's error as the budget. The decoder is fed with the reference's own tokens,
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from coreflow.validate.gates.metrics import rms, wide
 from coreflow.validate.gates.output import Compared, judge
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, SEEDS, Tolerance
 from coreflow.validate.package import too_ambiguous, verdict_text
-from coreflow.validate.references.executions import Executions
+from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.report.model import (
     AmbiguousSample,
     CascadeReport,
@@ -127,7 +127,7 @@ class _Run:
 def judge_cascade(
     config: EnergyConfig,
     recipes: Mapping[str, Recipe],
-    executions: Mapping[str, Executions],
+    references: Mapping[str, TorchReference],
     models: Mapping[str, Model],
     sentences: Sequence[Sentence],
     stages: Mapping[str, Report],
@@ -135,8 +135,8 @@ def judge_cascade(
 ) -> CascadeReport:
     """The verdict on the chain of ``models``; ``stages`` are the reports on each of them alone."""
     started = time.monotonic()
-    runs = _run_all(config, recipes, executions, models, sentences)
-    near = _nearness(runs, executions["lattice_step"])
+    runs = _run_all(config, recipes, references, models, sentences)
+    near = _nearness(runs, references["lattice_step"])
     clear = np.array(near) >= 1
     judged = [bool(each) for each in clear | _agreeing(runs, clear)]
     compared = _compare(runs, judged)
@@ -195,19 +195,19 @@ def judge_cascade(
 def _run_all(
     config: EnergyConfig,
     recipes: Mapping[str, Recipe],
-    executions: Mapping[str, Executions],
+    references: Mapping[str, TorchReference],
     models: Mapping[str, Model],
     sentences: Sequence[Sentence],
 ) -> list[_Run]:
-    def torch_predict(side: str) -> Predict:
+    def torch_predict(execute: Callable[[TorchReference, Arrays], tuple[Array, ...]]) -> Predict:
         def predict(name: str, inputs: Arrays) -> Arrays:
-            results = getattr(executions[name], side)({each: inputs[each] for each in recipes[name].inputs})
+            results = execute(references[name], {each: inputs[each] for each in recipes[name].inputs})
             return dict(zip(recipes[name].outputs, results, strict=True))
 
         return predict
 
-    exact = _Chain(config, torch_predict("exact"), np.float64)
-    simulated = _Chain(config, torch_predict("simulated"), np.float32)
+    exact = _Chain(config, torch_predict(TorchReference.outputs), np.float64)
+    simulated = _Chain(config, torch_predict(TorchReference.simulated_outputs), np.float32)
     actual = _Chain(config, lambda name, inputs: models[name].predict(inputs), np.float32)
     runs = []
     for number, sentence in enumerate(sentences):
@@ -232,7 +232,7 @@ def _run_all(
     return runs
 
 
-def _nearness(runs: Sequence[_Run], lattice: Executions) -> list[float]:
+def _nearness(runs: Sequence[_Run], lattice: TorchReference) -> list[float]:
     """Of the nearest decision on each sample's way through the lattice; 0 where simulated fp16 itself decided otherwise.
 
     The noise of a step is that of all samples at this step: it grows on the way.
@@ -246,7 +246,7 @@ def _nearness(runs: Sequence[_Run], lattice: Executions) -> list[float]:
             alike = alike and _same_decisions(wide_table, narrow_table)
             if alike and place < len(tables) - 1:
                 exact, simulated = ({"last": np.zeros((1, 1, 1, 1)), **table} for table in (wide_table, narrow_table))
-                pairs.append((lattice.exact_margins(exact), lattice.simulated_margins(simulated)))
+                pairs.append((lattice.margins(exact), lattice.simulated_margins(simulated)))
         margins.append(pairs)
         parted.append(not alike or len(run.exact.carried.tables) != len(run.simulated.carried.tables))
     steps = max(len(pairs) for pairs in margins)

@@ -39,8 +39,11 @@ from coreflow.validate.inputs.states import from_fresh, stateless, with_states
 from coreflow.validate.inputs.sweeps import sweep_samples
 from coreflow.validate.ladder.ladder import Draw, Judged, Ladder, Observed, open_package, other_ops, program_of, wide_or_reason
 from coreflow.validate.ladder.units import rho_by_unit
-from coreflow.validate.references.executions import Executions
-from coreflow.validate.references.saved import GoldenReference, OnnxReference, PackageReference, Reference, heuristic_budget
+from coreflow.validate.references.golden import GoldenReference
+from coreflow.validate.references.heuristic import heuristic_budget
+from coreflow.validate.references.opening import open_reference
+from coreflow.validate.references.reference import Reference
+from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
 
@@ -88,19 +91,10 @@ def validate(
     elif reference is None:
         draw, source = None, GoldenReference(given, list(judged.model.outputs))
     else:
-        source = _opened(Path(reference), judged)
+        source = open_reference(Path(reference), list(judged.model.outputs))
     if sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
     return judge_package(judged, source, given, draw, sweep=sweep, evidence=evidence, wide_package=wide_package)
-
-
-def _opened(path: Path, judged: Judged) -> Reference:
-    outputs = list(judged.model.outputs)
-    if path.suffix == ".mlpackage":
-        return PackageReference(path, outputs)
-    if path.suffix == ".onnx":
-        return OnnxReference(path, outputs)
-    raise ConfigError(f"reference {path}: a .mlpackage or an .onnx file can be compared with")
 
 
 def judge_package(
@@ -122,7 +116,7 @@ def judge_package(
     whole = any(spec.dtype == "int32" for spec in judged.model.outputs.values())
 
     def open_reference() -> Reference:
-        return source if module is None else Executions(module, judged.precision, notes_choices=whole)  # type: ignore[return-value]
+        return source if module is None else TorchReference(module, judged.precision, records_choices=whole)  # type: ignore[return-value]
 
     describe = describer(judged, name or (recipe.name if recipe is not None else judged.path.stem), *described(source, judged))
     one = [*_seeds(draw, range(1)), *given][:1] if module is not None else []
@@ -243,7 +237,7 @@ def verdict_text(
 def described(source: nn.Module | Recipe | Reference, judged: Judged) -> tuple[str, str]:
     """What a reference is, and whose error is the budget, in words."""
     if isinstance(source, nn.Module | Recipe):
-        return Executions.label, f"torch's own {judged.precision}"
+        return TorchReference.label, f"torch's own {judged.precision}"
     return source.label, source.budget
 
 
@@ -327,7 +321,7 @@ def _interface_misfit(
     assert recipe is not None  # without one there is nothing to ask for
     runs = bool(one) and list(one[0].inputs) == list(model.inputs)
     merged = (
-        merged_outputs(open_reference().exact(one[0].inputs), model.outputs) if runs and len(recipe.outputs) > len(model.outputs) else ""
+        merged_outputs(open_reference().outputs(one[0].inputs), model.outputs) if runs and len(recipe.outputs) > len(model.outputs) else ""
     )
     return ("translation", [merged]) if merged else ("structure", problems)
 
@@ -361,9 +355,9 @@ def _whole_number_problems(model: Model, samples: Sequence[Sample], open_referen
         return []
     reference = open_reference()
     try:
-        reference.exact({name: given[name].astype(np.float32) if name in whole else given[name] for name in model.inputs})
+        reference.outputs({name: given[name].astype(np.float32) if name in whole else given[name] for name in model.inputs})
     except ConfigError:
-        reference.exact({name: given[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
+        reference.outputs({name: given[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
         return [f"input {name!r} is {model.inputs[name].dtype}; int32 is right, the reference runs on whole numbers only" for name in whole]
     return []
 

@@ -26,7 +26,8 @@ from coreflow.export.capture import tensors
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime import lift
 from coreflow.validate.inputs.states import StatelessModule
-from coreflow.validate.references.executions import converted_copy, plainly, round_to_half
+from coreflow.validate.references.fp16_rounding import round_to_fp16
+from coreflow.validate.references.torch_module import converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
 
 Array = np.ndarray[Any, Any]
@@ -148,10 +149,10 @@ def trace_values(module: nn.Module, inputs: Mapping[str, Array], *, weights: Lit
     Views count as operations, unless they are views of constants. A write into a part of a tensor also gives the whole of it.
     Raises ``ConfigError`` when the module cannot be copied or does not run.
     """
-    copied = converted_copy(module, (lambda each: round_to_half(each).double()) if weights == "half" else Tensor.double)
+    copied = converted_copy(module, (lambda each: round_to_fp16(each).double()) if weights == "half" else Tensor.double)
     given = [each.clone() for each in tensors(inputs, torch.float64).values()]  # a module may write to them
     recorder = _Recorder(copied)
-    with plainly(torch.float64), recorder:
+    with plain_torch(torch.float64), recorder:
         try:
             copied(*given)
         except CoreflowError:

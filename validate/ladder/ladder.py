@@ -45,8 +45,8 @@ from coreflow.validate.inputs.samples import Arrays, Sample
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
 from coreflow.validate.ladder.localise import Localiser
 from coreflow.validate.references.choices import margins_of
-from coreflow.validate.references.executions import Executions, Precision
-from coreflow.validate.references.saved import Reference
+from coreflow.validate.references.reference import Reference
+from coreflow.validate.references.torch_module import Precision, TorchReference
 
 logger = logging.getLogger(__name__)
 
@@ -207,13 +207,13 @@ class Ladder:
 
     def _referred(self, seen: Observed, reference: Reference) -> Observed:
         """The same with what the reference makes of it."""
-        given, torch_side = self.rounded(seen.sample), isinstance(reference, Executions)
-        exact = reference.exact(given)
+        given, torch_side = self.rounded(seen.sample), isinstance(reference, TorchReference)
+        exact = reference.outputs(given)
         choices = reference.choices if torch_side else []  # type: ignore[attr-defined]
-        simulated = reference.simulated(given)
+        simulated = reference.simulated_outputs(given)
         narrow_choices = reference.choices if torch_side else []  # type: ignore[attr-defined]
         outputs: dict[str, Sequence[Array]] = {rung: tuple(each.values()) for rung, each in seen.rungs.items()}
-        if self.judged.precision == "fp16" and (single := reference.single(given)) is not None:
+        if self.judged.precision == "fp16" and (single := reference.fp32_outputs(given)) is not None:
             outputs["R1"] = single
         return replace(
             seen,
@@ -221,8 +221,8 @@ class Ladder:
             exact=exact,
             simulated=simulated,
             margins=tuple(margins_of(each, choices, narrow_choices) if each.dtype.kind in "iu" else None for each in exact),
-            exact_margins=reference.exact_margins(given) if reference.decides else None,
-            simulated_margins=reference.simulated_margins(given) if reference.decides else None,
+            exact_margins=reference.margins(given) if reference.has_margins else None,
+            simulated_margins=reference.simulated_margins(given) if reference.has_margins else None,
         )
 
 

@@ -1,5 +1,6 @@
-"""Where a module takes the place of the largest value: the scores it chose from, so that a flip can be told from a fault."""
+"""The scores behind every argmax of a module, so that a flip of a near tie can be told from a fault."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Array = np.ndarray[Any, Any]
+from coreflow.validate.references.reference import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """``places`` (N,) chosen from ``scores`` (N, C)."""
+    """``indices`` (N,) chosen from ``scores`` (N, C)."""
 
-    places: Array
+    indices: Array
     scores: Array
 
     def margin(self) -> Array:
@@ -26,34 +27,43 @@ class Choice:
         return np.asarray(best[:, 1] - best[:, 0])
 
 
-class Choices(TorchDispatchMode):
-    """Inside, every argmax, argmin and max along an axis is noted down."""
+class ChoiceRecorder(TorchDispatchMode):
+    """Records every argmax, argmin, and max or min along an axis.
+
+    >>> with ChoiceRecorder() as recorder:
+    ...     module(x)
+    >>> recorder.choices[0].margin()
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Choice] = []
+        self.choices: list[Choice] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Run ``func`` and note down what it chose from."""
+        """Run ``func`` and record its choice."""
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name in ("aten::argmax", "aten::argmin") or (name in ("aten::max", "aten::min") and isinstance(result, tuple)):
-            places = result[1] if isinstance(result, tuple) else result
+            indices = result[1] if isinstance(result, tuple) else result
             axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim")
-            self._note(args[0], places, axis, -1.0 if name.endswith("min") else 1.0)
+            self._record(args[0], indices, axis, -1.0 if name.endswith("min") else 1.0)
         return result
 
-    def _note(self, scores: Tensor, places: Tensor, axis: int | None, sign: float) -> None:
+    def _record(self, scores: Tensor, indices: Tensor, axis: int | None, sign: float) -> None:
         if not scores.is_floating_point():
             return
         rows = scores.reshape(1, -1) if axis is None else torch.movedim(scores, axis, -1).reshape(-1, scores.shape[axis])
-        self.found.append(Choice(places.reshape(-1).numpy().copy(), sign * rows.detach().double().numpy()))
+        self.choices.append(Choice(indices.reshape(-1).numpy().copy(), sign * rows.detach().double().numpy()))
 
 
-def margins_of(output: Array, exact: list[Choice], simulated: list[Choice]) -> tuple[Array, Array] | None:
-    """For an output of integers that is one of the choices: its margins, and what fp16 moves the scores of each row by (RMS)."""
-    for wide, narrow in zip(exact, simulated, strict=False):
-        if wide.places.size == output.size and wide.scores.shape == narrow.scores.shape and np.array_equal(wide.places, output.reshape(-1)):
-            noise = np.sqrt(np.mean(np.square(narrow.scores - wide.scores), axis=1))
-            return wide.margin().reshape(output.shape), noise.reshape(output.shape)
+def margins_of(output: Array, reference: Sequence[Choice], simulated: Sequence[Choice]) -> tuple[Array, Array] | None:
+    """Margins of an integer output that is one of the ``reference`` choices, and the RMS by which fp16 moves the scores of each row.
+
+    None where the output is no choice.
+    """
+    for choice, in_fp16 in zip(reference, simulated, strict=False):
+        is_output = choice.indices.size == output.size and np.array_equal(choice.indices, output.reshape(-1))
+        if is_output and choice.scores.shape == in_fp16.scores.shape:
+            noise = np.sqrt(np.mean(np.square(in_fp16.scores - choice.scores), axis=1))
+            return choice.margin().reshape(output.shape), noise.reshape(output.shape)
     return None

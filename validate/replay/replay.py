@@ -3,7 +3,6 @@
 A file that came from elsewhere can neither run code nor reach out of its own folder and the working folder.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,9 +17,10 @@ from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.gates.tolerance import Tolerance
-from coreflow.validate.inputs.samples import Array, Sample
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import Judged, open_package
 from coreflow.validate.package import judge_package, validate
+from coreflow.validate.references.golden import ReplayReference
 from coreflow.validate.replay.recording import Replay, is_reachable, read_replay
 from coreflow.validate.report.model import Report
 
@@ -56,39 +56,10 @@ def replay(
     if isinstance(against, Path):
         report = validate(place, against, [sample], backend=opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
     else:
-        found = _Recorded(recorded, list(judged.model.outputs)) if against is None else against
+        found = ReplayReference(recorded.exact, recorded.simulated, list(judged.model.outputs)) if against is None else against
         report = judge_package(judged, found, [sample], None, name=recorded.name)
     told = None if is_reachable(place, source) else str(place)
     return replace(report, replay=str(source), replay_package=told, notes=(*report.notes, _then_and_now(recorded, report)))
-
-
-class _Recorded:
-    """The outputs in the file; R0 and, where it was recorded, the simulation."""
-
-    label = "recorded outputs of the reference"
-    decides = False
-
-    def __init__(self, recorded: Replay, outputs: Sequence[str]) -> None:
-        self.budget = "heuristic" if recorded.simulated is None else "recorded fp16 of the reference"
-        self._exact, self._simulated, self._outputs = recorded.exact, recorded.simulated, outputs
-
-    def exact(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
-        """R0, as it was."""
-        return tuple(self._exact[name] for name in self._outputs)
-
-    def simulated(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
-        """The simulation, as it was."""
-        return None if self._simulated is None else tuple(self._simulated[name] for name in self._outputs)
-
-    def single(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
-        """R1 is not recorded."""
-        return None
-
-    def exact_margins(self, inputs: Mapping[str, Array]) -> Array:
-        """Margins are not recorded; ``decides`` says so."""
-        raise NotImplementedError
-
-    simulated_margins = exact_margins
 
 
 def _package(recorded: Replay, source: Path, given: Path | None) -> Path:

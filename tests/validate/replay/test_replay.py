@@ -24,7 +24,7 @@ from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, lo
 from coreflow.runtime.load import load_model
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.package import validate
-from coreflow.validate.references.executions import Executions
+from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.recording import KEY, read_replay, worst_sample, write_replay
 from coreflow.validate.replay.replay import replay
 from coreflow.validate.report.model import AmbiguousSample, Culprit, OutputReport, Report, Samples
@@ -45,17 +45,18 @@ NET = Recipe(name="other", module=nn.Identity(), inputs={"x": TensorSpec((1, 16,
 def judged_again(package: Path, recipe: Recipe, path: Path, *, simulated: bool = True, reference: str | Path | None = None) -> Report:
     """Judge eight seeds, write the worst of them to ``path``; the report of all."""
     report = validate(package, recipe)
-    executions, model = Executions(recipe.module), load_model(package, "lifted", engine="interpreter")
+    torch_reference, model = TorchReference(recipe.module), load_model(package, "lifted", engine="interpreter")
     samples = [Sample(label=f"seed {seed}", inputs=recipe.inputs_for(seed), seed=seed) for seed in range(8)]
-    exact = [executions.exact(dict(sample.inputs)) for sample in samples]
+    exact = [torch_reference.outputs(dict(sample.inputs)) for sample in samples]
     worst = worst_sample(report, samples, exact, [model.predict(sample.inputs) for sample in samples])
+    in_fp16 = torch_reference.simulated_outputs(dict(samples[worst].inputs))
     write_replay(
         path,
         package=package,
         sample=samples[worst],
         report=report,
         exact=dict(zip(recipe.outputs, exact[worst], strict=True)),
-        simulated=dict(zip(recipe.outputs, executions.simulated(dict(samples[worst].inputs)), strict=True)) if simulated else None,
+        simulated=dict(zip(recipe.outputs, in_fp16, strict=True)) if simulated else None,
         reference=reference,
     )
     return report
@@ -360,7 +361,7 @@ class TestBundles:
         stage = validate(package, recipe)
         assert stage.verdict == "fail"
         sample = Sample(label="seed 0", inputs=recipe.inputs_for(0), seed=0)
-        names, exact = list(recipe.outputs), Executions(recipe.module).exact(dict(sample.inputs))
+        names, exact = list(recipe.outputs), TorchReference(recipe.module).outputs(dict(sample.inputs))
         path = write_replay(
             bundle.parent / "worst.safetensors",
             package=package,

@@ -15,7 +15,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.onnx.write import write_onnx
 from coreflow.validate import validate
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.references.saved import heuristic_budget
+from coreflow.validate.references.heuristic import heuristic_budget
 
 
 class Net(nn.Module):

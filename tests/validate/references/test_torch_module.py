@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.models.errors import ConfigError
-from coreflow.validate.references.executions import Executions, HalfRounding
+from coreflow.validate.references.fp16_rounding import Fp16Rounding
+from coreflow.validate.references.torch_module import TorchReference
 
 X = np.random.default_rng(0).standard_normal((1, 6)).astype(np.float16)
 
@@ -67,14 +68,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_result_is_rounded_as_by_hand(case: str) -> None:
     function, by_hand = CASES[case]
-    (simulated,) = Executions(Function(function)).simulated({"x": X})
+    (simulated,) = TorchReference(Function(function)).simulated_outputs({"x": X})
     np.testing.assert_array_equal(simulated, by_hand(X.astype(np.float32)))
 
 
 def test_a_linear_layer_rounds_its_weights_its_input_and_its_result_once() -> None:
     layer = nn.Linear(6, 4)
     weight, bias = (half(each.detach().numpy()) for each in (layer.weight, layer.bias))
-    (simulated,) = Executions(layer).simulated({"x": X})
+    (simulated,) = TorchReference(layer).simulated_outputs({"x": X})
     np.testing.assert_array_equal(simulated, half(X.astype(np.float32) @ weight.T + bias))
 
 
@@ -90,7 +91,7 @@ def test_the_reference_is_float64_throughout() -> None:
             return self.layer(x) + self.buffer + self.plain + torch.eye(6)[0] / 3 + torch.full((6,), 0.1)
 
     module = Everything()
-    (exact,) = Executions(module).exact({"x": X})
+    (exact,) = TorchReference(module).outputs({"x": X})
     held = (module.layer.weight, module.layer.bias, module.buffer, module.plain)
     weight, bias, buffer, plain = (each.detach().double().numpy() for each in held)
     np.testing.assert_allclose(exact, X.astype(np.float64) @ weight.T + bias + buffer + plain + np.eye(6)[0] / 3 + 0.1, rtol=1e-14)
@@ -102,8 +103,8 @@ def test_module_inputs_and_settings_stay_as_they_were() -> None:
     before, given = copy.deepcopy(module.state_dict()), X.astype(np.float32)
     kept = given.copy()
     settings = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
-    executions = Executions(module)
-    executions.exact({"x": given}), executions.simulated({"x": given})
+    reference = TorchReference(module)
+    reference.outputs({"x": given}), reference.simulated_outputs({"x": given})
     assert module.training and all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
     np.testing.assert_array_equal(given, kept)
     assert settings == (torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled)
@@ -120,11 +121,11 @@ def test_dropout_is_off_and_shared_weights_stay_shared() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return nn.functional.dropout(self.head(self.embedding(ids)), 0.5, self.training)
 
-    executions = Executions(Tied())
+    reference = TorchReference(Tied())
     ids = {"ids": np.array([[1, 2]], np.int32)}
-    np.testing.assert_array_equal(executions.simulated(ids)[0], executions.simulated(ids)[0])
-    for side in (executions._exact, executions._simulated):
-        assert side.head.weight is side.embedding.weight
+    np.testing.assert_array_equal(reference.simulated_outputs(ids)[0], reference.simulated_outputs(ids)[0])
+    for module in (reference._module_fp64, reference._simulated):
+        assert module.head.weight is module.embedding.weight
 
 
 @pytest.mark.parametrize(
@@ -140,14 +141,14 @@ def test_dropout_is_off_and_shared_weights_stay_shared() -> None:
 def test_fused_modules_are_taken_apart(module: nn.Module, at_least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer roundings than a saved program has would make a budget that no package meets."""
     rounded: list[str] = []
-    dispatch = HalfRounding.__torch_dispatch__
+    dispatch = Fp16Rounding.__torch_dispatch__
 
     def recording(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if "view" not in str(func):
             rounded.append(str(func))
         return dispatch(self, func, types, args, kwargs)
 
-    monkeypatch.setattr(HalfRounding, "__torch_dispatch__", recording)
+    monkeypatch.setattr(Fp16Rounding, "__torch_dispatch__", recording)
 
     class First(nn.Module):
         def __init__(self) -> None:
@@ -158,7 +159,7 @@ def test_fused_modules_are_taken_apart(module: nn.Module, at_least: int, monkeyp
             found = self.inner(x, x, x) if isinstance(module, nn.MultiheadAttention) else self.inner(x)
             return found[0] if isinstance(found, tuple) else found
 
-    Executions(First()).simulated({"x": np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float16)})
+    TorchReference(First()).simulated_outputs({"x": np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float16)})
     assert sum(any(word in name for word in ("mm", "add", "mul", "softmax", "sigmoid", "tanh", "norm")) for name in rounded) >= at_least
 
 
@@ -170,19 +171,19 @@ def test_integers_and_margins_are_left_whole() -> None:
         def decision_margins(self, x: Tensor) -> Tensor:
             return (x - 0.1).abs().unsqueeze(1)
 
-    executions = Executions(Deciding())
-    assert executions.decides and not Executions(nn.Linear(2, 2)).decides
-    assert executions.exact({"x": X})[0].dtype == np.int32
-    assert executions.exact_margins({"x": X}).dtype == np.float64
-    assert math.isclose(float(executions.simulated_margins({"x": X})[0, 0, 0]), abs(float(X[0, 0]) - 0.1), rel_tol=1e-3)
+    reference = TorchReference(Deciding())
+    assert reference.has_margins and not TorchReference(nn.Linear(2, 2)).has_margins
+    assert reference.outputs({"x": X})[0].dtype == np.int32
+    assert reference.margins({"x": X}).dtype == np.float64
+    assert math.isclose(float(reference.simulated_margins({"x": X})[0, 0, 0]), abs(float(X[0, 0]) - 0.1), rel_tol=1e-3)
 
 
 def test_fp32_packages_have_the_error_of_fp32_as_their_budget() -> None:
     layer = nn.Linear(6, 4)
-    executions = Executions(layer, "fp32")
+    reference = TorchReference(layer, "fp32")
     with torch.no_grad():
         plain = layer(torch.from_numpy(X).float()).numpy()
-    np.testing.assert_allclose(executions.simulated({"x": X})[0], plain, rtol=1e-6)
+    np.testing.assert_allclose(reference.simulated_outputs({"x": X})[0], plain, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -196,4 +197,4 @@ def test_fp32_packages_have_the_error_of_fp32_as_their_budget() -> None:
 )
 def test_a_reference_that_cannot_be_executed_is_named(module: nn.Module, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("[", r"\[").replace("]", r"\]")):
-        Executions(module).exact({"x": X})
+        TorchReference(module).outputs({"x": X})

@@ -1,0 +1,48 @@
+"""Another package as the reference: float64 arithmetic is the reference, and its own fp16 the budget."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coreflow.export.package.graph import read_program
+from coreflow.models.errors import ConfigError
+from coreflow.runtime.backend import Model
+from coreflow.validate.inputs.states import StatelessLifted
+from coreflow.validate.references.reference import Array, WithoutMargins
+
+
+class PackageReference(WithoutMargins):
+    """Another package, lifted and executed in float64 and in fp16.
+
+    Not vacuous, since the two are different programs; a package beside itself passes, as it should.
+    """
+
+    budget = "the reference package's own fp16"
+
+    def __init__(self, path: Path, outputs: Sequence[str]) -> None:
+        program = read_program(path)
+        self._model_fp64, self._model_fp16 = (StatelessLifted(program, numerics) for numerics in ("fp64", "fp16"))
+        self._path, self._outputs = path, check_output_names(path, list(self._model_fp64.outputs), outputs)
+        self.label = f"package {path.name} in float64"
+
+    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Outputs in float64."""
+        return self._predict(self._model_fp64, inputs)
+
+    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Outputs in fp16."""
+        return self._predict(self._model_fp16, inputs)
+
+    def _predict(self, model: Model, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        if list(inputs) != list(model.inputs):
+            raise ConfigError(f"{self._path.name} takes {', '.join(model.inputs)}; the package takes {', '.join(inputs)}")
+        outputs = model.predict(inputs)
+        return tuple(outputs[name] for name in self._outputs)
+
+
+def check_output_names(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """``wanted``, the names of the package's outputs in its order, if ``names`` are the same ones; no matching by place or likeness."""
+    if sorted(names) != sorted(wanted):
+        raise ConfigError(
+            f"{path.name} gives {', '.join(names)}; the package gives {', '.join(wanted)}, and these names have to be the same"
+        )
+    return list(wanted)

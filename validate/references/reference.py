@@ -1,0 +1,59 @@
+"""The protocol of references: executions that a package is compared with."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Reference(Protocol):
+    """An execution that a package is compared with. Inputs are given by name in the package's order, outputs come in the package's order.
+
+    >>> reference = open_reference(Path("published.mlpackage"), outputs=["y"])
+    >>> (y,) = reference.outputs({"x": x})
+    """
+
+    @property
+    def label(self) -> str:
+        """Name of the reference in a report."""
+
+    @property
+    def budget(self) -> str:
+        """Name of the error that the package's error is divided by."""
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether ``margins`` and ``simulated_margins`` can be called: the reference takes hard decisions and tells how clear they are."""
+
+    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """R0: the outputs as exactly as this reference can compute them, in float64 where there is a choice."""
+
+    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+        """The outputs of an independent execution in the package's precision; None where there can be none."""
+
+    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+        """R1; None where there is none."""
+
+    def margins(self, inputs: Mapping[str, Array]) -> Array:
+        """Distances of the decisions from their borders, in float64."""
+
+    def simulated_margins(self, inputs: Mapping[str, Array]) -> Array:
+        """The same distances in the package's precision."""
+
+
+class WithoutMargins:
+    """Base of references that take no hard decisions, or do not tell their margins."""
+
+    has_margins = False
+
+    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+        """None: such a reference has no R1."""
+        return None
+
+    def margins(self, inputs: Mapping[str, Array]) -> Array:
+        """Never called, since ``has_margins`` is False."""
+        raise NotImplementedError
+
+    simulated_margins = margins

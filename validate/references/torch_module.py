@@ -1,0 +1,139 @@
+"""The torch module itself as the reference: executed in float64, and in a simulation of the package's precision.
+
+The error of simulated fp16 is the budget of an fp16 package. The simulation (``fp16_rounding``) shares nothing with the lifted programs:
+neither their lowerings nor the converter's graph. A program measured by the rounding of its own interpreter could not fail.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from coreflow.export.capture import tensors
+from coreflow.models.errors import ConfigError, CoreflowError
+from coreflow.validate.references.choices import Choice, ChoiceRecorder
+from coreflow.validate.references.fp16_rounding import Fp16Rounding, round_to_fp16
+from coreflow.validate.references.reference import Array
+
+Precision = Literal["fp16", "fp32"]
+
+
+class TorchReference:
+    """A torch module, executed in float64 and in the simulated precision of the package. The module itself is left as it was.
+
+    >>> reference = TorchReference(module)
+    >>> error = reference.simulated_outputs({"x": x})[0] - reference.outputs({"x": x})[0]
+
+    Inputs and weights are rounded to ``precision``, the package's; fp32's own execution is the budget of an fp32 package.
+    """
+
+    label = "torch in float64"
+
+    def __init__(self, module: nn.Module, precision: Precision = "fp16", *, records_choices: bool = False) -> None:
+        self.budget = f"torch's own {precision}"
+        self._module_fp64 = converted_copy(module, lambda tensor: tensor.double())
+        self._simulated = converted_copy(module, lambda tensor: round_to_fp16(tensor.float()) if precision == "fp16" else tensor.float())
+        self._source, self._module_fp32 = module, None if precision == "fp16" else self._simulated
+        self._precision = precision
+        self._records_choices = records_choices
+        self.choices: list[Choice] = []  # of the latest call, if they are recorded
+        self.has_margins = callable(getattr(module, "decision_margins", None))
+
+    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """R0: the outputs in float64. ``inputs`` are passed in their order."""
+        return self._call(self._module_fp64, inputs, torch.float64)
+
+    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """The outputs of the simulated arithmetic."""
+        return self._call(self._simulated, inputs, torch.float32)
+
+    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """R1: the outputs in float32, nothing rounded further."""
+        if self._module_fp32 is None:
+            self._module_fp32 = converted_copy(self._source, lambda tensor: tensor.float())
+        return self._call(self._module_fp32, inputs, torch.float32, rounds=False)
+
+    def margins(self, inputs: Mapping[str, Array]) -> Array:
+        """The module's ``decision_margins`` in float64."""
+        return self._call(self._module_fp64, inputs, torch.float64, "decision_margins")[0]
+
+    def simulated_margins(self, inputs: Mapping[str, Array]) -> Array:
+        """The module's ``decision_margins`` in the simulated arithmetic."""
+        return self._call(self._simulated, inputs, torch.float32, "decision_margins")[0]
+
+    def _call(
+        self, module: nn.Module, inputs: Mapping[str, Array], dtype: torch.dtype, method: str = "__call__", *, rounds: bool = True
+    ) -> tuple[Array, ...]:
+        # Cloned: a module may write to its inputs, and they are the caller's.
+        arguments = [tensor.clone() for tensor in tensors(inputs, dtype).values()]
+        rounding = Fp16Rounding() if rounds and self._precision == "fp16" and dtype == torch.float32 else contextlib.nullcontext()
+        if not isinstance(rounding, contextlib.nullcontext):
+            arguments = [round_to_fp16(tensor) if tensor.is_floating_point() else tensor for tensor in arguments]
+        recorder = ChoiceRecorder() if self._records_choices else contextlib.nullcontext()
+        with plain_torch(dtype), rounding, recorder:
+            try:
+                result = getattr(module, method)(*arguments)
+            except CoreflowError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+                raise ConfigError(f"the reference {type(module).__name__} does not run in {dtype} on {shapes}: {error}") from error
+        self.choices = recorder.choices if isinstance(recorder, ChoiceRecorder) else []
+        return tuple(tensor.detach().numpy() for tensor in _as_tuple(result, type(module).__name__))
+
+
+def _as_tuple(result: object, label: str) -> Sequence[Tensor]:
+    if isinstance(result, Mapping):
+        result = tuple(result.values())
+    outputs = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(outputs, tuple | list) or not all(isinstance(output, Tensor) for output in outputs):
+        raise ConfigError(f"the reference {label} returns {type(result).__name__}; a tensor or a tuple of tensors can be compared")
+    return outputs
+
+
+def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy on the CPU in eval mode, with every floating parameter, buffer and plain tensor attribute converted.
+
+    One tensor used twice stays one. Raises ``ConfigError`` when the module cannot be copied.
+    """
+    try:
+        copied = copy.deepcopy(module).cpu().eval()
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
+    made: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            if parameter.is_floating_point():
+                parameter.data = convert(parameter.data)
+        for part in copied.modules():
+            for place in (part._buffers, vars(part)):
+                for name, value in place.items():
+                    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point():
+                        place[name] = made.setdefault(id(value), convert(value))
+    return copied
+
+
+@contextlib.contextmanager
+def plain_torch(dtype: torch.dtype) -> Iterator[None]:
+    """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
+    default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), bool(torch.backends.mkldnn.enabled)
+    torch.backends.mha.set_fastpath_enabled(False)
+    _set_onednn(False)  # it runs a whole LSTM as one operation
+    torch.set_default_dtype(dtype)
+    try:
+        # Not inference mode, in which composite operations reach the rounding whole.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _set_onednn(onednn)
+
+
+def _set_onednn(enabled: bool) -> None:
+    # Not torch.backends.mkldnn.flags, which also touches an option of Intel GPUs and warns where there is none.
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]
