@@ -24,7 +24,7 @@ from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.chain import Sentence, judge_cascade
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample, read_samples
-from coreflow.validate.ladder.ladder import Judged, open_package
+from coreflow.validate.ladder.ladder import OpenPackage, open_package
 from coreflow.validate.package import describer, judge_package, versions
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.evidence import Evidence
@@ -132,7 +132,7 @@ class _Judging:
         self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
         self._backend: Backend = backend
         self._config: EnergyConfig | None = None
-        self._targets: dict[str, Judged] = {}
+        self._targets: dict[str, OpenPackage] = {}
         self.problems: list[str] = []
         found = recipes
         if manifest.kind == KIND:

@@ -18,8 +18,8 @@ from coreflow.models.energy.wiring import Carried, Predict, Wiring
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
-from coreflow.validate.gates.metrics import rms, wide
-from coreflow.validate.gates.output import Compared, judge
+from coreflow.validate.gates.metrics import as_float64, rms
+from coreflow.validate.gates.output import Comparison, judge
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, SEEDS, Tolerance
 from coreflow.validate.package import too_ambiguous, verdict_text
 from coreflow.validate.references.torch_module import TorchReference
@@ -138,23 +138,23 @@ def judge_cascade(
     runs = _run_all(config, recipes, references, models, sentences)
     near = _nearness(runs, references["lattice_step"])
     clear = np.array(near) >= 1
-    judged = [bool(each) for each in clear | _agreeing(runs, clear)]
-    compared = _compare(runs, judged)
-    outputs = {each.name: judge(each, tolerance, {}) for each in compared}
-    tokens = _token_agreement(sentences, runs, judged)
+    kept = [bool(each) for each in clear | _agreeing(runs, clear)]
+    comparisons = _compare(runs, kept)
+    outputs = {each.name: judge(each, tolerance, {}) for each in comparisons}
+    tokens = _token_agreement(sentences, runs, kept)
     seeds = tuple(range(SEEDS))
     samples = Samples(
         seeds=seeds,
         drawn=len(runs) - len(sentences),
         given=len(sentences),
         ambiguous=tuple(
-            AmbiguousSample(label=run.label, left_out=not judged[place], nearness=near[place], differing=_differing(run, outputs))
+            AmbiguousSample(label=run.label, left_out=not kept[place], nearness=near[place], differing=_differing(run, outputs))
             for place, run in enumerate(runs)
             if near[place] < 1
         ),
     )
     verdict = worst(each.outcome for each in outputs.values())
-    unclear = too_ambiguous(sum(judged), len(judged))
+    unclear = too_ambiguous(sum(kept), len(kept))
     problems = (unclear,) if unclear else ()
     text = ""
     if tokens.unexplained:
@@ -277,13 +277,13 @@ def _same_decisions(exact: Arrays, simulated: Arrays) -> bool:
     return all(np.array_equal(np.rint(exact[field]), np.rint(simulated[field])) for field in ("alive", "position"))
 
 
-def _compare(runs: Sequence[_Run], judged: Sequence[bool]) -> list[Compared]:
-    """A ``Compared`` per checkpoint; every row of logits counts as a sample."""
+def _compare(runs: Sequence[_Run], kept: Sequence[bool]) -> list[Comparison]:
+    """A ``Comparison`` per checkpoint; every row of logits counts as a sample."""
     found = []
     for name in CHECKPOINTS:
         sides: dict[str, list[Array]] = {"exact": [], "simulated": [], "actual": []}
         labels, clear = [], []
-        for run, is_judged in zip(runs, judged, strict=True):
+        for run, is_kept in zip(runs, kept, strict=True):
             if name not in run.exact.seen:
                 continue
             for side, parts in sides.items():
@@ -291,45 +291,43 @@ def _compare(runs: Sequence[_Run], judged: Sequence[bool]) -> list[Compared]:
             rows = len(run.exact.seen[name])
             labels += [run.label] if rows == 1 else [f"{run.label}, token {row}" for row in range(rows)]
             # Nothing has been decided before the lattice.
-            clear += [is_judged or name in ("encoder.surface", "mapper_in.surface")] * rows
+            clear += [is_kept or name in ("encoder.surface", "mapper_in.surface")] * rows
         stacked = {side: np.concatenate(parts)[:, None] for side, parts in sides.items()}
         found.append(
-            Compared(
+            Comparison(
                 name=name,
                 spec=TensorSpec(stacked["exact"].shape[1:]),
-                exact=stacked["exact"],
+                reference=stacked["exact"],
                 simulated=stacked["simulated"],
                 actual=stacked["actual"],
                 labels=tuple(labels),
-                judged=np.array(clear),
+                kept=np.array(clear),
             )
         )
     return found
 
 
-def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], judged: Sequence[bool]) -> TokenAgreement:
+def _token_agreement(sentences: Sequence[Sentence], runs: Sequence[_Run], kept: Sequence[bool]) -> TokenAgreement:
     total = equal = 0
     explained: list[str] = []
     unexplained: list[str] = []
-    for sentence, run, is_judged in zip(sentences, runs, judged, strict=False):
+    for sentence, run, is_kept in zip(sentences, runs, kept, strict=False):
         total += max(len(run.tokens), len(run.decoded))
         same = [want == got for want, got in zip(run.tokens, run.decoded, strict=False)]
         equal += sum(same)
         if run.tokens == run.decoded:
             continue
         first = same.index(False)
-        exact, simulated = (wide(path.seen["decoder.logits"][first]) for path in (run.exact, run.simulated))
+        exact, simulated = (as_float64(path.seen["decoder.logits"][first]) for path in (run.exact, run.simulated))
         second, top = np.sort(exact)[-2:]
         noise = DECISION_FACTOR * rms(simulated - exact)
         ahead = f"which is ahead by {top - second:.2g}; noise {noise:.2g}"
         said = f"{sentence.text!r}, token {first}: {run.decoded[first]} for {run.tokens[first]}, {ahead}"
-        (explained if not is_judged or top - second <= noise else unexplained).append(said)
+        (explained if not is_kept or top - second <= noise else unexplained).append(said)
     return TokenAgreement(sentences=len(sentences), tokens=total, equal=equal, explained=tuple(explained), unexplained=tuple(unexplained))
 
 
 def _differing(run: _Run, outputs: Mapping[str, OutputReport]) -> int:
     """Elements of an ambiguous sample that differ by more than fp16 noise, at all its checkpoints."""
-    return sum(
-        int(np.count_nonzero(~(np.abs(wide(run.actual.seen[name]) - wide(run.exact.seen[name])) <= DECISION_FACTOR * outputs[name].budget)))
-        for name in run.exact.seen
-    )
+    errors = {name: np.abs(as_float64(run.actual.seen[name]) - as_float64(reference)) for name, reference in run.exact.seen.items()}
+    return sum(int(np.count_nonzero(~(error <= DECISION_FACTOR * outputs[name].budget))) for name, error in errors.items())

@@ -21,8 +21,8 @@ from coreflow.models.versions import version
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
 from coreflow.validate.diagnosis.causes import cause_of, explain
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
-from coreflow.validate.gates.metrics import relative_rms, rms, wide
-from coreflow.validate.gates.output import Compared, differing, judge, structure_problems
+from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
+from coreflow.validate.gates.output import Comparison, differing, judge, structure_problems
 from coreflow.validate.gates.plots import plots_of, worst_elements
 from coreflow.validate.gates.tolerance import (
     DECISION_FACTOR,
@@ -37,7 +37,7 @@ from coreflow.validate.gates.tolerance import (
 from coreflow.validate.inputs.samples import Arrays, Sample
 from coreflow.validate.inputs.states import from_fresh, stateless, with_states
 from coreflow.validate.inputs.sweeps import sweep_samples
-from coreflow.validate.ladder.ladder import Draw, Judged, Ladder, Observed, open_package, other_ops, program_of, wide_or_reason
+from coreflow.validate.ladder.ladder import Draw, Ladder, Observation, OpenPackage, fp32_or_reason, open_package, other_ops, program_of
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.references.golden import GoldenReference
 from coreflow.validate.references.heuristic import heuristic_budget
@@ -76,29 +76,29 @@ def validate(
     FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2).
     """
     recipe = reference if isinstance(reference, Recipe) else None
-    judged = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
+    opened = open_package(Path(package), backend, numerics=numerics, compute_units=compute_units, tolerance=tolerance)
     given = [each if isinstance(each, Sample) else Sample(label=f"input {number}", inputs=each) for number, each in enumerate(inputs or ())]
     if draw is None and recipe is not None:
         draw = recipe.inputs_for
     elif draw is None and not given:
-        draw = _draw_by_specs(judged.model.inputs)
-    if judged.states:
-        given = [replace(each, inputs=from_fresh(each.inputs, judged.states)) for each in given]
-        draw = None if draw is None else with_states(draw, judged.states)
+        draw = _draw_by_specs(opened.model.inputs)
+    if opened.states:
+        given = [replace(each, inputs=from_fresh(each.inputs, opened.states)) for each in given]
+        draw = None if draw is None else with_states(draw, opened.states)
     source: nn.Module | Recipe | Reference
     if isinstance(reference, nn.Module | Recipe):
         source = reference
     elif reference is None:
-        draw, source = None, GoldenReference(given, list(judged.model.outputs))
+        draw, source = None, GoldenReference(given, list(opened.model.outputs))
     else:
-        source = open_reference(Path(reference), list(judged.model.outputs))
+        source = open_reference(Path(reference), list(opened.model.outputs))
     if sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
-    return judge_package(judged, source, given, draw, sweep=sweep, evidence=evidence, wide_package=wide_package)
+    return judge_package(opened, source, given, draw, sweep=sweep, evidence=evidence, fp32_package=wide_package)
 
 
 def judge_package(
-    judged: Judged,
+    opened: OpenPackage,
     source: nn.Module | Recipe | Reference,
     given: Sequence[Sample],
     draw: Draw | None,
@@ -106,76 +106,76 @@ def judge_package(
     name: str | None = None,
     sweep: bool = False,
     evidence: Evidence | None = None,
-    wide_package: Path | None = None,
+    fp32_package: Path | None = None,
 ) -> Report:
     """The report on an opened package; ``given`` samples beside the seeds of ``draw`` and the sweeps."""
-    if judged.states and isinstance(source, nn.Module | Recipe):
-        source = stateless(source, judged.states)
+    if opened.states and isinstance(source, nn.Module | Recipe):
+        source = stateless(source, opened.states)
     recipe = source if isinstance(source, Recipe) else None
     module = source if isinstance(source, nn.Module) else recipe.module if recipe is not None else None
-    whole = any(spec.dtype == "int32" for spec in judged.model.outputs.values())
+    whole = any(spec.dtype == "int32" for spec in opened.model.outputs.values())
 
     def open_reference() -> Reference:
-        return source if module is None else TorchReference(module, judged.precision, records_choices=whole)  # type: ignore[return-value]
+        return source if module is None else TorchReference(module, opened.precision, records_choices=whole)  # type: ignore[return-value]
 
-    describe = describer(judged, name or (recipe.name if recipe is not None else judged.path.stem), *described(source, judged))
+    describe = describer(opened, name or (recipe.name if recipe is not None else opened.path.stem), *described(source, opened))
     one = [*_seeds(draw, range(1)), *given][:1] if module is not None else []
-    if misfit := _interface_misfit(judged.model, recipe, one, open_reference):
+    if misfit := _interface_misfit(opened.model, recipe, one, open_reference):
         return describe("fail", misfit[0], "; ".join(misfit[1]), problems=tuple(misfit[1]))
-    if wide_package is not None or module is None:
-        no_wide = ""
+    if fp32_package is not None or module is None:
+        no_fp32 = ""
     else:
-        wide_package, no_wide = wide_or_reason(judged, module, recipe, draw)
-    ladder = Ladder(judged, open_reference, wide_package)
-    swept = sweep_samples(judged.model.inputs, draw or _draw_by_specs(judged.model.inputs)) if sweep else ()
-    observed = ladder.observe((*_seeds(draw, range(SEEDS)), *given, *swept))
-    if not observed:
+        fp32_package, no_fp32 = fp32_or_reason(opened, module, recipe, draw)
+    ladder = Ladder(opened, open_reference, fp32_package)
+    swept = sweep_samples(opened.model.inputs, draw or _draw_by_specs(opened.model.inputs)) if sweep else ()
+    observations = ladder.observe((*_seeds(draw, range(SEEDS)), *given, *swept))
+    if not observations:
         return describe("incomplete", None, "no inputs: nothing was compared", problems=("give inputs, or a draw",))
-    specs = judged.model.outputs
-    if misfit := _output_misfit(specs, observed, judged, converted=module is not None):
+    specs = opened.model.outputs
+    if misfit := _output_misfit(specs, observations, opened, converted=module is not None):
         return describe("fail", misfit[0], "; ".join(misfit[1]), problems=tuple(misfit[1]))
-    near, clear = _decisions(observed, judged)
+    near, clear = _decisions(observations, opened)
     for first in range(SEEDS, MAX_SEEDS, SEEDS):
-        if draw is None or sum(fine for fine, seen in zip(clear, observed, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
+        if draw is None or sum(fine for fine, seen in zip(clear, observations, strict=True) if seen.sample.seed is not None) >= MIN_DECIDED:
             break
-        observed += ladder.observe(_seeds(draw, range(first, first + SEEDS)))
-        near, clear = _decisions(observed, judged)
+        observations += ladder.observe(_seeds(draw, range(first, first + SEEDS)))
+        near, clear = _decisions(observations, opened)
     tolerance = (
-        judged.tolerance
-        if observed[0].simulated is not None
-        else replace(HEURISTIC, atol=judged.tolerance.atol, rtol=judged.tolerance.rtol)
+        opened.tolerance
+        if observations[0].simulated is not None
+        else replace(HEURISTIC, atol=opened.tolerance.atol, rtol=opened.tolerance.rtol)
     )
-    compared, outputs = _judge_outputs(specs, observed, clear, judged, tolerance)
-    samples = _samples(observed, near, clear, compared, outputs)
+    comparisons, outputs = _judge_outputs(specs, observations, clear, opened, tolerance)
+    samples = _samples(observations, near, clear, comparisons, outputs)
     verdict = worst(each.outcome for each in outputs.values())
-    unclear = too_ambiguous(int(clear.sum()), len(clear)) or _another_reference(specs, observed, clear)
+    unclear = too_ambiguous(int(clear.sum()), len(clear)) or _another_reference(specs, observations, clear)
     if unclear and verdict != "fail":
         verdict = "incomplete"
     notes = []
-    if no_wide and judged.precision == "fp16":
-        notes.append(f"R2 was not run, so that small errors of translation would not be seen: {no_wide}")
+    if no_fp32 and opened.precision == "fp16":
+        notes.append(f"R2 was not run, so that small errors of translation would not be seen: {no_fp32}")
         verdict = "warn" if verdict == "pass" else verdict
-    swollen, in_vain = _compressed_in_vain(judged)
+    swollen, in_vain = _compressed_in_vain(opened)
     if swollen:
         notes.insert(0, swollen)
         if verdict in ("pass", "warn"):  # otherwise there is something worse to say
             verdict = "fail" if in_vain else "warn"
-    other = "" if wide_package is None else other_ops(judged.graph, program_of(wide_package))
+    other = "" if fp32_package is None else other_ops(opened.graph, program_of(fp32_package))
     if other:
         notes.append(f"{other}, compared with a fresh conversion of the reference")
     cause: Cause | None = None
     if verdict == "fail" and all(each.outcome != "fail" for each in outputs.values()):
         cause = "translation"  # the outputs are right, what was asked for is not there
     elif verdict == "fail":
-        cause = cause_of(compared, outputs, judged, observed, same_ops=None if wide_package is None else not other, module=module)
-    found = explain(ladder, module, observed, verdict, cause, outputs)
-    by_unit, refused = rho_by_unit(judged.units, observed, clear, outputs)
+        cause = cause_of(comparisons, outputs, opened, observations, same_ops=None if fp32_package is None else not other, module=module)
+    found = explain(ladder, module, observations, verdict, cause, outputs)
+    by_unit, refused = rho_by_unit(opened.units, observations, clear, outputs)
     if by_unit:
-        by_unit = {judged.compute_units: {name: each.rho_rms for name, each in outputs.items()}} | by_unit
+        by_unit = {opened.compute_units: {name: each.rho_rms for name, each in outputs.items()}} | by_unit
     report = describe(
         verdict,
         cause,
-        verdict_text(verdict, cause, outputs, tolerance, unclear, notes, described(source, judged)[1]),
+        verdict_text(verdict, cause, outputs, tolerance, unclear, notes, described(source, opened)[1]),
         outputs=outputs,
         samples=samples,
         problems=(unclear,) if unclear else (),
@@ -186,13 +186,13 @@ def judge_package(
         compute_unit_rho=by_unit,
     )
     right = all(each.outcome in ("pass", "warn") for each in outputs.values()) and verdict != "incomplete"
-    return report if evidence is None or right else evidence.keep(report, judged, observed)
+    return report if evidence is None or right else evidence.keep(report, opened, observations)
 
 
-def too_ambiguous(judged: int, total: int) -> str:
+def too_ambiguous(kept: int, total: int) -> str:
     """Why so few samples cannot carry a verdict; empty when they can."""
-    left_out = total - judged
-    if left_out == 0 or judged >= SEEDS or (judged >= MIN_DECIDED and left_out <= MAX_AMBIGUOUS_SHARE * total):
+    left_out = total - kept
+    if left_out == 0 or kept >= SEEDS or (kept >= MIN_DECIDED and left_out <= MAX_AMBIGUOUS_SHARE * total):
         return ""
     return f"in {left_out} of {total} samples a decision within fp16 noise of its border fell the other way; too few are left to judge by"
 
@@ -234,26 +234,26 @@ def verdict_text(
     return f"{worst_output.name}: {found}{more}{said}"
 
 
-def described(source: nn.Module | Recipe | Reference, judged: Judged) -> tuple[str, str]:
+def described(source: nn.Module | Recipe | Reference, opened: OpenPackage) -> tuple[str, str]:
     """What a reference is, and whose error is the budget, in words."""
     if isinstance(source, nn.Module | Recipe):
-        return TorchReference.label, f"torch's own {judged.precision}"
+        return TorchReference.label, f"torch's own {opened.precision}"
     return source.label, source.budget
 
 
-def describer(target: Judged, name: str, reference: str = "none", budget: str = "none") -> Callable[..., Report]:
+def describer(opened: OpenPackage, name: str, reference: str = "none", budget: str = "none") -> Callable[..., Report]:
     """Makes reports on ``target``; their time runs from here."""
     started = time.monotonic()
-    weights = sorted(target.path.rglob("weight.bin"))
+    weights = sorted(opened.path.rglob("weight.bin"))
     empty = Report(
         name=name,
-        package=target.path.name,
-        digest=package_digest(target.path),
+        package=opened.path.name,
+        digest=package_digest(opened.path),
         weights_digest=file_digest(weights[0]) if weights else None,
-        backend=target.model.backend,
-        numerics=target.numerics,
-        compute_units=target.compute_units,
-        precision=target.precision,
+        backend=opened.model.backend,
+        numerics=opened.numerics,
+        compute_units=opened.compute_units,
+        precision=opened.precision,
         verdict="incomplete",
         cause=None,
         text="",
@@ -290,20 +290,20 @@ def _seeds(draw: Draw | None, seeds: range) -> Iterator[Sample]:
             yield Sample(label=f"seed {seed}", inputs=draw(seed), seed=seed)
 
 
-def _decisions(observed: Sequence[Observed], target: Judged) -> tuple[list[float], npt.NDArray[np.bool_]]:
+def _decisions(observations: Sequence[Observation], opened: OpenPackage) -> tuple[list[float], npt.NDArray[np.bool_]]:
     """How near each sample is to a border, and which are judged: the clear ones, and those in which no decision fell otherwise."""
-    exact = [seen.exact_margins for seen in observed if seen.exact_margins is not None]
-    simulated = [seen.simulated_margins for seen in observed if seen.simulated_margins is not None]
+    exact = [seen.reference_margins for seen in observations if seen.reference_margins is not None]
+    simulated = [seen.simulated_margins for seen in observations if seen.simulated_margins is not None]
     if not exact:
-        return [np.inf] * len(observed), np.ones(len(observed), bool)
+        return [np.inf] * len(observations), np.ones(len(observations), bool)
     noise = margin_noise(exact, simulated)
     near = [nearness(each, noise) for each in exact]
-    clear, agree = np.array(near) >= 1, np.ones(len(observed), bool)
-    for place, name in enumerate(target.model.outputs):
+    clear, agree = np.array(near) >= 1, np.ones(len(observations), bool)
+    for place, name in enumerate(opened.model.outputs):
         agree &= agreeing(
-            [np.atleast_1d(seen.exact[place]) for seen in observed],
-            [np.atleast_1d(seen.simulated[place]) for seen in observed if seen.simulated is not None],
-            [seen.rungs[target.last][name] for seen in observed],
+            [np.atleast_1d(seen.reference[place]) for seen in observations],
+            [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None],
+            [seen.rungs[opened.last][name] for seen in observations],
             clear,
         )
     return near, agree | clear
@@ -327,11 +327,11 @@ def _interface_misfit(
 
 
 def _output_misfit(
-    specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged, *, converted: bool
+    specs: Mapping[str, TensorSpec], observations: Sequence[Observation], opened: OpenPackage, *, converted: bool
 ) -> tuple[Cause, list[str]] | None:
     """The same of the outputs, once the reference has given its own."""
-    problems = _output_problems(specs, observed, target)
-    merged = merged_outputs(observed[0].exact, specs) if problems and converted else ""
+    problems = _output_problems(specs, observations, opened)
+    merged = merged_outputs(observations[0].reference, specs) if problems and converted else ""
     return ("translation", [merged]) if merged else ("structure", problems) if problems else None
 
 
@@ -376,17 +376,17 @@ def merged_outputs(exact: Sequence[Array], outputs: Collection[str]) -> str:
     )
 
 
-def _output_problems(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], target: Judged) -> list[str]:
+def _output_problems(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], opened: OpenPackage) -> list[str]:
     """Shape and dtype of every output, as declared and as really given, against what torch gives."""
-    floats: Dtype = "float16" if target.precision == "fp16" else "float32"
-    wanted = {str(place): _spec(array, floats) for place, array in enumerate(observed[0].exact)}
+    floats: Dtype = "float16" if opened.precision == "fp16" else "float32"
+    wanted = {str(place): _spec(array, floats) for place, array in enumerate(observations[0].reference)}
     # fp32 in and out around an fp16 program is a choice, not a fault.
     declared = {name: TensorSpec(spec.shape, floats) if spec.dtype != "int32" else spec for name, spec in specs.items()}
     problems = structure_problems(wanted, declared, "output", names_known=False)
     if problems:
         return problems
-    for seen in observed:
-        for (name, array), exact in zip(seen.rungs[target.last].items(), seen.exact, strict=True):
+    for seen in observations:
+        for (name, array), exact in zip(seen.rungs[opened.last].items(), seen.reference, strict=True):
             if array.shape != (exact.shape or (1,)):
                 problems.append(f"output {name!r} of {seen.sample.label} has shape {list(array.shape)}; {list(exact.shape)} is right")
     return problems
@@ -397,38 +397,43 @@ def _spec(array: Array, floats: Dtype) -> TensorSpec:
 
 
 def _judge_outputs(
-    specs: Mapping[str, TensorSpec], observed: Sequence[Observed], clear: npt.NDArray[np.bool_], target: Judged, tolerance: Tolerance
-) -> tuple[list[Compared], dict[str, OutputReport]]:
-    compared, outputs = [], {}
+    specs: Mapping[str, TensorSpec],
+    observations: Sequence[Observation],
+    clear: npt.NDArray[np.bool_],
+    opened: OpenPackage,
+    tolerance: Tolerance,
+) -> tuple[list[Comparison], dict[str, OutputReport]]:
+    comparisons, outputs = [], {}
     for place, (name, spec) in enumerate(specs.items()):
-        each = _compared(name, spec, place, observed, clear, target)
-        elements = each.exact[each.judged].size
+        each = _comparison(name, spec, place, observations, clear, opened)
+        elements = each.reference[each.kept].size
         squares = {
-            rung: sum(seen.squares[rung][place] for seen, fine in zip(observed, clear, strict=True) if fine) for rung in observed[0].squares
+            rung: sum(seen.squares[rung][place] for seen, fine in zip(observations, clear, strict=True) if fine)
+            for rung in observations[0].squares
         }
         errors = {rung: float(np.sqrt(square / elements)) if elements else float("nan") for rung, square in squares.items()}
         report = judge(each, tolerance, errors)
         outputs[name] = replace(report, plots=plots_of(each), worst_elements=worst_elements(each))
-        compared.append(each)
-    return compared, outputs
+        comparisons.append(each)
+    return comparisons, outputs
 
 
-def _compared(
-    name: str, spec: TensorSpec, place: int, observed: Sequence[Observed], clear: npt.NDArray[np.bool_], target: Judged
-) -> Compared:
-    exact = np.stack([np.atleast_1d(seen.exact[place]) for seen in observed])
-    simulated = [np.atleast_1d(seen.simulated[place]) for seen in observed if seen.simulated is not None]
-    heuristic = len(simulated) < len(observed)
-    margins = [seen.margins[place] for seen in observed]
+def _comparison(
+    name: str, spec: TensorSpec, place: int, observations: Sequence[Observation], clear: npt.NDArray[np.bool_], opened: OpenPackage
+) -> Comparison:
+    exact = np.stack([np.atleast_1d(seen.reference[place]) for seen in observations])
+    simulated = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
+    heuristic = len(simulated) < len(observations)
+    margins = [seen.margins[place] for seen in observations]
     known = [each for each in margins if each is not None]
-    return Compared(
+    return Comparison(
         name=name,
         spec=spec,
-        exact=exact,
-        simulated=exact + heuristic_budget(target.graph) * rms(exact) if heuristic else np.stack(simulated),
-        actual=np.stack([seen.rungs[target.last][name] for seen in observed]),
-        labels=tuple(seen.sample.label for seen in observed),
-        judged=clear,
+        reference=exact,
+        simulated=exact + heuristic_budget(opened.graph) * rms(exact) if heuristic else np.stack(simulated),
+        actual=np.stack([seen.rungs[opened.last][name] for seen in observations]),
+        labels=tuple(seen.sample.label for seen in observations),
+        kept=clear,
         heuristic=heuristic,
         margins=np.stack([np.atleast_1d(each[0]) for each in known]) if len(known) == len(margins) else None,
         margin_noise=np.stack([np.atleast_1d(each[1]) for each in known]) if len(known) == len(margins) else None,
@@ -436,36 +441,36 @@ def _compared(
 
 
 def _samples(
-    observed: Sequence[Observed],
+    observations: Sequence[Observation],
     near: Sequence[float],
     clear: npt.NDArray[np.bool_],
-    compared: Sequence[Compared],
+    comparisons: Sequence[Comparison],
     outputs: Mapping[str, OutputReport],
 ) -> Samples:
-    seeds = tuple(seen.sample.seed for seen in observed if seen.sample.seed is not None)
+    seeds = tuple(seen.sample.seed for seen in observations if seen.sample.seed is not None)
     return Samples(
         seeds=seeds,
         drawn=len(seeds),
-        given=len(observed) - len(seeds),
+        given=len(observations) - len(seeds),
         ambiguous=tuple(
             AmbiguousSample(
                 label=seen.sample.label,
                 left_out=not clear[place],
                 nearness=near[place],
-                differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in compared),
+                differing=sum(differing(each, place, outputs[each.name].budget, DECISION_FACTOR) for each in comparisons),
             )
-            for place, seen in enumerate(observed)
+            for place, seen in enumerate(observations)
             if near[place] < 1
         ),
     )
 
 
-def _compressed_in_vain(judged: Judged) -> tuple[str, bool]:
+def _compressed_in_vain(opened: OpenPackage) -> tuple[str, bool]:
     """Which weights a compression made larger, as pruning does that prunes nothing; empty for none. No comparison of outputs shows them.
 
     And whether all that is compressed takes no less than it would plain: then nothing of what was asked for was done.
     """
-    compressed = [each for each in stored_weights(judged.graph) if each.compression]
+    compressed = [each for each in stored_weights(opened.graph) if each.compression]
     swollen = [each for each in compressed if each.saves_nothing]
     if not swollen:
         return "", False
@@ -480,12 +485,12 @@ def _compressed_in_vain(judged: Judged) -> tuple[str, bool]:
     ), in_vain
 
 
-def _another_reference(specs: Mapping[str, TensorSpec], observed: Sequence[Observed], judged: Array) -> str:
+def _another_reference(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], kept: Array) -> str:
     """Why the recorded outputs are not those of this reference; empty when they are, or when none were recorded."""
     for place, name in enumerate(specs):
         pairs = [
-            (wide(seen.sample.expected[name]), wide(seen.exact[place]))
-            for seen, clear in zip(observed, judged, strict=True)
+            (as_float64(seen.sample.expected[name]), as_float64(seen.reference[place]))
+            for seen, clear in zip(observations, kept, strict=True)
             if clear and seen.sample.expected is not None
         ]
         if not pairs:

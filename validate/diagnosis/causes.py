@@ -11,10 +11,10 @@ from coreflow.export.package.graph import Op
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.diagnosis.culprits import holds_only_weights_of, lossy, misheld, mistranslated, origins_of, poorly_held
 from coreflow.validate.diagnosis.provenance import Matcher, trace_values
-from coreflow.validate.gates.output import Compared, judge
+from coreflow.validate.gates.output import Comparison, judge
 from coreflow.validate.gates.tolerance import FP32, LIFTED
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.ladder.ladder import Judged, Ladder, Observed, program_of
+from coreflow.validate.ladder.ladder import Ladder, Observation, OpenPackage, program_of
 from coreflow.validate.ladder.localise import walk
 from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
 
@@ -38,10 +38,10 @@ class Explanation:
 
 
 def cause_of(
-    compared: Sequence[Compared],
+    comparisons: Sequence[Comparison],
     outputs: Mapping[str, OutputReport],
-    judged: Judged,
-    observed: Sequence[Observed],
+    opened: OpenPackage,
+    observations: Sequence[Observation],
     *,
     same_ops: bool | None,
     module: nn.Module | None = None,
@@ -56,30 +56,34 @@ def cause_of(
         return "non-finite"
     if any(gate.name == "translation" for gate in gates):
         return "translation"
-    if _fails_by_itself("R3", compared, outputs, judged, observed):
-        graph = judged.graph
+    if _fails_by_itself("R3", comparisons, outputs, opened, observations):
+        graph = opened.graph
         right = same_ops is None and module is not None and holds_only_weights_of(graph, module) and not poorly_held(graph, None)
         return "translation" if same_ops is False or right else "weights"
-    if _fails_by_itself("R4", compared, outputs, judged, observed):
+    if _fails_by_itself("R4", comparisons, outputs, opened, observations):
         return "fp16"
-    return "fp16" if judged.last == "R4" else "device"
+    return "fp16" if opened.last == "R4" else "device"
 
 
 def _fails_by_itself(
-    rung: str, compared: Sequence[Compared], outputs: Mapping[str, OutputReport], judged: Judged, observed: Sequence[Observed]
+    rung: str,
+    comparisons: Sequence[Comparison],
+    outputs: Mapping[str, OutputReport],
+    opened: OpenPackage,
+    observations: Sequence[Observation],
 ) -> bool:
-    if rung == judged.last or rung not in judged.rungs:
+    if rung == opened.last or rung not in opened.rungs:
         return False
-    tolerance = judged.tolerance if judged.last == "R4" else FP32 if judged.precision == "fp32" else LIFTED
-    failing = [each for each in compared if outputs[each.name].outcome == "fail"]
-    values = (replace(each, actual=np.stack([seen.rungs[rung][each.name] for seen in observed])) for each in failing)
+    tolerance = opened.tolerance if opened.last == "R4" else FP32 if opened.precision == "fp32" else LIFTED
+    failing = [each for each in comparisons if outputs[each.name].outcome == "fail"]
+    values = (replace(each, actual=np.stack([seen.rungs[rung][each.name] for seen in observations])) for each in failing)
     return any(judge(each, tolerance, {}).outcome == "fail" for each in values)
 
 
 def explain(
     ladder: Ladder,
     module: nn.Module | None,
-    observed: Sequence[Observed],
+    observations: Sequence[Observation],
     verdict: Outcome,
     cause: Cause | None,
     outputs: Mapping[str, OutputReport],
@@ -88,18 +92,18 @@ def explain(
 
     Origins come from one sample whose reference is finite: values name an op, and one sample has enough of them.
     """
-    constants = poorly_held(ladder.judged.graph, None if ladder.wide_package is None else program_of(ladder.wide_package))
+    constants = poorly_held(ladder.opened.graph, None if ladder.fp32_package is None else program_of(ladder.fp32_package))
     if ladder.localiser is None:
         return Explanation(constants=constants)
-    finite = [seen for seen in observed if all(np.isfinite(each).all() for each in seen.exact)]
-    sample = _telling(finite or observed[:1], ladder.judged.last)
+    finite = [seen for seen in observations if all(np.isfinite(each).all() for each in seen.reference)]
+    sample = _telling(finite or observations[:1], ladder.opened.last)
     given, ratio = ladder.rounded(sample), max((each.rho_rms for each in outputs.values() if each.rho_rms == each.rho_rms), default=0.0)
     if module is None:
         reports = ladder.localiser.reports({})
         return Explanation(ops=reports, culprits=lossy(reports), constants=constants)
-    traced = trace_values(module, given, weights="half" if ladder.judged.precision == "fp16" else "exact")
+    traced = trace_values(module, given, weights="half" if ladder.opened.precision == "fp16" else "exact")
     values = ladder.localiser.wide_values(sample.inputs)
-    halves = ladder.judged.precision == "fp16"
+    halves = ladder.opened.precision == "fp16"
     origins, _ = origins_of(ladder.localiser.ops, values, Matcher(traced, _SAVED_MATCH if halves else _WIDE_MATCH))
     reports = ladder.localiser.reports(origins)
     wrong: tuple[Culprit, ...] = ()
@@ -107,11 +111,11 @@ def explain(
     held: tuple[Culprit, ...] = ()
     if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
         _, places = origins_of(ladder.localiser.ops, values, Matcher(traced, _SAVED_FAULT if halves else _WIDE_MATCH))
-        wrong = saved = mistranslated(ladder.judged.graph, ladder.localiser.ops, places, traced, ratio)
+        wrong = saved = mistranslated(ladder.opened.graph, ladder.localiser.ops, places, traced, ratio)
         gates = [gate for each in outputs.values() for gate in each.gates]
         mistaken = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
-        if mistaken or (constants and ladder.wide_package is not None):
-            fresh, held = _in_fresh_conversion(ladder.open_wide(), module, given, ratio, constants)
+        if mistaken or (constants and ladder.fp32_package is not None):
+            fresh, held = _in_fresh_conversion(ladder.open_fp32(), module, given, ratio, constants)
             wrong, held = (tuple(_as_saved(each, ladder.localiser.ops)) for each in (fresh or wrong if mistaken else wrong, held))
             wrong = tuple(each for each in wrong if each.name not in {other.name for other in held})
     found = list(_placed(lossy(reports), saved, [op.name for op in ladder.localiser.ops]))
@@ -123,11 +127,11 @@ def explain(
     return Explanation(ops=reports, culprits=culprits, constants=constants)
 
 
-def _telling(observed: Sequence[Observed], rung: str) -> Sample:
+def _telling(observations: Sequence[Observation], rung: str) -> Sample:
     """The first sample in which the fault shows, which it may do in some only: its error is a tenth of the largest, or more."""
-    squares = [sum(seen.squares[rung]) for seen in observed]
+    squares = [sum(seen.squares[rung]) for seen in observations]
     errors = [math.inf if math.isnan(square) else square for square in squares]
-    return next(seen.sample for seen, error in zip(observed, errors, strict=True) if error >= max(errors) / 100)
+    return next(seen.sample for seen, error in zip(observations, errors, strict=True) if error >= max(errors) / 100)
 
 
 def _placed(found: Sequence[Culprit], wrong: Sequence[Culprit], names: Sequence[str]) -> Iterator[Culprit]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coreflow.validate.gates.metrics import max_abs, rms, wide
+from coreflow.validate.gates.metrics import as_float64, max_abs, rms
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, LIFTED
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ def agreeing(
     """
     with np.errstate(invalid="ignore"):
         by_simulation, by_package = (
-            np.array([max_abs(wide(values) - wide(truth)) for values, truth in zip(side, exact, strict=True)])
+            np.array([max_abs(as_float64(values) - as_float64(truth)) for values, truth in zip(side, exact, strict=True)])
             for side in (simulated, actual)
         )
     if clear.any():

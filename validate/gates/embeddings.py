@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from coreflow.validate.gates.metrics import Array, ratio, wide
+from coreflow.validate.gates.metrics import Array, as_float64, ratio
 from coreflow.validate.gates.tolerance import DECISION_FACTOR
 from coreflow.validate.report.model import Gate
 
@@ -38,7 +38,7 @@ def embedding_gates(
 
     The noise of a similarity is 6 sqrt(2) times what the simulation moves similarities by (RMS).
     """
-    truth, narrow, given = (wide(each).reshape(len(each), -1) for each in (exact, simulated, actual))
+    truth, narrow, given = (as_float64(each).reshape(len(each), -1) for each in (exact, simulated, actual))
     angles = [np.sqrt(np.maximum(0.0, 2 - 2 * cosines(truth, side))) for side in (given, narrow)]
     lowest = float(np.min(cosines(truth, given))) if len(truth) else float("nan")
     above, below = (float(each.max()) if each.size else float("nan") for each in angles)

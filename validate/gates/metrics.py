@@ -12,14 +12,14 @@ from coreflow.validate.gates.tolerance import few_elements_factor
 Array = npt.NDArray[np.float64]
 
 
-def wide(values: npt.NDArray[Any]) -> Array:
+def as_float64(values: npt.NDArray[Any]) -> Array:
     """As float64, before any difference is taken."""
     return np.asarray(values, dtype=np.float64)
 
 
 def rms(values: npt.NDArray[Any]) -> float:
     """Root of the mean square; NaN of nothing."""
-    array = wide(values)
+    array = as_float64(values)
     if not array.size:
         return math.nan
     # Scaled first: the square of a large float64 overflows, the square of a small one vanishes.
@@ -42,7 +42,7 @@ def snr_db(error: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
 
 def max_abs(values: npt.NDArray[Any]) -> float:
     """Largest magnitude; NaN if any value is, and of nothing."""
-    return float(np.abs(wide(values)).max()) if values.size else math.nan
+    return float(np.abs(as_float64(values)).max()) if values.size else math.nan
 
 
 def ratio(above: float, below: float) -> float:

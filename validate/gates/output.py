@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.embeddings import embedding_gates
-from coreflow.validate.gates.metrics import Array, max_abs, non_finite, ratio, relative_rms, rms, snr_db, wide, worst_slice
+from coreflow.validate.gates.metrics import Array, as_float64, max_abs, non_finite, ratio, relative_rms, rms, snr_db, worst_slice
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP16_MAX, TRANSLATION, Tolerance, few_elements_factor
 from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung
 
@@ -22,17 +22,17 @@ _CONSTANT = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Compared:
+class Comparison:
     """One output over all samples; arrays are (samples, ...) and of one shape."""
 
     name: str
     spec: TensorSpec
-    exact: npt.NDArray[Any]
+    reference: npt.NDArray[Any]
     simulated: npt.NDArray[Any]
     actual: npt.NDArray[Any]
     labels: tuple[str, ...]  # a sample each
-    judged: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way, and did
-    heuristic: bool = False  # ``simulated`` is ``exact`` plus an assumed error of one size: there was nothing to simulate
+    kept: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way, and did
+    heuristic: bool = False  # ``simulated`` is ``reference`` plus an assumed error of one size: there was nothing to simulate
     # Of integers that are argmaxes, each element's: the two best scores' distance, and how far fp16 moves scores of its row.
     margins: npt.NDArray[Any] | None = None
     margin_noise: npt.NDArray[Any] | None = None
@@ -55,18 +55,18 @@ def structure_problems(
     return problems
 
 
-def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) -> OutputReport:
+def judge(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[str, float]) -> OutputReport:
     """Every gate on one output. ``rungs`` holds the RMS errors of the executions of the ladder."""
-    if compared.spec.dtype == "int32":
-        return _judge_integers(compared)
-    exact, simulated, actual = wide(compared.exact), wide(compared.simulated), wide(compared.actual)
+    if comparison.spec.dtype == "int32":
+        return _judge_integers(comparison)
+    exact, simulated, actual = as_float64(comparison.reference), as_float64(comparison.simulated), as_float64(comparison.actual)
     overflowed = _overflowed(exact, actual)
     fine = np.isfinite(actual) & np.isfinite(exact) | (np.isinf(actual) & (actual == exact)) | overflowed
     missing = int(np.count_nonzero(~fine))
     compares = np.isfinite(exact) & ~overflowed
     errors, noise = _difference(actual, exact, compares), _difference(simulated, exact, compares)
     noise = np.where(np.isnan(noise), np.inf, noise)  # a budget without limit, which the ceiling refuses
-    kept = compared.judged
+    kept = comparison.kept
     errors, noise, kept_exact, kept_actual = errors[kept], noise[kept], np.where(compares, exact, 0.0)[kept], actual[kept]
     reference_rms = rms(kept_exact)
     floor = tolerance.floor * tolerance.unit_roundoff * reference_rms
@@ -81,10 +81,10 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) 
         gates.append(reacting)
     if kept.any():
         worst = worst_slice(errors, noise, floor)
-        where = _where(worst.axis, worst.index, errors.ndim, [label for label, keep in zip(compared.labels, kept, strict=True) if keep])
+        where = _where(worst.axis, worst.index, errors.ndim, [label for label, keep in zip(comparison.labels, kept, strict=True) if keep])
         limit = tolerance.rms_pass * factor
         gates.append(Gate(name="rho_rms", outcome=_within(rho_rms, limit, tolerance.rms_warn * factor), value=rho_rms, limit=limit))
-        if not compared.heuristic:  # an assumed error has a size, but neither a largest element nor a worst row
+        if not comparison.heuristic:  # an assumed error has a size, but neither a largest element nor a worst row
             gates += [
                 Gate(
                     name="rho_max",
@@ -102,7 +102,7 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) 
                 _ceiling_gate(raw_budget, reference_rms, tolerance),
             ]
         gates.append(_contract_gate(rms(errors), raw_budget, reference_rms, tolerance))
-        if _EMBEDDING.search(compared.name) and not compared.heuristic and np.isfinite(kept_actual).all():
+        if _EMBEDDING.search(comparison.name) and not comparison.heuristic and np.isfinite(kept_actual).all():
             gates += embedding_gates(kept_exact, simulated[kept], kept_actual, tolerance.slice_ratio * factor)
         if "R2" in rungs:
             gates.append(_translation_gate(ratio(rungs["R2"], reference_rms), ratio(rungs.get("R1", 0.0), reference_rms)))
@@ -110,9 +110,9 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) 
     else:
         rho_slice, where = math.nan, ""
     return OutputReport(
-        name=compared.name,
-        shape=compared.spec.shape,
-        dtype=compared.spec.dtype,
+        name=comparison.name,
+        shape=comparison.spec.shape,
+        dtype=comparison.spec.dtype,
         elements=errors.size,
         reference_rms=reference_rms,
         relative_rms=relative_rms(errors, kept_exact),
@@ -134,33 +134,33 @@ def judge(compared: Compared, tolerance: Tolerance, rungs: Mapping[str, float]) 
     )
 
 
-def differing(compared: Compared, sample: int, budget: float, factor: float) -> int:
+def differing(comparison: Comparison, sample: int, budget: float, factor: float) -> int:
     """How many elements of a sample differ by more than ``factor`` budgets."""
-    error = np.abs(wide(compared.actual[sample]) - wide(compared.exact[sample]))
+    error = np.abs(as_float64(comparison.actual[sample]) - as_float64(comparison.reference[sample]))
     return int(np.count_nonzero(~(error <= factor * budget)))
 
 
-def _judge_integers(compared: Compared) -> OutputReport:
+def _judge_integers(comparison: Comparison) -> OutputReport:
     """Whole numbers must be equal."""
-    exact, actual = compared.exact[compared.judged], compared.actual[compared.judged]
-    errors = wide(actual) - wide(exact)
+    exact, actual = comparison.reference[comparison.kept], comparison.actual[comparison.kept]
+    errors = as_float64(actual) - as_float64(exact)
     flipped = errors != 0
     flips = int(np.count_nonzero(flipped))
-    if compared.margins is not None and compared.margin_noise is not None:
-        undecided = compared.margins[compared.judged] <= DECISION_FACTOR * compared.margin_noise[compared.judged]
+    if comparison.margins is not None and comparison.margin_noise is not None:
+        undecided = comparison.margins[comparison.kept] <= DECISION_FACTOR * comparison.margin_noise[comparison.kept]
         explained = int(np.count_nonzero(flipped & undecided))
         text = f"{flips} of {errors.size} differ, {explained} of them where the two best scores are within fp16 noise"
         wrong = flips - explained
     else:
         text, wrong = f"{flips} of {errors.size} differ", flips
     gates = [Gate(name="exact", outcome="pass" if wrong == 0 else "fail", value=wrong, limit=0, text=text)]
-    reacting = _reacting_gate(wide(exact))
+    reacting = _reacting_gate(as_float64(exact))
     if reacting is not None:
         gates.append(reacting)
     return OutputReport(
-        name=compared.name,
-        shape=compared.spec.shape,
-        dtype=compared.spec.dtype,
+        name=comparison.name,
+        shape=comparison.spec.shape,
+        dtype=comparison.spec.dtype,
         elements=errors.size,
         reference_rms=rms(exact),
         relative_rms=relative_rms(errors, exact),

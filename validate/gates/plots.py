@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from coreflow.validate.gates.metrics import Array, wide
-from coreflow.validate.gates.output import Compared
+from coreflow.validate.gates.metrics import Array, as_float64
+from coreflow.validate.gates.output import Comparison
 from coreflow.validate.report.model import Element, Plots
 
 _POINTS = 400  # of a scatter plot
@@ -17,18 +17,20 @@ _SCORES = re.compile(r"logit|score|prob", re.IGNORECASE)
 _MANY_CLASSES = 100
 
 
-def plots_of(compared: Compared) -> Plots:
+def plots_of(comparison: Comparison) -> Plots:
     """Pictures of one output of floats; empty for integers, and when nothing finite was compared."""
-    exact, simulated, actual = (wide(side[compared.judged]) for side in (compared.exact, compared.simulated, compared.actual))
+    exact, simulated, actual = (
+        as_float64(side[comparison.kept]) for side in (comparison.reference, comparison.simulated, comparison.actual)
+    )
     finite = np.isfinite(exact) & np.isfinite(simulated) & np.isfinite(actual)
-    if compared.spec.dtype == "int32" or not finite.any():
+    if comparison.spec.dtype == "int32" or not finite.any():
         return Plots()
     reference, error, noise = np.abs(exact[finite]), np.abs(actual[finite] - exact[finite]), np.abs(simulated[finite] - exact[finite])
     kept = np.unique(np.linspace(0, error.size - 1, _POINTS).astype(int))
     # Those with the largest errors are in the picture, whatever the choice.
     kept = np.unique(np.concatenate([kept, np.argpartition(error, -min(20, error.size))[-20:]]))
     edges, counts = _histogram(error, noise)
-    margin, perturbation = _margins(compared.name, exact, actual)
+    margin, perturbation = _margins(comparison.name, exact, actual)
     return Plots(
         reference=tuple(reference[kept].tolist()),
         error=tuple(error[kept].tolist()),
@@ -40,10 +42,10 @@ def plots_of(compared: Compared) -> Plots:
     )
 
 
-def worst_elements(compared: Compared) -> tuple[Element, ...]:
+def worst_elements(comparison: Comparison) -> tuple[Element, ...]:
     """The elements with the largest errors among the judged samples, those that are not finite first."""
-    places = np.flatnonzero(compared.judged)
-    exact, simulated, actual = (wide(side[places]) for side in (compared.exact, compared.simulated, compared.actual))
+    places = np.flatnonzero(comparison.kept)
+    exact, simulated, actual = (as_float64(side[places]) for side in (comparison.reference, comparison.simulated, comparison.actual))
     with np.errstate(invalid="ignore"):
         error = np.abs(actual - exact)
     error = np.where((actual == exact) & np.isinf(exact), 0.0, error)
@@ -60,7 +62,7 @@ def worst_elements(compared: Compared) -> tuple[Element, ...]:
         at = (sample, *index)
         found.append(
             Element(
-                sample=compared.labels[int(places[sample])],
+                sample=comparison.labels[int(places[sample])],
                 index=tuple(index),
                 reference=float(exact[at]),
                 simulated=float(simulated[at]),

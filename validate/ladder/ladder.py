@@ -39,7 +39,7 @@ from coreflow.runtime.lift.plan.planner import load_lowerings
 from coreflow.runtime.lift.registry import require_all
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
-from coreflow.validate.gates.metrics import wide
+from coreflow.validate.gates.metrics import as_float64
 from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, SEEDS, Tolerance
 from coreflow.validate.inputs.samples import Arrays, Sample
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
@@ -58,7 +58,7 @@ _TARGETS: Mapping[str, Target] = {"CoreML6": "iOS16", "CoreML7": "iOS17", "CoreM
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
+class OpenPackage:
     """A package, opened in every arithmetic that the ladder needs; the last rung is the one that is judged."""
 
     path: Path
@@ -77,7 +77,7 @@ class Judged:
 
     @property
     def model(self) -> Model:
-        """What is judged."""
+        """The model of the last rung."""
         return self.rungs[self.last]
 
     @property
@@ -93,15 +93,15 @@ def open_package(
     numerics: str = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
-) -> Judged:
+) -> OpenPackage:
     """Open ``package`` as it will be judged, and lifted for the rungs below that."""
     # The interpreter by name: every bit is to be the same in every run, and ops are to be seen.
-    judged = load_model(package, backend, numerics=numerics, engine="interpreter", compute_units=compute_units)
-    program = judged.program if isinstance(judged, LiftedModel) else read_program(package)
-    states = judged.states
+    model = load_model(package, backend, numerics=numerics, engine="interpreter", compute_units=compute_units)
+    program = model.program if isinstance(model, LiftedModel) else read_program(package)
+    states = model.states
     if states:
-        judged = StatelessLifted(program, numerics) if isinstance(judged, LiftedModel) else StatelessModel(judged)
-    lifted = judged if isinstance(judged, LiftedModel) else None
+        model = StatelessLifted(program, numerics) if isinstance(model, LiftedModel) else StatelessModel(model)
+    lifted = model if isinstance(model, LiftedModel) else None
     graph, _ = program.function()
     halves = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
     precision: Precision = "fp16" if halves else "fp32"
@@ -110,10 +110,10 @@ def open_package(
         rungs["R3"] = StatelessLifted(program, "fp64")
     if lifted is None:
         rungs["R4"] = StatelessLifted(program, "fp16")
-    rungs["R4" if lifted is not None else "R5"] = judged
+    rungs["R4" if lifted is not None else "R5"] = model
     if tolerance is None:
         tolerance = FP32 if precision == "fp32" else LIFTED if lifted is not None else DEVICE
-    return Judged(
+    return OpenPackage(
         path=package,
         rungs=rungs,
         precision=precision,
@@ -136,16 +136,16 @@ def _other_units(program: Program) -> dict[str, Callable[[], Model]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Observed:
+class Observation:
     """What everything made of one sample."""
 
     sample: Sample
     rungs: Mapping[str, Arrays]  # of the saved program
     squares: dict[str, tuple[float, ...]]  # rung -> sum of squared errors of every output, where the reference is finite
-    exact: tuple[Array, ...]
+    reference: tuple[Array, ...]
     simulated: tuple[Array, ...] | None  # None where nothing could be simulated
     margins: tuple[tuple[Array, Array] | None, ...]  # of outputs that are argmaxes: the margins, and fp16's noise in the scores
-    exact_margins: Array | None = None
+    reference_margins: Array | None = None
     simulated_margins: Array | None = None
 
 
@@ -156,41 +156,41 @@ class Ladder:
     float64.
     """
 
-    def __init__(self, judged: Judged, open_reference: Callable[[], Reference], wide_package: Path | None = None) -> None:
-        self.judged, self.wide_package, self._open_reference = judged, wide_package, open_reference
-        narrow, exact = judged.rungs.get("R4"), judged.rungs.get("R3")
+    def __init__(self, opened: OpenPackage, open_reference: Callable[[], Reference], fp32_package: Path | None = None) -> None:
+        self.opened, self.fp32_package, self._open_reference = opened, fp32_package, open_reference
+        narrow, exact = opened.rungs.get("R4"), opened.rungs.get("R3")
         both = isinstance(narrow, LiftedModel) and isinstance(exact, LiftedModel)
         self.localiser = Localiser(narrow, exact) if both else None  # type: ignore[arg-type]
         self._looked_at = 0
 
     def rounded(self, sample: Sample) -> dict[str, Array]:
         """The inputs as the package takes them."""
-        return {name: np.asarray(sample.inputs[name]).astype(spec.dtype) for name, spec in self.judged.model.inputs.items()}
+        return {name: np.asarray(sample.inputs[name]).astype(spec.dtype) for name, spec in self.opened.model.inputs.items()}
 
-    def open_wide(self) -> LiftedModel:
+    def open_fp32(self) -> LiftedModel:
         """R2; its inputs and outputs are those of the package in order, under other names."""
-        assert self.wide_package is not None
-        return LiftedModel(read_program(self.wide_package), "fp64", engine="interpreter")
+        assert self.fp32_package is not None
+        return LiftedModel(read_program(self.fp32_package), "fp64", engine="interpreter")
 
-    def observe(self, samples: Iterable[Sample]) -> list[Observed]:
+    def observe(self, samples: Iterable[Sample]) -> list[Observation]:
         """Run everything on every sample; inputs that do not fit are refused."""
         taken = tuple(samples)
         walked = self._walked(taken)
-        observed = [self._saved(sample, walked[place] if place < len(walked) else {}) for place, sample in enumerate(taken)]
-        for model in self.judged.rungs.values():
+        observations = [self._saved(sample, walked[place] if place < len(walked) else {}) for place, sample in enumerate(taken)]
+        for model in self.opened.rungs.values():
             if isinstance(model, LiftedModel):
                 model.interpreter.rest()
-        if observed:
+        if observations:
             reference = self._open_reference()
-            observed = [self._referred(each, reference) for each in observed]
+            observations = [self._referred(each, reference) for each in observations]
             del reference
-        if observed and self.wide_package is not None:
-            wide_model = self.open_wide()
-            for each in observed:
-                given = dict(zip(wide_model.inputs, self.rounded(each.sample).values(), strict=True))
-                squares = tuple(map(_squared_error, wide_model.predict(given).values(), each.exact))
+        if observations and self.fp32_package is not None:
+            fp32_model = self.open_fp32()
+            for each in observations:
+                given = dict(zip(fp32_model.inputs, self.rounded(each.sample).values(), strict=True))
+                squares = tuple(map(_squared_error, fp32_model.predict(given).values(), each.reference))
                 each.squares["R2"] = squares
-        return [replace(each, squares={rung: each.squares[rung] for rung in sorted(each.squares)}) for each in observed]
+        return [replace(each, squares={rung: each.squares[rung] for rung in sorted(each.squares)}) for each in observations]
 
     def _walked(self, samples: Sequence[Sample]) -> list[dict[str, Arrays]]:
         """R3 and R4 of the first samples, with a look at every op; what more samples could tell of an op is not worth their time."""
@@ -200,12 +200,12 @@ class Ladder:
         self._looked_at += len(chosen)
         return [{"R3": _halved(wide_arithmetic), "R4": narrow} for narrow, wide_arithmetic in self.localiser.run(chosen)]
 
-    def _saved(self, sample: Sample, walked: Mapping[str, Arrays]) -> Observed:
+    def _saved(self, sample: Sample, walked: Mapping[str, Arrays]) -> Observation:
         """What the saved program makes of a sample; ``walked`` has the rungs that have run already."""
-        rungs = {rung: walked[rung] if rung in walked else model.predict(sample.inputs) for rung, model in self.judged.rungs.items()}
-        return Observed(sample=sample, rungs=rungs, squares={}, exact=(), simulated=None, margins=())
+        rungs = {rung: walked[rung] if rung in walked else model.predict(sample.inputs) for rung, model in self.opened.rungs.items()}
+        return Observation(sample=sample, rungs=rungs, squares={}, reference=(), simulated=None, margins=())
 
-    def _referred(self, seen: Observed, reference: Reference) -> Observed:
+    def _referred(self, seen: Observation, reference: Reference) -> Observation:
         """The same with what the reference makes of it."""
         given, torch_side = self.rounded(seen.sample), isinstance(reference, TorchReference)
         exact = reference.outputs(given)
@@ -213,39 +213,39 @@ class Ladder:
         simulated = reference.simulated_outputs(given)
         narrow_choices = reference.choices if torch_side else []  # type: ignore[attr-defined]
         outputs: dict[str, Sequence[Array]] = {rung: tuple(each.values()) for rung, each in seen.rungs.items()}
-        if self.judged.precision == "fp16" and (single := reference.fp32_outputs(given)) is not None:
+        if self.opened.precision == "fp16" and (single := reference.fp32_outputs(given)) is not None:
             outputs["R1"] = single
         return replace(
             seen,
             squares={rung: tuple(map(_squared_error, each, exact)) for rung, each in outputs.items()},
-            exact=exact,
+            reference=exact,
             simulated=simulated,
             margins=tuple(margins_of(each, choices, narrow_choices) if each.dtype.kind in "iu" else None for each in exact),
-            exact_margins=reference.margins(given) if reference.has_margins else None,
+            reference_margins=reference.margins(given) if reference.has_margins else None,
             simulated_margins=reference.simulated_margins(given) if reference.has_margins else None,
         )
 
 
-def convert_wide(judged: Judged, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Path:
+def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Path:
     """The package of R2: the module converted at FLOAT32; kept in the cache by all that decides its bytes.
 
     ``CoreflowError`` says why it cannot be had. Inputs and outputs are those of the package, in order.
     """
-    specs = {f"input_{place}": spec for place, spec in enumerate(judged.model.inputs.values())}
+    specs = {f"input_{place}": spec for place, spec in enumerate(opened.model.inputs.values())}
     source = draw if draw is not None else recipe.inputs_for if recipe is not None else None
-    wide_recipe = Recipe(
+    fp32_recipe = Recipe(
         name="wide",
         module=module,
         inputs={name: TensorSpec(spec.shape, spec.dtype, spec.bounds) for name, spec in specs.items()},
-        outputs=tuple(f"output_{place}" for place in range(len(judged.model.outputs))),
-        target=recipe.target if recipe is not None else _TARGETS.get(judged.graph.opset, "iOS17"),
+        outputs=tuple(f"output_{place}" for place in range(len(opened.model.outputs))),
+        target=recipe.target if recipe is not None else _TARGETS.get(opened.graph.opset, "iOS17"),
         precision="fp32",
-        draw=None if source is None else _as_taken(source, judged.model.inputs, tuple(specs)),
+        draw=None if source is None else _as_taken(source, opened.model.inputs, tuple(specs)),
     )
-    captured = capture(wide_recipe)
+    captured = capture(fp32_recipe)
     holder = cache_folder() / "wide" / captured.fingerprint
     if not holder.exists():
-        conversion = replace(conversion_of(wide_recipe, captured), name="wide")
+        conversion = replace(conversion_of(fp32_recipe, captured), name="wide")
         try:
             write_folder_atomically(holder, lambda folder: convert(conversion, folder / "wide.mlpackage"))
             del captured, conversion
@@ -276,19 +276,19 @@ def other_ops(saved: Graph, fresh: Graph) -> str:
     return f"the saved program {' and '.join(said)}" if said else ""
 
 
-def wide_or_reason(judged: Judged, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> tuple[Path | None, str]:
+def fp32_or_reason(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> tuple[Path | None, str]:
     """The package of R2, or why there is none."""
     try:
-        package = convert_wide(judged, module, recipe, draw)
+        package = convert_fp32(opened, module, recipe, draw)
         program = read_program(package)
         graph, interface = program.function()
         load_lowerings()
         require_all(graph, package.name)
         fresh = output_specs(program, graph, interface)  # not of a model, whose weights would be held beside those of all other rungs
     except (CoreflowError, OSError) as error:
-        logger.info("no R2 for %s: %s", judged.path.name, error)
+        logger.info("no R2 for %s: %s", opened.path.name, error)
         return None, str(error)
-    shapes = [spec.shape for spec in fresh.values()], [spec.shape for spec in judged.model.outputs.values()]
+    shapes = [spec.shape for spec in fresh.values()], [spec.shape for spec in opened.model.outputs.values()]
     if shapes[0] != shapes[1]:
         return None, f"a fresh conversion gives outputs of shapes {shapes[0]}, the package {shapes[1]}"
     return package, ""
@@ -313,8 +313,8 @@ def _squared_error(values: Array, exact: Array) -> float:
     """Sum of squares where the reference is finite; infinite or NaN where the value is not. Of other shapes: NaN."""
     if np.shape(values) != (exact.shape or (1,)) and np.shape(values) != exact.shape:
         return float("nan")
-    truth = wide(exact).reshape(-1)
+    truth = as_float64(exact).reshape(-1)
     finite = np.isfinite(truth)
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = (wide(values).reshape(-1) - truth)[finite]
+        difference = (as_float64(values).reshape(-1) - truth)[finite]
         return float(np.dot(difference, difference))

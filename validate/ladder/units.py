@@ -1,31 +1,34 @@
 """The same package on every set of compute units that Core ML offers: who computes what is its own choice, and results differ."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from coreflow.models.errors import CoreflowError
 from coreflow.runtime.backend import Model
-from coreflow.validate.gates.metrics import ratio, wide
-from coreflow.validate.ladder.ladder import Observed
+from coreflow.validate.gates.metrics import as_float64, ratio
+from coreflow.validate.ladder.ladder import Observation
 from coreflow.validate.report.model import OutputReport
+
+Array = npt.NDArray[Any]
 
 
 def rho_by_unit(
     units: Mapping[str, Callable[[], Model]],
-    observed: Sequence[Observed],
-    judged: npt.NDArray[np.bool_],
+    observations: Sequence[Observation],
+    kept: npt.NDArray[np.bool_],
     outputs: Mapping[str, OutputReport],
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """rho_rms per unit and floating output, over the samples that are ``judged``; and why a unit has none.
+    """rho_rms per unit and floating output, over the samples that are ``kept``; and why a unit has none.
 
     A unit is opened when it is its turn and closed before the next. What is not finite, in a reference or in a prediction, makes the
     ratio of that output NaN or inf, as it should.
     """
     found: dict[str, dict[str, float]] = {}
     refused = []
-    samples = [seen for seen, fine in zip(observed, judged, strict=True) if fine]
+    samples = [seen for seen, fine in zip(observations, kept, strict=True) if fine]
     for unit, open_unit in units.items():
         try:
             model = open_unit()
@@ -34,14 +37,17 @@ def rho_by_unit(
             refused.append(f"compute units {unit} were not compared: {error}")
             continue
         found[unit] = {
-            name: _rho([wide(each[name]) for each in predictions], [wide(seen.exact[place]) for seen in samples], report.budget)
+            name: _rho([each[name] for each in predictions], [seen.reference[place] for seen in samples], report.budget)
             for place, (name, report) in enumerate(outputs.items())
-            if samples and samples[0].exact[place].dtype.kind == "f"
+            if samples and samples[0].reference[place].dtype.kind == "f"
         }
     return found, refused
 
 
-def _rho(values: Sequence[npt.NDArray[np.float64]], exact: Sequence[npt.NDArray[np.float64]], budget: float) -> float:
+def _rho(values: Sequence[Array], references: Sequence[Array], budget: float) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        squares = [np.square(value.reshape(-1) - right.reshape(-1)) for value, right in zip(values, exact, strict=True)]
+        squares = [
+            np.square(as_float64(value).reshape(-1) - as_float64(reference).reshape(-1))
+            for value, reference in zip(values, references, strict=True)
+        ]
     return ratio(float(np.sqrt(np.concatenate(squares).mean())), budget)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from coreflow.export.package.edit import cut
 from coreflow.models.errors import CoreflowError
 from coreflow.models.storage import write_atomically, write_folder_atomically
-from coreflow.validate.ladder.ladder import Judged, Observed
+from coreflow.validate.ladder.ladder import Observation, OpenPackage
 from coreflow.validate.replay.cut import record_inputs
 from coreflow.validate.replay.recording import is_reachable, worst_sample, write_replay
 from coreflow.validate.report.model import Report
@@ -26,17 +26,17 @@ class Evidence:
     folder: Path
     reference: str | Path | None = None
 
-    def keep(self, report: Report, judged: Judged, observed: Sequence[Observed]) -> Report:
+    def keep(self, report: Report, opened: OpenPackage, observations: Sequence[Observation]) -> Report:
         """The report with the path of its replay; files of the same package and verdict are replaced."""
-        exact, actual = [seen.exact for seen in observed], [seen.rungs[judged.last] for seen in observed]
-        seen = observed[worst_sample(report, [each.sample for each in observed], exact, actual)]
-        outputs, stem = list(judged.model.outputs), f"{report.name}-{report.digest[:12]}"
+        exact, actual = [seen.reference for seen in observations], [seen.rungs[opened.last] for seen in observations]
+        seen = observations[worst_sample(report, [each.sample for each in observations], exact, actual)]
+        outputs, stem = list(opened.model.outputs), f"{report.name}-{report.digest[:12]}"
         path = write_replay(
             self.folder / f"{stem}.safetensors",
-            package=judged.path,
+            package=opened.path,
             sample=seen.sample,
             report=report,
-            exact=dict(zip(outputs, seen.exact, strict=True)),
+            exact=dict(zip(outputs, seen.reference, strict=True)),
             simulated=None if seen.simulated is None else dict(zip(outputs, seen.simulated, strict=True)),
             reference=self.reference,
         )
@@ -46,15 +46,15 @@ class Evidence:
             alone = self.folder / f"{stem}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}"
             try:
                 if not alone.exists():
-                    write_folder_atomically(alone, lambda folder: _cut(judged.path, name, folder, seen))
+                    write_folder_atomically(alone, lambda folder: _cut(opened.path, name, folder, seen))
                 notes.append(f"{name} alone, with what enters it: {alone}")
             except CoreflowError as error:  # not every op can stand alone
                 logger.info("%s is not cut out: %s", name, error)
-        told = None if is_reachable(judged.path, path) else str(judged.path)
+        told = None if is_reachable(opened.path, path) else str(opened.path)
         return replace(report, replay=str(path), replay_package=told, notes=tuple(notes))
 
 
-def _cut(package: Path, op: str, folder: Path, seen: Observed) -> None:
+def _cut(package: Path, op: str, folder: Path, seen: Observation) -> None:
     """The op and the one before it as a package of their own, and its inputs in fp16 execution."""
     cut(package, op, folder / "op.mlpackage", radius=1)
     inputs = record_inputs(package, op, seen.sample, "fp16", radius=1)

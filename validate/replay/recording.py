@@ -19,7 +19,7 @@ from coreflow.export.user_files import is_recipe_source
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.storage import write_atomically
 from coreflow.validate.gates.metrics import Array as Floats
-from coreflow.validate.gates.metrics import ratio, rms, wide
+from coreflow.validate.gates.metrics import as_float64, ratio, rms
 from coreflow.validate.inputs.samples import Array, Arrays, Sample
 from coreflow.validate.report.model import Report
 
@@ -61,7 +61,7 @@ def worst_sample(report: Report, samples: Sequence[Sample], exact: Sequence[Sequ
 
     def excess(place: int) -> float:
         pairs = zip(exact[place], actual[place].items(), strict=True)
-        ratios = [_excess(wide(truth), wide(given), report.outputs[name].budget) for truth, (name, given) in pairs]
+        ratios = [_excess(as_float64(truth), as_float64(given), report.outputs[name].budget) for truth, (name, given) in pairs]
         return max(ratios, default=0.0)
 
     places = range(len(samples))

@@ -18,7 +18,7 @@ from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.ladder.ladder import Judged, open_package
+from coreflow.validate.ladder.ladder import OpenPackage, open_package
 from coreflow.validate.package import judge_package, validate
 from coreflow.validate.references.golden import ReplayReference
 from coreflow.validate.replay.recording import Replay, is_reachable, read_replay
@@ -48,16 +48,16 @@ def replay(
     opened_by = cast(Backend, backend or recorded.backend)
     numerics = "fp16" if recorded.numerics == "device" else recorded.numerics
     units = cast(ComputeUnits, recorded.compute_units)
-    judged = open_package(place, opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
-    _check_outputs(recorded, judged, source)
+    opened = open_package(place, opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
+    _check_outputs(recorded, opened, source)
     finite = all(np.isfinite(array).all() for array in recorded.exact.values())
     sample = Sample(label=recorded.label, inputs=recorded.inputs, seed=recorded.seed, expected=recorded.exact if finite else None)
     against = _reference(recorded, source, place, reference)
     if isinstance(against, Path):
         report = validate(place, against, [sample], backend=opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
     else:
-        found = ReplayReference(recorded.exact, recorded.simulated, list(judged.model.outputs)) if against is None else against
-        report = judge_package(judged, found, [sample], None, name=recorded.name)
+        found = ReplayReference(recorded.exact, recorded.simulated, list(opened.model.outputs)) if against is None else against
+        report = judge_package(opened, found, [sample], None, name=recorded.name)
     told = None if is_reachable(place, source) else str(place)
     return replace(report, replay=str(source), replay_package=told, notes=(*report.notes, _then_and_now(recorded, report)))
 
@@ -122,9 +122,9 @@ def _bundle_recipe(folder: Path, package: Path) -> Recipe | None:
     return next((recipe for recipe in energy_recipes(model) if recipe.name == stages[0]), None)
 
 
-def _check_outputs(recorded: Replay, judged: Judged, source: Path) -> None:
+def _check_outputs(recorded: Replay, opened: OpenPackage, source: Path) -> None:
     """Numbers for every output, R0 and simulation alike."""
-    wanted = list(judged.model.outputs)
+    wanted = list(opened.model.outputs)
     for side in (recorded.exact, recorded.simulated):
         if side is not None and sorted(side) != sorted(wanted):
             raise InputError(f"{source} records {', '.join(side)}; the outputs of its package are {', '.join(wanted)}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.gates.output import Compared, judge, structure_problems
+from coreflow.validate.gates.output import Comparison, judge, structure_problems
 from coreflow.validate.gates.tolerance import DEVICE, LIFTED, Tolerance
 from coreflow.validate.report.model import OutputReport
 
@@ -24,9 +24,9 @@ def compare(
     simulated, actual = (exact + NOISE * random.standard_normal(SHAPE) for _ in range(2))
     change(exact, simulated, actual)
     labels = tuple(f"seed {seed}" for seed in range(len(exact)))
-    judged = np.ones(len(exact), bool)
+    kept = np.ones(len(exact), bool)
     return judge(
-        Compared(name="y", spec=TensorSpec(SHAPE[1:]), exact=exact, simulated=simulated, actual=actual, labels=labels, judged=judged),
+        Comparison(name="y", spec=TensorSpec(SHAPE[1:]), reference=exact, simulated=simulated, actual=actual, labels=labels, kept=kept),
         tolerance,
         {"R4": actual},
     )
@@ -159,9 +159,9 @@ def test_a_reference_that_compares_nothing_is_incomplete(change: Callable[..., o
 def test_few_elements_are_allowed_more() -> None:
     exact = np.random.default_rng(1).standard_normal((8, 1))
     noise = np.random.default_rng(2).standard_normal((8, 1)) * NOISE
-    few = Compared(
-        name="y", spec=TensorSpec((1,)), exact=exact, simulated=exact + noise, actual=exact + 3 * noise[::-1],
-        labels=("seed",) * 8, judged=np.ones(8, bool),
+    few = Comparison(
+        name="y", spec=TensorSpec((1,)), reference=exact, simulated=exact + noise, actual=exact + 3 * noise[::-1],
+        labels=("seed",) * 8, kept=np.ones(8, bool),
     )  # fmt: skip
     report = judge(few, LIFTED, {})
     assert report.outcome == "pass" and report.rho_rms == pytest.approx(3)
@@ -172,16 +172,16 @@ def test_whole_numbers_must_be_equal(flipped: int, outcome: str) -> None:
     exact = np.arange(24).reshape(8, 1, 3).astype(np.int32)
     actual = exact.copy()
     actual[0, 0, 0] += flipped
-    compared = Compared(
+    comparison = Comparison(
         name="ids",
         spec=TensorSpec((1, 3), "int32"),
-        exact=exact,
+        reference=exact,
         simulated=exact,
         actual=actual,
         labels=("seed",) * 8,
-        judged=np.ones(8, bool),
+        kept=np.ones(8, bool),
     )
-    report = judge(compared, LIFTED, {})
+    report = judge(comparison, LIFTED, {})
     assert (report.outcome, report.flips) == (outcome, flipped)
 
 

@@ -40,8 +40,8 @@ def test_every_unit_has_its_ratio_and_one_that_fails_a_note(package: Path) -> No
         "cpu_and_gpu": lambda: load_model(package, "lifted", numerics="fp64"),
         "cpu_and_ne": without,
     }
-    judged = replace(open_package(package, "lifted"), units=units)
-    report = judge_package(judged, recipe, [], recipe.inputs_for)
+    opened = replace(open_package(package, "lifted"), units=units)
+    report = judge_package(opened, recipe, [], recipe.inputs_for)
     rho = report.compute_unit_rho
     assert list(rho) == ["all", "cpu_only", "cpu_and_gpu"]
     assert rho["all"]["y"] == report.outputs["y"].rho_rms
