@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import REMOVED_PASSES
+from coreflow.models.arrays import Arrays
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
@@ -116,7 +117,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             each.training = training
 
 
-def tensors(arrays: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Arrays as torch tensors: floats in ``dtype``, integers as they are (int32 indexes an embedding as well as int64)."""
     return {
         name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype if array.dtype.kind == "f" else torch.int32)

@@ -9,7 +9,7 @@ companions/<digest>/
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 
 from coreflow.export.bundle import BundleDone, StageDone, export_bundle
 from coreflow.export.recipe import Recipe, Target
+from coreflow.models.arrays import Arrays
 from coreflow.models.data import grammar
 from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.energy.stages import Stage, energy_stages
-from coreflow.models.energy.wiring import Arrays, Wiring, torch_predict
+from coreflow.models.energy.wiring import Wiring, torch_predict
 from coreflow.models.storage import write_json
 from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors
 
@@ -118,6 +119,6 @@ def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[d
     return sentences, calls
 
 
-def round_inputs(stage: Stage, inputs: Arrays) -> Mapping[str, np.ndarray]:
+def round_inputs(stage: Stage, inputs: Arrays) -> Arrays:
     """``inputs`` in the dtypes that the stage's package declares."""
     return {name: inputs[name].astype(spec.dtype) for name, spec in stage.inputs.items()}

@@ -1,17 +1,17 @@
 """Everything that decides the bytes of one package."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
+from coreflow.models.arrays import Array, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 
-Arrays = Mapping[str, np.ndarray]
 Target = Literal["iOS16", "iOS17", "iOS18"]
 TARGETS: tuple[Target, ...] = ("iOS16", "iOS17", "iOS18")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -34,7 +34,7 @@ class Recipe:
     target: Target = "iOS17"  # iOS18 where states, several functions or grouped palettes need it
     precision: Literal["fp16", "fp32"] = "fp16"  # fp32 is for looking for faults; it never runs on the engine
     description: str = ""
-    draw: Callable[[int], Arrays] | None = field(default=None, repr=False)
+    draw: Draw | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", tuple(self.outputs))
@@ -56,7 +56,7 @@ class Recipe:
         if problems:
             raise ConfigError(f"recipe {self.name!r}: {'; '.join(problems)}")
 
-    def inputs_for(self, seed: int) -> dict[str, np.ndarray]:
+    def inputs_for(self, seed: int) -> dict[str, Array]:
         """One set of inputs in the dtypes of the specs, the same for the same seed."""
         if self.draw is None:
             random = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ class Recipe:
         return {"name": self.name, "target": self.target, "precision": self.precision, "description": self.description}
 
 
-def draw_tensor(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
+def draw_tensor(spec: TensorSpec, random: np.random.Generator) -> Array:
     """Random values for one tensor: standard normal, or uniform within the bounds; integers without bounds are refused."""
     if spec.dtype == "int32":
         if spec.bounds is None:

@@ -5,10 +5,10 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy.typing as npt
 
+from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 
-Array = npt.NDArray[Any]
 Backend = Literal["auto", "coreml", "lifted"]
 Engine = Literal["auto", "interpreter", "module", "onnxruntime"]
 ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]

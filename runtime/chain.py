@@ -10,11 +10,12 @@ from typing import Any, Self
 import numpy as np
 
 from coreflow.export.package.manifest import Manifest, read_manifest
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoding import Decoded, DecodingOptions, SurfaceCache, decode, refine
 from coreflow.models.energy.lattice import FlowStatistics
-from coreflow.models.energy.wiring import Arrays, Carried, Wiring
+from coreflow.models.energy.wiring import Carried, Wiring
 from coreflow.models.errors import BundleError, InputError
 from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WORDPIECE, load_config
 from coreflow.runtime.backend import Backend, ComputeUnits, Model
@@ -39,8 +40,8 @@ class ChainResult:
     text: str
     tokens: tuple[int, ...]
     log_probability: float
-    input_surface: np.ndarray  # (H, W), entering the lattice
-    output_surface: np.ndarray  # (H, W), leaving it
+    input_surface: Array  # (H, W), entering the lattice
+    output_surface: Array  # (H, W), leaving it
     statistics: FlowStatistics
     tables: tuple[Arrays, ...]  # the flow table before and after every step
     dropped_tokens: int  # of the input, beyond the encoder's length
@@ -138,7 +139,7 @@ class Chain:
             times={name: StageTime(calls=len(each), total_ms=sum(each) * 1e3) for name, each in self._times.items()},
         )
 
-    def run_embedding(self, embedding: np.ndarray) -> tuple[np.ndarray, Carried]:
+    def run_embedding(self, embedding: Array) -> tuple[Array, Carried]:
         """An embedding (E,) through mapper, lattice and mapper: what comes back (E,), and how it was carried."""
         expected = (self.config.embedding_size,)
         if np.shape(embedding) != expected:
@@ -146,10 +147,10 @@ class Chain:
         carried = self.wiring.carry(self.wiring.embedding_to_surface(np.asarray(embedding, np.float32)[None]))
         return self.wiring.surface_to_embedding(carried.surface)[0], carried
 
-    def decode(self, surface: np.ndarray, options: DecodingOptions) -> Decoded:
+    def decode(self, surface: Array, options: DecodingOptions) -> Decoded:
         """Tokens for a surface (1, S) that left the lattice; the same surface, rounded, is decoded once."""
 
-        def compute(surface: np.ndarray) -> Decoded:
+        def compute(surface: Array) -> Decoded:
             t5 = self.config.decoder
             return decode(*self.wiring.decoder(surface), options, start_id=t5.pad_id, eos_id=t5.eos_id)
 
@@ -157,7 +158,7 @@ class Chain:
             self._caches[options] = SurfaceCache(CACHED_SURFACES, CACHE_DECIMALS)
         return self._caches[options].get_or_compute(surface, compute)
 
-    def _surface_of(self, decoded: Decoded) -> np.ndarray:
+    def _surface_of(self, decoded: Decoded) -> Array:
         """The surface that leaves the lattice for a decoded text; zeros for one without a word."""
         text = self.unigram.decode(decoded.tokens)
         if not text.strip():

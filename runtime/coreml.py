@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Program, package_digest
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import Array, State, check_compute_units
+from coreflow.runtime.backend import State, check_compute_units
 from coreflow.runtime.interface import checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
 
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from coreflow.export.package.graph import Feature, Graph, Interface, Program
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
 
-Array = npt.NDArray[Any]
 # torch computes fewer elements than this on the calling thread alone.
 _ONE_THREAD = 2**15 - 1
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import torch
 
 from coreflow.export.package.graph import Feature, Program
+from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import Array, Engine, State
+from coreflow.runtime.backend import Engine, State
 from coreflow.runtime.interface import (
     as_picture,
     checked_inputs,

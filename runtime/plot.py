@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coreflow.models.arrays import Array
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.errors import InputError
 from coreflow.models.storage import write_atomically
@@ -63,16 +64,16 @@ def plot_chain(result: "ChainResult", config: EnergyConfig, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:].lower()))
 
 
-def flow_paths(result: "ChainResult") -> list[tuple[np.ndarray, np.ndarray]]:
+def flow_paths(result: "ChainResult") -> list[tuple[Array, Array]]:
     """Points (K, 3) in cells and energies (K,) of every flow while it was in the table.
 
     A slot can hold several flows one after the other: a flow's age grows by one a step, so a slot whose age does not is
     another flow's.
     """
-    paths: list[tuple[np.ndarray, np.ndarray]] = []
+    paths: list[tuple[Array, Array]] = []
     slots = result.tables[0]["alive"].shape[3]
     for slot in range(slots):
-        points: list[np.ndarray] = []
+        points: list[Array] = []
         energies: list[float] = []
         age = -1.0
         for table in result.tables:

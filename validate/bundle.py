@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from coreflow.export.energy import GOLDEN, KIND, energy_recipes
 from coreflow.export.package.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.model import EnergyFlow
@@ -191,7 +191,7 @@ class _Judging:
             raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
         numbers = sorted({int(found[1]) for key in arrays if (found := re.match(r"(\d+)\.in\.", key))})
 
-        def side(number: int, which: str) -> dict[str, np.ndarray]:
+        def side(number: int, which: str) -> dict[str, Array]:
             prefix = f"{number}.{which}."
             return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 

@@ -8,11 +8,11 @@ chain's error as the budget. The decoder is fed with the reference's own tokens,
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.wiring import Carried, Predict, Wiring
 from coreflow.models.spec import TensorSpec
@@ -34,9 +34,6 @@ from coreflow.validate.report.model import (
     TokenAgreement,
     worst,
 )
-
-Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Array]
 
 # What leaves the chain where, and the stages that had a part in it since the place before.
 CHECKPOINTS = {
@@ -61,7 +58,7 @@ class Sentence:
 class _Path:
     """One sample on its way: what was seen at the checkpoints, and how the lattice carried it."""
 
-    seen: Mapping[str, Array]
+    seen: Arrays
     carried: Carried
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from coreflow.export.package.graph import package_digest
 from coreflow.export.package.manifest import file_digest
 from coreflow.export.package.summary import stored_weights
 from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.models.arrays import Array, Arrays, Bools, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
@@ -34,10 +34,10 @@ from coreflow.validate.gates.tolerance import (
     SEEDS,
     Tolerance,
 )
-from coreflow.validate.inputs.samples import Arrays, Sample
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.states import from_fresh, stateless, with_states
 from coreflow.validate.inputs.sweeps import sweep_samples
-from coreflow.validate.ladder.ladder import Draw, Ladder, Observation, OpenPackage, fp32_or_reason, open_package, other_ops, program_of
+from coreflow.validate.ladder.ladder import Ladder, Observation, OpenPackage, fp32_or_reason, open_package, other_ops, program_of
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.references.golden import GoldenReference
 from coreflow.validate.references.heuristic import heuristic_budget
@@ -46,8 +46,6 @@ from coreflow.validate.references.reference import Reference
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import AmbiguousSample, Cause, Outcome, OutputReport, Report, Samples, worst
-
-Array = np.ndarray[Any, Any]
 
 
 def validate(
@@ -290,7 +288,7 @@ def _seeds(draw: Draw | None, seeds: range) -> Iterator[Sample]:
             yield Sample(label=f"seed {seed}", inputs=draw(seed), seed=seed)
 
 
-def _decisions(observations: Sequence[Observation], opened: OpenPackage) -> tuple[list[float], npt.NDArray[np.bool_]]:
+def _decisions(observations: Sequence[Observation], opened: OpenPackage) -> tuple[list[float], Bools]:
     """How near each sample is to a border, and which are judged: the clear ones, and those in which no decision fell otherwise."""
     exact = [seen.reference_margins for seen in observations if seen.reference_margins is not None]
     simulated = [seen.simulated_margins for seen in observations if seen.simulated_margins is not None]
@@ -399,7 +397,7 @@ def _spec(array: Array, floats: Dtype) -> TensorSpec:
 def _judge_outputs(
     specs: Mapping[str, TensorSpec],
     observations: Sequence[Observation],
-    clear: npt.NDArray[np.bool_],
+    clear: Bools,
     opened: OpenPackage,
     tolerance: Tolerance,
 ) -> tuple[list[Comparison], dict[str, OutputReport]]:
@@ -419,7 +417,7 @@ def _judge_outputs(
 
 
 def _comparison(
-    name: str, spec: TensorSpec, place: int, observations: Sequence[Observation], clear: npt.NDArray[np.bool_], opened: OpenPackage
+    name: str, spec: TensorSpec, place: int, observations: Sequence[Observation], clear: Bools, opened: OpenPackage
 ) -> Comparison:
     exact = np.stack([np.atleast_1d(seen.reference[place]) for seen in observations])
     simulated = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
@@ -443,7 +441,7 @@ def _comparison(
 def _samples(
     observations: Sequence[Observation],
     near: Sequence[float],
-    clear: npt.NDArray[np.bool_],
+    clear: Bools,
     comparisons: Sequence[Comparison],
     outputs: Mapping[str, OutputReport],
 ) -> Samples:

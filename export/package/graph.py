@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from coreflow.export.package.coremltools_quiet import model_proto
-from coreflow.export.package.weights import BLOB_DTYPES, Array, WeightFile, packed_bytes, unpack
+from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, unpack
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, UnsupportedError
 
 Kind = Literal["tensor", "list", "state", "dictionary", "tuple"]

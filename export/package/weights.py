@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError
-
-Array = npt.NDArray[np.generic]
 
 # Name -> (code in a weight file, bits per element, numpy type that holds one element).
 BLOB_DTYPES: dict[str, tuple[int, int, type[np.generic]]] = {

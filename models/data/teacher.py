@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coreflow.models.arrays import Floats
 from coreflow.models.errors import BundleError, InputError
 
 # Weights of one word, of one pair of neighbours, and of all triples of a word together. Words lead: sentences with the same
@@ -139,7 +140,7 @@ def _split_words(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _hash_word(word: str) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _hash_word(word: str) -> tuple[NDArray[np.intp], Floats]:
     """Buckets and signed weights of a word and of the letter triples in it, its ends marked."""
     marked = f"<{word}>"
     triples = [marked[at : at + 3] for at in range(len(marked) - 2)]

@@ -8,17 +8,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
+from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError, InputError
 
 State = TypeVar("State")
 Hypothesis = TypeVar("Hypothesis")
 Value = TypeVar("Value")
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 StepFunction = Callable[[int, int, State], tuple[Array, State]]
 """(token, its position, state) -> (logits (V,) of the token after it, next state); the given state stays as it is."""

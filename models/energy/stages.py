@@ -8,13 +8,13 @@ decoder_memory   surface -> cross-attention keys and values of every layer
 decoder_step     token, position, caches -> logits, caches
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoder import CubeToTextDecoder
 from coreflow.models.energy.lattice import FlowProcessor, FlowTable, initial_table
@@ -22,7 +22,6 @@ from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.decoder import DecoderStep
 
-Arrays = Mapping[str, np.ndarray]
 CONTROL_TOKENS = 3  # of the Unigram tokenizer: padding, end, unknown
 
 
@@ -35,7 +34,7 @@ class Stage:
     inputs: dict[str, TensorSpec]
     outputs: tuple[str, ...]
     description: str
-    draw: Callable[[int], Arrays]  # a seed -> one set of inputs, in the dtypes of the specs
+    draw: Draw  # a seed -> one set of inputs, in the dtypes of the specs
 
 
 class LatticeStep(nn.Module):
@@ -148,7 +147,7 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
     )
 
 
-def _half(tensor: Tensor) -> np.ndarray:
+def _half(tensor: Tensor) -> Array:
     return tensor.detach().cpu().numpy().astype(np.float16)
 
 

@@ -9,19 +9,17 @@ The loops are on this side because a loop inside a program leaves the Neural Eng
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoding import StepFunction
 from coreflow.models.energy.lattice import FlowStatistics, flow_cells, initial_table
 from coreflow.models.energy.stages import Stage, flat_table, table_names
 from coreflow.models.errors import InputError
 
-Array = np.ndarray[Any, Any]
-Arrays = Mapping[str, Array]
 Predict = Callable[[str, Arrays], Arrays]  # name of a stage, its inputs -> its outputs
 
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.config import T5Config
@@ -298,7 +298,7 @@ class DecoderStep(nn.Module):
 
 def step_function(
     decoder: T5Decoder, memory: Tensor, length: int
-) -> tuple[Callable[[int, int, KeysValues], tuple[np.ndarray, KeysValues]], KeysValues]:
+) -> tuple[Callable[[int, int, KeysValues], tuple[Array, KeysValues]], KeysValues]:
     """A step for ``coreflow.models.energy.decoding.decode`` over one memory (1, M, C), and its initial state.
 
     The step raises InputError at position ``length`` and beyond.
@@ -309,7 +309,7 @@ def step_function(
         one_hot = torch.eye(length, device=device, dtype=dtype)
 
     @torch.inference_mode()
-    def step(token: int, position: int, own: KeysValues) -> tuple[np.ndarray, KeysValues]:
+    def step(token: int, position: int, own: KeysValues) -> tuple[Array, KeysValues]:
         if not 0 <= position < length:
             raise InputError(f"position {position} is outside the decoder's cache of {length} slots")
         logits, updated = decoder.step(torch.tensor([[token]], device=device), one_hot[position : position + 1], own, cross, table)

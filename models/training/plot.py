@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
-from numpy.typing import NDArray
 
+from coreflow.models.arrays import Floats
 from coreflow.models.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SMOOTHED_SHARE = 50  # the smoothed line is a mean over this part of the steps
 
 
-def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+def smooth(values: Floats, window: int) -> Floats:
     """Mean of each value and up to ``window - 1`` before it; as many values as there were."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)

@@ -14,6 +14,7 @@ import torch
 from coreflow.cli.main import main
 from coreflow.export.package.graph import read_program
 from coreflow.export.package.manifest import read_manifest
+from coreflow.models.arrays import Array
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
@@ -36,7 +37,7 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
             del sys.modules[name]
 
 
-def inputs_of(package: Path, seed: int = 1) -> dict[str, np.ndarray]:
+def inputs_of(package: Path, seed: int = 1) -> dict[str, Array]:
     random = np.random.default_rng(seed)
     drawn = {}
     for name, spec in load_model(package, "lifted", engine="interpreter").inputs.items():

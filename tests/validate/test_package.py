@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import build
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.tolerance import LIFTED
@@ -168,10 +169,10 @@ class Threshold(nn.Module):
 MIXTURE = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0]
 
 
-def draw_near(seeds: set[int]) -> Callable[[int], dict[str, np.ndarray]]:
+def draw_near(seeds: set[int]) -> Callable[[int], dict[str, Array]]:
     """Mixtures away from the border; in ``seeds`` many lie within fp16 noise of it."""
 
-    def draw(seed: int) -> dict[str, np.ndarray]:
+    def draw(seed: int) -> dict[str, Array]:
         random = np.random.default_rng(seed)
         mixed = np.where(random.random(64) < 0.5, random.uniform(-1, 0.4, 64), random.uniform(0.6, 1, 64))
         if seed in seeds:

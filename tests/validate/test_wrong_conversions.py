@@ -20,13 +20,13 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import read_program
 from coreflow.export.package.summary import stored_weights, summarize
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
 from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import Culprit, Report
 
-Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic] | None]]
 HALF, WHOLE = np.float16, np.int32
 
@@ -77,7 +77,7 @@ def _example(shape: tuple[int, ...], dtype: type[np.generic] | None) -> Tensor:
     return torch.full(shape, 2, dtype=torch.int32) if dtype is not HALF else torch.ones(shape)
 
 
-def recipe_of(module: nn.Module, draw: Callable[[int], Arrays], outputs: tuple[str, ...] = ("y",)) -> Recipe:
+def recipe_of(module: nn.Module, draw: Draw, outputs: tuple[str, ...] = ("y",)) -> Recipe:
     specs = {name: TensorSpec(array.shape, str(array.dtype)) for name, array in draw(0).items()}  # type: ignore[arg-type]
     return Recipe(name="user", module=module, inputs=specs, outputs=outputs, draw=draw)
 
@@ -96,7 +96,7 @@ def failing_gates(report: Report, output: str = "y") -> set[str]:
     return {gate.name for gate in report.outputs[output].failed_gates}
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
+def normal(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(HALF)
 
 
@@ -437,7 +437,7 @@ class Words(nn.Module):
         return self.out(self.embedding(ids))
 
 
-def words_up_to(most: int) -> Callable[[int], Arrays]:
+def words_up_to(most: int) -> Draw:
     return lambda seed: {"ids": np.random.default_rng(seed).integers(0, most, (1, 16)).astype(WHOLE)}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from coreflow.export.package.graph import Op
+from coreflow.models.arrays import Arrays
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.diagnosis.culprits import holds_only_weights_of, lossy, misheld, mistranslated, origins_of, poorly_held
 from coreflow.validate.diagnosis.provenance import Matcher, trace_values
@@ -150,7 +151,7 @@ def _as_saved(culprits: Sequence[Culprit], ops: Sequence[Op]) -> Iterator[Culpri
 
 
 def _in_fresh_conversion(
-    wide: LiftedModel, module: nn.Module, given: Mapping[str, np.ndarray], ratio: float, constants: Sequence[ConstantReport]
+    wide: LiftedModel, module: nn.Module, given: Arrays, ratio: float, constants: Sequence[ConstantReport]
 ) -> tuple[tuple[Culprit, ...], tuple[Culprit, ...]]:
     """Where a conversion at FLOAT32 leaves torch, and where it would with its ``constants`` in fp16.
 

@@ -10,28 +10,25 @@ import math
 import sys
 import sysconfig
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreflow.export.capture import tensors
+from coreflow.models.arrays import Array, Arrays, Floats
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime import lift
 from coreflow.validate.inputs.states import StatelessModule
 from coreflow.validate.references.fp16_rounding import round_to_fp16
 from coreflow.validate.references.torch_module import converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
-
-Array = np.ndarray[Any, Any]
-Floats = npt.NDArray[np.float64]
 
 _BLOCK = 1 << 14  # elements summed at a time: 128 kB stay in the cache, and no temporary is as large as the tensor
 _SQUARABLE = (1e-90, 1e90)  # sizes whose third powers float64 holds
@@ -142,7 +139,7 @@ class TracedValue:
     constant: bool = False  # the same for all inputs; a converter computes most of these itself
 
 
-def trace_values(module: nn.Module, inputs: Mapping[str, Array], *, weights: Literal["exact", "half"] = "exact") -> tuple[TracedValue, ...]:
+def trace_values(module: nn.Module, inputs: Arrays, *, weights: Literal["exact", "half"] = "exact") -> tuple[TracedValue, ...]:
     """Every result of every aten operation of ``module`` on one sample, in float64 on the CPU; the module is left as it was.
 
     ``inputs`` are passed in their order. ``weights="half"`` rounds weights and buffers to fp16 first, as an fp16 package does.

@@ -7,15 +7,12 @@ fell the other way are left out of the ratios.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array, Bools
 from coreflow.validate.gates.metrics import as_float64, max_abs, rms
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, LIFTED
-
-Array = npt.NDArray[Any]
 
 
 def margin_noise(exact: Sequence[Array], simulated: Sequence[Array]) -> Array:
@@ -34,9 +31,7 @@ def nearness(margins: Array, noise: Array) -> float:
     return float(np.min(multiples, initial=np.inf))
 
 
-def agreeing(
-    exact: Sequence[Array], simulated: Sequence[Array], actual: Sequence[Array], clear: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
+def agreeing(exact: Sequence[Array], simulated: Sequence[Array], actual: Sequence[Array], clear: Bools) -> Bools:
     """For each sample of one output, whether neither execution is off by far more than fp16 usually is: no decision fell otherwise.
 
     Usual is the median of the simulation's largest error in those ``clear`` samples where it has one. When none is clear it is the

@@ -1,23 +1,23 @@
 """Rows that are compared with one another: their directions, and which are each other's neighbours."""
 
 import numpy as np
-import numpy.typing as npt
 
-from coreflow.validate.gates.metrics import Array, as_float64, ratio
+from coreflow.models.arrays import Array, Floats
+from coreflow.validate.gates.metrics import as_float64, ratio
 from coreflow.validate.gates.tolerance import DECISION_FACTOR
 from coreflow.validate.report.model import Gate
 
 NEIGHBOURS = 5
 
 
-def cosines(first: Array, second: Array) -> Array:
+def cosines(first: Floats, second: Floats) -> Floats:
     """(N,): of each row of ``first`` (N, D) with the same one of ``second``; NaN for a row of zeros."""
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.sum(first * second, axis=1) / lengths)
 
 
-def precision_at(k: int, exact: Array, actual: Array, noise: float) -> float:
+def precision_at(k: int, exact: Floats, actual: Floats, noise: float) -> float:
     """Share of every row's ``k`` nearest others (by cosine) that are its nearest in ``exact`` too.
 
     Tie-aware: a neighbour counts as right if in ``exact`` it is nearer than the k-th less ``noise``. NaN for fewer than k + 1 rows.
@@ -31,9 +31,7 @@ def precision_at(k: int, exact: Array, actual: Array, noise: float) -> float:
     return float(np.mean(np.take_along_axis(true, nearest, 1) >= kth[:, None] - noise))
 
 
-def embedding_gates(
-    exact: npt.NDArray[np.generic], simulated: npt.NDArray[np.generic], actual: npt.NDArray[np.generic], limit: float
-) -> list[Gate]:
+def embedding_gates(exact: Array, simulated: Array, actual: Array, limit: float) -> list[Gate]:
     """Gates on rows (N, D): the worst angle against that of torch's own fp16, at most ``limit`` times as large, and the neighbours.
 
     The noise of a similarity is 6 sqrt(2) times what the simulation moves similarities by (RMS).
@@ -69,7 +67,7 @@ def embedding_gates(
     return gates
 
 
-def _similarities(rows: Array) -> Array:
+def _similarities(rows: Floats) -> Floats:
     """(N, N) cosines; -2, below all others, on the diagonal, where a row meets itself."""
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -2,22 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array, Floats
 from coreflow.validate.gates.tolerance import few_elements_factor
 
-Array = npt.NDArray[np.float64]
 
-
-def as_float64(values: npt.NDArray[Any]) -> Array:
+def as_float64(values: Array) -> Floats:
     """As float64, before any difference is taken."""
     return np.asarray(values, dtype=np.float64)
 
 
-def rms(values: npt.NDArray[Any]) -> float:
+def rms(values: Array) -> float:
     """Root of the mean square; NaN of nothing."""
     array = as_float64(values)
     if not array.size:
@@ -29,18 +26,18 @@ def rms(values: npt.NDArray[Any]) -> float:
     return scale * math.sqrt(float(np.mean(np.square(array / scale))))
 
 
-def relative_rms(error: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+def relative_rms(error: Array, reference: Array) -> float:
     """RMS(error) / RMS(reference); 0 for 0 / 0."""
     return ratio(rms(error), rms(reference))
 
 
-def snr_db(error: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+def snr_db(error: Array, reference: Array) -> float:
     """20 log10(RMS(reference) / RMS(error)) in decibels; infinite without an error."""
     relative = relative_rms(error, reference)
     return -20 * math.log10(relative) if relative > 0 else math.inf if relative == 0 else math.nan
 
 
-def max_abs(values: npt.NDArray[Any]) -> float:
+def max_abs(values: Array) -> float:
     """Largest magnitude; NaN if any value is, and of nothing."""
     return float(np.abs(as_float64(values)).max()) if values.size else math.nan
 
@@ -67,7 +64,7 @@ class WorstSlice:
         return self.ratio / self.factor
 
 
-def worst_slice(error: Array, noise: Array, floor: float) -> WorstSlice:
+def worst_slice(error: Floats, noise: Floats, floor: float) -> WorstSlice:
     """The worst index of any axis of ``error`` (samples, ...): a sample, a channel, a row.
 
     The budget of a slice is RMS(noise) in it, and at least ``floor``; a slice with NaN is the worst there is.
@@ -89,6 +86,6 @@ def worst_slice(error: Array, noise: Array, floor: float) -> WorstSlice:
     return max(found, key=lambda each: math.inf if math.isnan(each.excess) else each.excess)
 
 
-def non_finite(values: npt.NDArray[Any]) -> int:
+def non_finite(values: Array) -> int:
     """How many values are NaN or infinite."""
     return int(np.count_nonzero(~np.isfinite(values)))

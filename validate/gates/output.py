@@ -4,14 +4,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array, Bools, Floats
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.embeddings import embedding_gates
-from coreflow.validate.gates.metrics import Array, as_float64, max_abs, non_finite, ratio, relative_rms, rms, snr_db, worst_slice
+from coreflow.validate.gates.metrics import as_float64, max_abs, non_finite, ratio, relative_rms, rms, snr_db, worst_slice
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP16_MAX, TRANSLATION, Tolerance, few_elements_factor
 from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung
 
@@ -27,15 +26,15 @@ class Comparison:
 
     name: str
     spec: TensorSpec
-    reference: npt.NDArray[Any]
-    simulated: npt.NDArray[Any]
-    actual: npt.NDArray[Any]
+    reference: Array
+    simulated: Array
+    actual: Array
     labels: tuple[str, ...]  # a sample each
-    kept: npt.NDArray[np.bool_]  # (samples,): False where a decision may fall either way, and did
+    kept: Bools  # (samples,): False where a decision may fall either way, and did
     heuristic: bool = False  # ``simulated`` is ``reference`` plus an assumed error of one size: there was nothing to simulate
     # Of integers that are argmaxes, each element's: the two best scores' distance, and how far fp16 moves scores of its row.
-    margins: npt.NDArray[Any] | None = None
-    margin_noise: npt.NDArray[Any] | None = None
+    margins: Array | None = None
+    margin_noise: Array | None = None
 
 
 def structure_problems(
@@ -182,18 +181,18 @@ def _judge_integers(comparison: Comparison) -> OutputReport:
     )
 
 
-def _difference(values: Array, exact: Array, compares: npt.NDArray[np.bool_]) -> Array:
+def _difference(values: Floats, exact: Floats, compares: Bools) -> Floats:
     """``values - exact``, 0 where the reference itself is not finite."""
     with np.errstate(invalid="ignore"):
         return np.where(compares, values - exact, 0.0)
 
 
-def _std_drift(actual: Array, exact: Array) -> float:
+def _std_drift(actual: Floats, exact: Floats) -> float:
     with np.errstate(invalid="ignore"):
         return float(np.std(actual) - np.std(exact)) if actual.size else math.nan
 
 
-def _overflowed(exact: Array, actual: Array) -> npt.NDArray[np.bool_]:
+def _overflowed(exact: Floats, actual: Floats) -> Bools:
     """Where the package is infinite because fp16 does not hold the reference's value."""
     return np.isinf(actual) & np.isfinite(exact) & (np.abs(exact) > FP16_MAX) & (np.sign(actual) == np.sign(exact))
 
@@ -209,7 +208,7 @@ def _finite_gate(missing: int, overflowed: int, simulated: int) -> Gate:
     return Gate(name="finite", outcome="pass", value=0, limit=0)
 
 
-def _reacting_gate(exact: Array) -> Gate | None:
+def _reacting_gate(exact: Floats) -> Gate | None:
     """Refuses a reference that is one number throughout, or the same for every sample."""
     size = max_abs(exact) if exact.size else 0.0
     spread = float(np.std(exact)) if exact.size else 0.0

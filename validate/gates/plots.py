@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 
-from coreflow.validate.gates.metrics import Array, as_float64
+from coreflow.models.arrays import Floats
+from coreflow.validate.gates.metrics import as_float64
 from coreflow.validate.gates.output import Comparison
 from coreflow.validate.report.model import Element, Plots
 
@@ -72,7 +73,7 @@ def worst_elements(comparison: Comparison) -> tuple[Element, ...]:
     return tuple(found)
 
 
-def _histogram(error: Array, noise: Array) -> tuple[tuple[float, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
+def _histogram(error: Floats, noise: Floats) -> tuple[tuple[float, ...], tuple[tuple[int, ...], tuple[int, ...]]]:
     """Both distributions of log10 |error| over the same bins; zeros are left out."""
     logs = [np.log10(side[side > 0]) for side in (error, noise)]
     both = np.concatenate(logs)
@@ -84,7 +85,7 @@ def _histogram(error: Array, noise: Array) -> tuple[tuple[float, ...], tuple[tup
     return tuple(edges.tolist()), (counts[0], counts[1])
 
 
-def _margins(name: str, exact: Array, actual: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _margins(name: str, exact: Floats, actual: Floats) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of rows of scores: the largest minus the second, and how much the package moved the two against each other."""
     if exact.ndim < 2 or exact.shape[-1] < 2 or not (_SCORES.search(name) or (exact.ndim <= 3 and exact.shape[-1] >= _MANY_CLASSES)):
         return (), ()

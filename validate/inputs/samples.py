@@ -16,15 +16,15 @@ Nothing unpickles. Whatever a file can get wrong is an ``InputError`` that names
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from coreflow.export.package.graph import Feature, Interface
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.interface import checked_inputs, describe
@@ -32,9 +32,6 @@ from coreflow.runtime.interface import checked_inputs, describe
 if TYPE_CHECKING:
     from coreflow.models.data.tokenizers import TextTokenizer
 
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-Draw = Callable[[int], Arrays]  # one set of inputs per seed
 Specs = Mapping[str, TensorSpec]
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -120,7 +117,7 @@ class _Reader:
 
     # -- arrays ------------------------------------------------------------------------------------------------------------
 
-    def _stacked(self, file: Path, arrays: Mapping[str, Array]) -> Iterator[Sample]:
+    def _stacked(self, file: Path, arrays: Arrays) -> Iterator[Sample]:
         """One sample of arrays that have the ranks of the inputs; several of arrays that all have one leading axis more."""
         self._check_names(file.name, arrays)
         several = {name: array.ndim == len(self._specs[name].shape) + 1 for name, array in arrays.items()}

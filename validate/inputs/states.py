@@ -4,7 +4,7 @@ One prediction from any state is then all that a program can do, and every rung,
 that stand for states are named as ``LiftedModule`` and the ONNX file of ``coreflow lift`` name them: with ``_out`` behind.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.package.graph import Program
-from coreflow.export.recipe import Arrays, Recipe
+from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model, State
@@ -124,7 +125,7 @@ def stateless(source: nn.Module | Recipe, states: Mapping[str, TensorSpec]) -> n
     )
 
 
-def with_states(draw: Callable[[int], Arrays], states: Mapping[str, TensorSpec]) -> Callable[[int], Arrays]:
+def with_states(draw: Draw, states: Mapping[str, TensorSpec]) -> Draw:
     """``draw`` with states beside what it draws, unless it draws them itself.
 
     The first seed starts from zeros, as every use does, the others from standard normal numbers: a state that has been written to.

@@ -8,10 +8,10 @@ such samples out, and says so.
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array, Arrays, Bools, Draw
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.inputs.samples import Array, Arrays, Draw, Sample, Specs
+from coreflow.validate.inputs.samples import Sample, Specs
 
 # Of the drawn values. Small ones end in fp16's subnormal range, large ones come near to its end once they are squared.
 FACTORS = (0.0, 1e-4, 1e-2, 10.0, 100.0)
@@ -110,7 +110,7 @@ def _at_bound(spec: TensorSpec, side: int) -> Array:
     return _cut(np.full(spec.shape, spec.bounds[side]), spec)
 
 
-def _mask(spec: TensorSpec, kept: npt.NDArray[np.bool_]) -> Array:
+def _mask(spec: TensorSpec, kept: Bools) -> Array:
     """``kept`` (L,) in every row: the upper bound where it holds, the lower one elsewhere."""
     low, high = spec.bounds or (0.0, 1.0)
     return _cut(np.broadcast_to(np.where(kept, high, low), spec.shape), spec)

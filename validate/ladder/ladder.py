@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from torch import nn
@@ -29,6 +29,7 @@ from coreflow.export.capture import capture
 from coreflow.export.package.graph import Graph, Program, read_program
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import convert
+from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
@@ -41,7 +42,7 @@ from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.gates.metrics import as_float64
 from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, SEEDS, Tolerance
-from coreflow.validate.inputs.samples import Arrays, Sample
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
 from coreflow.validate.ladder.localise import Localiser
 from coreflow.validate.references.choices import margins_of
@@ -50,8 +51,6 @@ from coreflow.validate.references.torch_module import Precision, TorchReference
 
 logger = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, Any]
-Draw = Callable[[int], Arrays]
 
 _NOT_COUNTED = ("cast", "read_state", "write_state", "coreml_update_state")
 _TARGETS: Mapping[str, Target] = {"CoreML6": "iOS16", "CoreML7": "iOS17", "CoreML8": "iOS18"}
@@ -304,7 +303,7 @@ def _as_taken(draw: Draw, inputs: Mapping[str, TensorSpec], others: tuple[str, .
     return taken
 
 
-def _halved(outputs: Mapping[str, Array]) -> dict[str, Array]:
+def _halved(outputs: Arrays) -> dict[str, Array]:
     """In float32, whose own rounding is 2^-13 of fp16's: outputs of every sample are kept."""
     return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in outputs.items()}
 

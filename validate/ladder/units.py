@@ -1,24 +1,21 @@
 """The same package on every set of compute units that Core ML offers: who computes what is its own choice, and results differ."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from coreflow.models.arrays import Array, Bools
 from coreflow.models.errors import CoreflowError
 from coreflow.runtime.backend import Model
 from coreflow.validate.gates.metrics import as_float64, ratio
 from coreflow.validate.ladder.ladder import Observation
 from coreflow.validate.report.model import OutputReport
 
-Array = npt.NDArray[Any]
-
 
 def rho_by_unit(
     units: Mapping[str, Callable[[], Model]],
     observations: Sequence[Observation],
-    kept: npt.NDArray[np.bool_],
+    kept: Bools,
     outputs: Mapping[str, OutputReport],
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """rho_rms per unit and floating output, over the samples that are ``kept``; and why a unit has none.

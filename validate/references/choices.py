@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coreflow.validate.references.reference import Array
+from coreflow.models.arrays import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

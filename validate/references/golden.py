@@ -1,12 +1,13 @@
 """Recorded outputs as the reference: those of golden samples, and those of a replay file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import InputError
-from coreflow.validate.inputs.samples import Arrays, Sample
-from coreflow.validate.references.reference import Array, WithoutMargins
+from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.references.reference import WithoutMargins
 
 
 class GoldenReference(WithoutMargins):
@@ -22,7 +23,7 @@ class GoldenReference(WithoutMargins):
             if missing:
                 raise InputError(f"{sample.label} records no {', '.join(missing)}; an array for every output is needed")
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """The outputs recorded for these inputs."""
         for sample in self._samples:
             if all(np.array_equal(np.asarray(sample.inputs[name]).astype(array.dtype), array) for name, array in inputs.items()):
@@ -30,7 +31,7 @@ class GoldenReference(WithoutMargins):
                 return tuple(np.asarray(expected[name]) for name in self._outputs)
         raise InputError("no outputs were recorded for these inputs")
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> None:
+    def simulated_outputs(self, inputs: Arrays) -> None:
         """None: nothing was simulated."""
 
 
@@ -43,10 +44,10 @@ class ReplayReference(WithoutMargins):
         self.budget = "heuristic" if simulated is None else "recorded fp16 of the reference"
         self._reference, self._simulated, self._outputs = reference, simulated, list(outputs)
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R0 as it was recorded, whatever the inputs."""
         return tuple(self._reference[name] for name in self._outputs)
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+    def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """The simulation as it was recorded."""
         return None if self._simulated is None else tuple(self._simulated[name] for name in self._outputs)

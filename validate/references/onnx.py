@@ -1,14 +1,15 @@
 """An ONNX file as the reference, run by onnxruntime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
 from coreflow.validate.references.package import check_output_names
-from coreflow.validate.references.reference import Array, WithoutMargins
+from coreflow.validate.references.reference import WithoutMargins
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -37,7 +38,7 @@ class OnnxReference(WithoutMargins):
         self._input_types = {entry.name: entry.type for entry in self._session.get_inputs()}
         self._outputs = check_output_names(path, [entry.name for entry in self._session.get_outputs()], outputs)
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """Outputs of onnxruntime."""
         types = self._input_types
         if set(inputs) != set(types):
@@ -52,5 +53,5 @@ class OnnxReference(WithoutMargins):
             raise InputError(f"{self._path.name} does not run on the package's inputs: {error}") from error
         return tuple(np.asarray(output) for output in outputs)
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> None:
+    def simulated_outputs(self, inputs: Arrays) -> None:
         """None: onnxruntime has no simulation of fp16."""

@@ -1,13 +1,14 @@
 """Another package as the reference: float64 arithmetic is the reference, and its own fp16 the budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from coreflow.export.package.graph import read_program
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError
 from coreflow.runtime.backend import Model
 from coreflow.validate.inputs.states import StatelessLifted
-from coreflow.validate.references.reference import Array, WithoutMargins
+from coreflow.validate.references.reference import WithoutMargins
 
 
 class PackageReference(WithoutMargins):
@@ -24,15 +25,15 @@ class PackageReference(WithoutMargins):
         self._path, self._outputs = path, check_output_names(path, list(self._model_fp64.outputs), outputs)
         self.label = f"package {path.name} in float64"
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """Outputs in float64."""
         return self._predict(self._model_fp64, inputs)
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """Outputs in fp16."""
         return self._predict(self._model_fp16, inputs)
 
-    def _predict(self, model: Model, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def _predict(self, model: Model, inputs: Arrays) -> tuple[Array, ...]:
         if list(inputs) != list(model.inputs):
             raise ConfigError(f"{self._path.name} takes {', '.join(model.inputs)}; the package takes {', '.join(inputs)}")
         outputs = model.predict(inputs)

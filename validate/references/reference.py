@@ -1,11 +1,8 @@
 """The protocol of references: executions that a package is compared with."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from coreflow.models.arrays import Array, Arrays
 
 
 class Reference(Protocol):
@@ -27,19 +24,19 @@ class Reference(Protocol):
     def has_margins(self) -> bool:
         """Whether ``margins`` and ``simulated_margins`` can be called: the reference takes hard decisions and tells how clear they are."""
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R0: the outputs as exactly as this reference can compute them, in float64 where there is a choice."""
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+    def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """The outputs of an independent execution in the package's precision; None where there can be none."""
 
-    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+    def fp32_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """R1; None where there is none."""
 
-    def margins(self, inputs: Mapping[str, Array]) -> Array:
+    def margins(self, inputs: Arrays) -> Array:
         """Distances of the decisions from their borders, in float64."""
 
-    def simulated_margins(self, inputs: Mapping[str, Array]) -> Array:
+    def simulated_margins(self, inputs: Arrays) -> Array:
         """The same distances in the package's precision."""
 
 
@@ -48,11 +45,11 @@ class WithoutMargins:
 
     has_margins = False
 
-    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...] | None:
+    def fp32_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """None: such a reference has no R1."""
         return None
 
-    def margins(self, inputs: Mapping[str, Array]) -> Array:
+    def margins(self, inputs: Arrays) -> Array:
         """Never called, since ``has_margins`` is False."""
         raise NotImplementedError
 

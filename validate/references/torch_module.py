@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coreflow.export.capture import tensors
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.validate.references.choices import Choice, ChoiceRecorder
 from coreflow.validate.references.fp16_rounding import Fp16Rounding, round_to_fp16
-from coreflow.validate.references.reference import Array
 
 Precision = Literal["fp16", "fp32"]
 
@@ -43,30 +43,30 @@ class TorchReference:
         self.choices: list[Choice] = []  # of the latest call, if they are recorded
         self.has_margins = callable(getattr(module, "decision_margins", None))
 
-    def outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R0: the outputs in float64. ``inputs`` are passed in their order."""
         return self._call(self._module_fp64, inputs, torch.float64)
 
-    def simulated_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """The outputs of the simulated arithmetic."""
         return self._call(self._simulated, inputs, torch.float32)
 
-    def fp32_outputs(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def fp32_outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R1: the outputs in float32, nothing rounded further."""
         if self._module_fp32 is None:
             self._module_fp32 = converted_copy(self._source, lambda tensor: tensor.float())
         return self._call(self._module_fp32, inputs, torch.float32, rounds=False)
 
-    def margins(self, inputs: Mapping[str, Array]) -> Array:
+    def margins(self, inputs: Arrays) -> Array:
         """The module's ``decision_margins`` in float64."""
         return self._call(self._module_fp64, inputs, torch.float64, "decision_margins")[0]
 
-    def simulated_margins(self, inputs: Mapping[str, Array]) -> Array:
+    def simulated_margins(self, inputs: Arrays) -> Array:
         """The module's ``decision_margins`` in the simulated arithmetic."""
         return self._call(self._simulated, inputs, torch.float32, "decision_margins")[0]
 
     def _call(
-        self, module: nn.Module, inputs: Mapping[str, Array], dtype: torch.dtype, method: str = "__call__", *, rounds: bool = True
+        self, module: nn.Module, inputs: Arrays, dtype: torch.dtype, method: str = "__call__", *, rounds: bool = True
     ) -> tuple[Array, ...]:
         # Cloned: a module may write to its inputs, and they are the caller's.
         arguments = [tensor.clone() for tensor in tensors(inputs, dtype).values()]

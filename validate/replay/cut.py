@@ -7,10 +7,11 @@ import numpy as np
 
 from coreflow.export.package.edit import Port, plan_cut
 from coreflow.export.package.graph import Op, read_program
+from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError
 from coreflow.runtime.interface import checked_inputs
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.inputs.samples import Array, Sample
+from coreflow.validate.inputs.samples import Sample
 
 
 def record_inputs(

@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from coreflow.export.user_files import is_recipe_source
+from coreflow.models.arrays import Array, Arrays, Floats
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.storage import write_atomically
-from coreflow.validate.gates.metrics import Array as Floats
 from coreflow.validate.gates.metrics import as_float64, ratio, rms
-from coreflow.validate.inputs.samples import Array, Arrays, Sample
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.report.model import Report
 
 FORMAT = 1

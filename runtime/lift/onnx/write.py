@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Graph, Interface, Op, Program, package_digest
+from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically
@@ -149,7 +150,7 @@ def _dtypes_taken(session: Any) -> dict[str, np.dtype[Any]]:
     return {entry.name: np.dtype(np.float16 if entry.type == "tensor(float16)" else np.float32) for entry in session.get_inputs()}
 
 
-def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) -> dict[str, np.ndarray[Any, Any]]:
+def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
     """What a session is given: floats in the width that it takes."""
     arrays = {name: values[name].numpy() for name in takes}
     return {name: converted_floats(array, takes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}

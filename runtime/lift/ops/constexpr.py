@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from coreflow.export.package.weights import Array, packed_bytes, unpack
+from coreflow.export.package.weights import packed_bytes, unpack
+from coreflow.models.arrays import Array
 from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 

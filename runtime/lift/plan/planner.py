@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Constant, Graph, Op, Value
 from coreflow.export.package.weights import release_pages
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 from coreflow.runtime.lift.limits import refuse_absurd
 from coreflow.runtime.lift.numerics.plain import Numerics, Rounding
@@ -320,7 +321,7 @@ def _plain(form: Form, data: Constant) -> Any:
     return tuple(plain) if isinstance(plain, list | tuple) else (plain,)
 
 
-def as_tensor(data: np.ndarray[Any, Any], float_dtype: torch.dtype | None) -> Tensor:
+def as_tensor(data: Array, float_dtype: torch.dtype | None) -> Tensor:
     """``data`` as a tensor: floats in ``float_dtype`` (None: as they are), integers of every width as int32, booleans as bool.
 
     It shares the memory of ``data`` where nothing had to be converted.

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
 from coreflow.export.package.graph import package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, release_pages, unpack
+from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
 
 WEIGHTS = np.arange(64 * 48, dtype=np.float16).reshape(64, 48) / 1024
@@ -289,7 +290,7 @@ class TestRefusals:
             assert "fuzzed.mlpackage" in str(error)
 
 
-def written_by_coremltools(path: Path, dtype: str, values: np.ndarray[Any, Any]) -> int:
+def written_by_coremltools(path: Path, dtype: str, values: Array) -> int:
     """The offset at which coremltools' own writer put ``values``."""
     quiet_coremltools()
     from coremltools.converters.mil.mil import types
@@ -305,7 +306,7 @@ def written_by_coremltools(path: Path, dtype: str, values: np.ndarray[Any, Any])
     return int(getattr(writer, f"write_{name}_data")(stored))
 
 
-def every_value(dtype: str, count: int) -> np.ndarray[Any, Any]:
+def every_value(dtype: str, count: int) -> Array:
     _, bits, numpy_type = BLOB_DTYPES[dtype]
     if dtype.startswith("float"):
         return np.linspace(-3, 3, count).astype(numpy_type)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from coreflow.models.arrays import Array
 from coreflow.models.energy.config import EnergyConfig, find_preset
 from coreflow.models.energy.lattice import EnergyLattice, Events, FlowProcessor, FlowTable, flow_cells, initial_table
 from coreflow.models.errors import InputError
@@ -22,7 +23,7 @@ class Flow:
     position: list[float]
     energy: float
     age: float
-    hidden: list[np.ndarray]
+    hidden: list[Array]
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Run:
 
 
 @torch.no_grad()
-def propose_one(processor: FlowProcessor, flow: Flow) -> tuple[float, np.ndarray, float, np.ndarray, list[np.ndarray]]:
+def propose_one(processor: FlowProcessor, flow: Flow) -> tuple[float, Array, float, Array, list[Array]]:
     column = lambda values: torch.tensor(np.asarray(values, np.float64)).view(1, -1, 1, 1)  # noqa: E731
     energy = column([flow.energy])
     features = processor.neuron(column(flow.position), energy)
@@ -52,9 +53,9 @@ def slow_step(processor: FlowProcessor, run: Run, last: bool) -> dict[str, int]:
     config = processor.config
     extents = (config.width, config.height, config.depth)
     counts = {"arrived": 0, "died": 0, "spawned": 0}
-    moved: list[tuple[int, Flow, float, np.ndarray]] = []
+    moved: list[tuple[int, Flow, float, Array]] = []
     dying: list[tuple[int, Flow]] = []
-    staying: list[tuple[int, Flow, float, np.ndarray]] = []
+    staying: list[tuple[int, Flow, float, Array]] = []
     arriving: list[tuple[int, Flow]] = []
     for slot, flow in enumerate(run.slots):
         if flow is None:

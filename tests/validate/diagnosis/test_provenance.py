@@ -17,6 +17,7 @@ from coreflow.export.bundle import build
 from coreflow.export.energy import energy_recipes
 from coreflow.export.package.graph import Op
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import ConfigError
@@ -51,7 +52,7 @@ def named(values: tuple[TracedValue, ...], operation: str) -> list[TracedValue]:
 # -- fingerprints ----------------------------------------------------------------------------------------------------------------------
 
 
-def by_hand(values: np.ndarray) -> Fingerprint:
+def by_hand(values: Array) -> Fingerprint:
     x = np.asarray(values, np.float64).ravel()
     finite = x[np.isfinite(x)]
     peak = np.abs(finite).max()
@@ -133,7 +134,7 @@ def test_roundings_of_every_element_move_a_fingerprint_by_no_more_than_twice_the
 
 
 @pytest.mark.parametrize("change", [lambda x: -x, lambda x: x + 0.01, lambda x: x * 1.01, np.abs, lambda x: x.clip(-1, 1)])
-def test_other_values_are_apart(change: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_other_values_are_apart(change: Callable[[Array], Array]) -> None:
     values = RANDOM.standard_normal(1000)
     assert distance(fingerprint(values), fingerprint(change(values))) > 5e-3
 
@@ -325,7 +326,7 @@ def test_a_module_that_does_not_run_is_refused_with_the_shapes_and_leaves_nothin
 # -- matching --------------------------------------------------------------------------------------------------------------------------
 
 
-def matched(function: Callable[..., Any], values: np.ndarray, after: int = -1, tolerance: float = EXACT) -> TracedValue | None:
+def matched(function: Callable[..., Any], values: Array, after: int = -1, tolerance: float = EXACT) -> TracedValue | None:
     return Matcher(trace_values(Operations(function), X), tolerance).match(torch.from_numpy(np.asarray(values)), after)
 
 

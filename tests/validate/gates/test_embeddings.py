@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
+from coreflow.models.arrays import Array
 from coreflow.validate.gates.embeddings import cosines, embedding_gates, precision_at
 
 RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.standard_normal((40, 16))
 
 
-def halves(rows: np.ndarray) -> np.ndarray:
+def halves(rows: Array) -> Array:
     return rows.astype(np.float16).astype(np.float64)
 
 
-def outcomes(actual: np.ndarray) -> dict[str, str]:
+def outcomes(actual: Array) -> dict[str, str]:
     return {gate.name: gate.outcome for gate in embedding_gates(ROWS, halves(ROWS), actual, 3.0)}
 
 
@@ -24,7 +25,7 @@ def test_cosines_are_those_of_the_definition() -> None:
 
 
 def test_precision_counts_true_neighbours() -> None:
-    def slow(k: int, exact: np.ndarray, actual: np.ndarray) -> float:
+    def slow(k: int, exact: Array, actual: Array) -> float:
         hits = 0
         for row in range(len(exact)):
             others = [each for each in range(len(exact)) if each != row]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.output import Comparison, judge, structure_problems
 from coreflow.validate.gates.tolerance import DEVICE, LIFTED, Tolerance
@@ -15,9 +16,7 @@ SHAPE = (12, 1, 8, 16)
 NOISE = 5e-4
 
 
-def compare(
-    change: Callable[[np.ndarray, np.ndarray, np.ndarray], object] = lambda *_: None, tolerance: Tolerance = LIFTED
-) -> OutputReport:
+def compare(change: Callable[[Array, Array, Array], object] = lambda *_: None, tolerance: Tolerance = LIFTED) -> OutputReport:
     """A healthy comparison after ``change(exact, simulated, actual)``."""
     random = np.random.default_rng(0)
     exact = random.standard_normal(SHAPE)
@@ -32,22 +31,22 @@ def compare(
     )
 
 
-def add(place: object, amount: float) -> Callable[[np.ndarray, np.ndarray, np.ndarray], object]:
-    def change(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+def add(place: object, amount: float) -> Callable[[Array, Array, Array], object]:
+    def change(exact: Array, simulated: Array, actual: Array) -> None:
         actual[place] += amount
 
     return change
 
 
 def set_to(side: int, place: object, value: float) -> Callable[..., object]:
-    def change(*arrays: np.ndarray) -> None:
+    def change(*arrays: Array) -> None:
         arrays[side][place] = value
 
     return change
 
 
-def worsen(factor: float) -> Callable[[np.ndarray, np.ndarray, np.ndarray], object]:
-    def change(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+def worsen(factor: float) -> Callable[[Array, Array, Array], object]:
+    def change(exact: Array, simulated: Array, actual: Array) -> None:
         actual[:] = exact + factor * (actual - exact)
 
     return change
@@ -95,7 +94,7 @@ def test_a_device_warns_between_twice_and_four_times_the_budget() -> None:
 
 
 def test_values_beyond_fp16_are_an_overflow_and_not_a_fault() -> None:
-    def overflow(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def overflow(exact: Array, simulated: Array, actual: Array) -> None:
         exact[0, 0, 0, 0], simulated[0, 0, 0, 0], actual[0, 0, 0, 0] = 1e5, math.inf, math.inf
 
     gate = compare(overflow).gates[0]
@@ -103,12 +102,12 @@ def test_values_beyond_fp16_are_an_overflow_and_not_a_fault() -> None:
 
 
 def test_an_infinity_of_the_reference_must_be_the_packages_too() -> None:
-    def infinite(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def infinite(exact: Array, simulated: Array, actual: Array) -> None:
         exact[0, 0, 0, 0] = simulated[0, 0, 0, 0] = actual[0, 0, 0, 0] = -math.inf
 
     assert compare(infinite).outcome == "pass"
 
-    def other(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def other(exact: Array, simulated: Array, actual: Array) -> None:
         infinite(exact, simulated, actual)
         actual[0, 0, 0, 0] = -65504
 
@@ -123,14 +122,14 @@ def test_a_module_that_fp16_cannot_execute_never_passes(spoilt: float) -> None:
 
 
 def test_a_module_that_loses_too_much_in_fp16_is_unsafe_however_well_the_package_does() -> None:
-    def lossy(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def lossy(exact: Array, simulated: Array, actual: Array) -> None:
         simulated[:] = exact + 0.02 * (simulated - exact) / NOISE
 
     assert compare(lossy).outcome == "fp16-unsafe"
 
 
 def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:
-    def copied(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def copied(exact: Array, simulated: Array, actual: Array) -> None:
         simulated[:] = actual[:] = exact
 
     report = compare(copied)
@@ -148,7 +147,7 @@ def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:
     ids=["constant", "deaf"],
 )
 def test_a_reference_that_compares_nothing_is_incomplete(change: Callable[..., object], said: str) -> None:
-    def both(exact: np.ndarray, simulated: np.ndarray, actual: np.ndarray) -> None:
+    def both(exact: Array, simulated: Array, actual: Array) -> None:
         change(exact)
         simulated[:] = actual[:] = exact
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.inputs.samples import Arrays, Draw, Sample
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.sweeps import is_mask, sweep_samples
 
 X = TensorSpec((2, 5))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from coreflow.export.bundle import build
 from coreflow.export.package.graph import read_program
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.ladder.localise import ROUNDING, Localiser, smallest_of, terms_of
@@ -30,7 +31,7 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: np.ndarray) -> tuple[Localiser, dict[str, OpReport]]:
+def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: Array) -> tuple[Localiser, dict[str, OpReport]]:
     """The op reports by type of a program that computes ``function``."""
     recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
     program = read_program(build(recipe, folder))
@@ -39,7 +40,7 @@ def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: np.n
     return localiser, {each.type: each for each in localiser.reports({})}
 
 
-def draw(*shape: int) -> np.ndarray:
+def draw(*shape: int) -> Array:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float16)
 
 

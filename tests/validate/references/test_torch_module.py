@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError
 from coreflow.validate.references.fp16_rounding import Fp16Rounding
 from coreflow.validate.references.torch_module import TorchReference
@@ -15,7 +16,7 @@ from coreflow.validate.references.torch_module import TorchReference
 X = np.random.default_rng(0).standard_normal((1, 6)).astype(np.float16)
 
 
-def half(values: np.ndarray) -> np.ndarray:
+def half(values: Array) -> Array:
     return values.astype(np.float16).astype(np.float32)
 
 
@@ -43,7 +44,7 @@ def in_place(x: Tensor) -> Tensor:
     return y
 
 
-def in_place_by_hand(x: np.ndarray) -> np.ndarray:
+def in_place_by_hand(x: Array) -> Array:
     y = half(half(x * number(1.1)) + number(0.3))
     y[:, :2] = half(y[:, :2] - number(0.7))
     return y

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from coreflow.export.package.edit import CUT_KEY, cut, plan_cut
 from coreflow.export.package.graph import Op, package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
 from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
 from coreflow.runtime.lifted import LiftedModel
@@ -31,7 +32,6 @@ from coreflow.validate.replay.cut import record_inputs
 if TYPE_CHECKING:
     from conftest import Converted
 
-Inputs = Mapping[str, np.ndarray]
 Save = Callable[..., Path]
 
 
@@ -68,9 +68,9 @@ def sample_for(package: Path) -> Sample:
     return Sample(label="drawn", inputs={name: draw_tensor(spec, random) for name, spec in model.inputs.items()})
 
 
-def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str, list[np.ndarray]]:
+def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str, list[Array]]:
     """What every op gave in the whole program, by the name of its first output."""
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, list[Array]] = {}
 
     def keep(op: Op, results: tuple[Any, ...]) -> None:
         if op.outputs and all(isinstance(result, Tensor) for result in results):

@@ -18,6 +18,7 @@ from torch import Tensor
 from coreflow.export.energy import energy_recipes
 from coreflow.export.package.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, load_tensors, load_weights
@@ -83,7 +84,7 @@ def folder(recorded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(recorded, tmp_path / "recorded"))
 
 
-def edit(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> None:
+def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Array]], None]) -> None:
     with safe_open(path, framework="numpy") as file:
         entry = json.loads(file.metadata()[KEY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -302,7 +303,7 @@ class TestPlaces:
         assert replay(folder / "worst.safetensors", backend="lifted").numerics == "fp16"
 
 
-DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], str]] = {
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Array]], Any], str]] = {
     "a newer format": (lambda entry, _: entry.update(format=2), "has replay format 2; this coreflow reads 1"),
     "a package that is no text": (lambda entry, _: entry.update(package=7), "package in its metadata cannot be used"),
     "a kind that is not known": (lambda entry, _: entry.update(reference_kind="pickle"), "reference_kind in its metadata"),

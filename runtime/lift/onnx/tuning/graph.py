@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from coreflow.models.arrays import Array
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,7 +50,7 @@ def rewired(node: NodeProto, *names: str) -> NodeProto:
     return copy
 
 
-def add_constant(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> str:
+def add_constant(graph: GraphProto, name: str, array: Array) -> str:
     """Adds a constant and returns its name; one of that name is there only once."""
     if all(each.name != name for each in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))

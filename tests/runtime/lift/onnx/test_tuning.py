@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx.tuning import tune
 from coreflow.runtime.lift.onnx.tuning.blocks import NCHWC, channels_in_a_block, stay_in_blocks
 from coreflow.runtime.lift.onnx.write import _dtypes_taken, _session
 
-Arrays = dict[str, np.ndarray[Any, Any]]
 RANDOM = np.random.default_rng(0)
 
 
@@ -68,7 +68,7 @@ def block_here(folder: Path) -> int:
     return block
 
 
-def weights(out: int, into: int, kernel: int = 1) -> np.ndarray[Any, Any]:
+def weights(out: int, into: int, kernel: int = 1) -> Array:
     return RANDOM.standard_normal((out, into, kernel, kernel)).astype(np.float32) / np.float32(np.sqrt(into) * kernel)
 
 
@@ -350,7 +350,7 @@ class TestSums:
 
     SHAPE = (1, 32, 6, 7)
 
-    def tuned(self, folder: Path, middle: Sequence[NodeProto], x: np.ndarray[Any, Any], outputs: Collection[str] = ("y",)) -> Counter[str]:
+    def tuned(self, folder: Path, middle: Sequence[NodeProto], x: Array, outputs: Collection[str] = ("y",)) -> Counter[str]:
         """Runs two convolutions that give a and b, ``middle``, and one from s to y; the ops of the tuned model, which gives the same."""
         block_here(folder)
         nodes = [helper.make_node("Conv", ["x", "i"], ["p"]), *rounded("p", "a"), helper.make_node("Conv", ["x", "w"], ["q"])]
@@ -364,7 +364,7 @@ class TestSums:
         assert all(sum(name == other for node in made for other in node.input) == 1 for name in written_to)
         return ops
 
-    def draw(self) -> np.ndarray[Any, Any]:
+    def draw(self) -> Array:
         return RANDOM.standard_normal(self.SHAPE).astype(np.float32)
 
     @pytest.mark.parametrize("reads", [["a", "b"], ["b", "a"]])

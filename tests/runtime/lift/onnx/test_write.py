@@ -14,6 +14,7 @@ import pytest
 
 from coreflow.export.package.graph import Program, read_program
 from coreflow.export.package.manifest import read_manifest
+from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
@@ -41,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "coreflow" / "onnx"
 
 
-def draw(spec: TensorSpec, seed: int) -> np.ndarray:
+def draw(spec: TensorSpec, seed: int) -> Array:
     random = np.random.default_rng(seed)
     low, high = spec.bounds or (-2, 2)
     values = random.uniform(low, high, spec.shape)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.models.arrays import Array
 from coreflow.runtime.lift.engines.interpreter import Interpreter, load_lowerings
 from coreflow.runtime.lift.numerics.plain import numerics_named
 from coreflow.runtime.lift.registry import OPSETS, find, supported_ops
@@ -46,15 +47,15 @@ MASK = RNG.normal(size=(4, 6)) > -0.5
 QUERY, KEY, VALUE = (RNG.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 5)))
 
 
-def normal(*shape: int) -> np.ndarray[Any, Any]:
+def normal(*shape: int) -> Array:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def whole(low: int, high: int, *shape: int) -> np.ndarray[Any, Any]:
+def whole(low: int, high: int, *shape: int) -> Array:
     return RNG.integers(low, high, shape).astype(np.int32)
 
 
-def ints(*values: Any) -> np.ndarray[Any, Any]:
+def ints(*values: Any) -> Array:
     return np.array(values, np.int32)
 
 
@@ -87,7 +88,7 @@ REDUCTIONS = [
     "reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod", "reduce_l1_norm", "reduce_l2_norm", "reduce_sum_square",
     "reduce_log_sum_exp", "reduce_log_sum",
 ]  # fmt: skip
-OVER: list[tuple[np.ndarray[Any, Any], dict[str, Any]]] = [
+OVER: list[tuple[Array, dict[str, Any]]] = [
     (X, {}), (X, {"axes": [1]}), (X, {"axes": [-1, 0], "keep_dims": True}), (VECTOR, {"axes": [0], "keep_dims": True}),
     (IMAGE, {"axes": [2, 3], "keep_dims": True}), (IMAGE, {"axes": [-2, 1]}), (DEEP, {"axes": [4, 0, 2]}), (MATRIX, {"axes": [0, 1]}),
     (MATRIX, {"axes": np.array([], np.int32)}), (MATRIX[:, :1], {"axes": [1]}),
@@ -331,7 +332,7 @@ def target_of(opset: str) -> Any:
 
 
 @cache
-def wanted(case: int) -> dict[str, tuple[np.ndarray[Any, Any], ...]]:
+def wanted(case: int) -> dict[str, tuple[Array, ...]]:
     """MIL's values for that row of ``CASES``, by opset; one that refuses the op or the arguments is left out."""
     values = {}
     for opset in OPSETS[:4]:
@@ -366,7 +367,7 @@ def test_a_lowering_gives_mils_own_value_in_every_opset(evaluate: Callable[..., 
                 np.testing.assert_allclose(got[held], want[held], rtol=0 if half else 2e-5, atol=0 if half else 2e-6)
 
 
-def kind(array: np.ndarray[Any, Any]) -> str:
+def kind(array: Array) -> str:
     """Signed and unsigned integers are one: the lifted backend carries them all as int32."""
     return array.dtype.kind.replace("u", "i")
 

@@ -15,6 +15,7 @@ from coreflow.export.bundle import build
 from coreflow.export.package.graph import Graph, Op, Value, read_program
 from coreflow.export.package.weights import is_mapped
 from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.plain import numerics_named
@@ -54,9 +55,7 @@ def both(graph: Graph, *tensors: torch.Tensor, numerics: str = "fp16") -> tuple[
     return interpreter.run(passed)["y"], interpreter.run(passed, ignore)["y"]
 
 
-def exact(
-    kind: str, x: torch.Tensor, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None = None, **rest: Value
-) -> torch.Tensor:
+def exact(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, **rest: Value) -> torch.Tensor:
     """The op in fp64, on the same numbers."""
     inputs = {"x": half("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): half("w", weight.shape, weight), **rest}
     if bias is not None:
@@ -118,7 +117,7 @@ class TestProducts:
     """Weights in oneDNN's layout and products of one row: an fp64 product within one rounding, whatever the strides of x."""
 
     @staticmethod
-    def check(kind: str, x: torch.Tensor, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any] | None = None, **rest: Value) -> None:
+    def check(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, **rest: Value) -> None:
         inputs = {"x": half("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): half("w", weight.shape, weight), **rest}
         if bias is not None:
             inputs["bias"] = half("b", bias.shape, bias)

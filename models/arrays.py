@@ -1,0 +1,13 @@
+"""Types of arrays and of what maps names to them; the whole project spells them this way. numpy only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Arrays = Mapping[str, Array]  # by name of an input, an output or a state
+Draw = Callable[[int], Arrays]  # a seed -> one set of inputs
