@@ -20,6 +20,7 @@ _REPORT = """
 import json, sys, time
 import torch
 from benchmarks.engines import t5_recipe
+from coreflow.runtime.backend import LoadOptions
 from coreflow.export.package.graph import read_program
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate import validate
@@ -30,7 +31,7 @@ report = validate(package, recipe)
 seconds = time.perf_counter() - began
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e6
 program = read_program(package)
-narrow, wide = (LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64"))
+narrow, wide = (LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64"))
 localiser, inputs = Localiser(narrow, wide), recipe.inputs_for(0)
 samples = [recipe.inputs_for(seed) for seed in range(8)]
 calls = {

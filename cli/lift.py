@@ -50,7 +50,7 @@ def _lift(package: Path, to: str, out_path: Path, function: str | None, numerics
         from coreflow.models.storage import write_atomically
         from coreflow.runtime.lift.onnx.write import write_onnx
 
-        write_atomically(out_path, lambda temporary: write_onnx(program, temporary, numerics, function))
+        write_atomically(out_path, lambda temporary: write_onnx(program, temporary, numerics, function))  # type: ignore[arg-type]
     if flexible:
         warn(f"{', '.join(flexible)} may have several shapes in the package; the ONNX file holds the default one")
     return out_path.stat().st_size

@@ -1,6 +1,7 @@
-"""What every backend gives back, and what it may be asked for."""
+"""The protocol of a loaded model, and the options that every backend may be asked for. Loads neither torch nor coremltools."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy.typing as npt
@@ -10,9 +11,38 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 
 Backend = Literal["auto", "coreml", "lifted"]
-Engine = Literal["auto", "interpreter", "module", "onnxruntime"]
-ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
+NumericsName = Literal["fp64", "fp32", "fp16"]  # arithmetic of the lifted backend
+EngineName = Literal["auto", "interpreter", "module", "onnxruntime"]  # of the lifted backend
+ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]  # of Core ML
+BACKENDS: tuple[str, ...] = get_args(Backend)
+ENGINES: tuple[str, ...] = get_args(EngineName)
 COMPUTE_UNITS: tuple[str, ...] = get_args(ComputeUnits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a package is executed; the keywords of ``load_model``, handed on whole.
+
+    >>> LoadOptions(backend="lifted", numerics="fp64", engine="interpreter")
+
+    Raises ``UnsupportedError`` for a backend or compute units that do not exist; the lifted backend checks what is its own.
+    """
+
+    backend: Backend = "auto"
+    numerics: NumericsName = "fp16"
+    device: str = "cpu"
+    engine: EngineName = "auto"
+    compute_units: ComputeUnits = "all"
+    function_name: str | None = None  # None: the package's default function
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UnsupportedError(f"backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.compute_units not in COMPUTE_UNITS:
+            raise UnsupportedError(f"compute units {self.compute_units!r}; choose one of {', '.join(COMPUTE_UNITS)}")
+
+
+DEFAULT = LoadOptions()
 
 
 class State(Protocol):
@@ -53,9 +83,3 @@ class Model(Protocol):
 
     def make_state(self) -> State:
         """A fresh state, all zeros; ``UnsupportedError`` when the program keeps none."""
-
-
-def check_compute_units(name: str) -> None:
-    """``UnsupportedError`` for compute units that do not exist."""
-    if name not in COMPUTE_UNITS:
-        raise UnsupportedError(f"compute units {name!r}; choose one of {', '.join(COMPUTE_UNITS)}")

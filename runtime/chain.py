@@ -18,7 +18,7 @@ from coreflow.models.energy.lattice import FlowStatistics
 from coreflow.models.energy.wiring import Carried, Wiring
 from coreflow.models.errors import BundleError, InputError
 from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WORDPIECE, load_config
-from coreflow.runtime.backend import Backend, ComputeUnits, Model
+from coreflow.runtime.backend import Backend, ComputeUnits, EngineName, Model, NumericsName
 from coreflow.runtime.load import load_model
 
 CACHED_SURFACES = 256
@@ -75,9 +75,9 @@ class Chain:
         bundle: str | Path,
         backend: Backend = "auto",
         *,
-        numerics: str = "fp16",
+        numerics: NumericsName = "fp16",
         device: str = "cpu",
-        engine: str = "auto",
+        engine: EngineName = "auto",
         compute_units: ComputeUnits = "all",
         verify: bool = True,
     ) -> Self:

@@ -18,26 +18,27 @@ from coreflow.export.package.graph import Program, package_digest
 from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import State, check_compute_units
+from coreflow.runtime.backend import DEFAULT, LoadOptions, State
 from coreflow.runtime.interface import checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
 
 
 class CoreMLModel:
-    """One function of a package, executed by Core ML on the chosen compute units."""
+    """One function of a package, executed by Core ML on the chosen compute units.
+
+    >>> model = CoreMLModel(read_program("encoder.mlpackage"), LoadOptions(compute_units="cpu_and_ne"))
+    >>> model.predict({"ids": ids, "mask": mask})["surface"]
+    """
 
     backend = "coreml"
 
-    def __init__(
-        self, program: Program, compute_units: str = "all", function_name: str | None = None, cache_dir: Path | None = None
-    ) -> None:
-        check_compute_units(compute_units)
+    def __init__(self, program: Program, options: LoadOptions = DEFAULT, cache_dir: Path | None = None) -> None:
         if platform.system() != "Darwin":
             raise UnsupportedError(
                 f"{program.path.name}: backend 'coreml' needs the Core ML framework of macOS and this is {platform.system()}; use 'lifted'"
             )
-        graph, self._interface = program.function(function_name)
+        graph, self._interface = program.function(options.function_name)
         self.program = program
-        self.compute_units = compute_units
+        self.compute_units = options.compute_units
         self.inputs: dict[str, TensorSpec] = input_specs(program, graph, self._interface)
         self.outputs: dict[str, TensorSpec] = output_specs(program, graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
@@ -48,10 +49,10 @@ class CoreMLModel:
         compiled = compiled_copy(program.path, cache_dir or default_cache_dir())
         try:
             self._model = coremltools.models.CompiledMLModel(
-                str(compiled), compute_units=coremltools.ComputeUnit[compute_units.upper()], function_name=function
+                str(compiled), compute_units=coremltools.ComputeUnit[self.compute_units.upper()], function_name=function
             )
         except Exception as error:  # the proxy raises RuntimeError, the checks around it plain Exception
-            raise UnsupportedError(f"{program.path.name}: Core ML cannot load it on {compute_units} ({error})") from error
+            raise UnsupportedError(f"{program.path.name}: Core ML cannot load it on {self.compute_units} ({error})") from error
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
         """The outputs by name, as Core ML gives them: floats as float32, integers as int32."""

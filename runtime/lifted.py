@@ -12,7 +12,7 @@ then and for everything else. The two sum in another order, so a last bit may di
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from coreflow.export.package.graph import Feature, Program
 from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import Engine, State
+from coreflow.runtime.backend import DEFAULT, ENGINES, LoadOptions, NumericsName, State
 from coreflow.runtime.interface import (
     as_picture,
     checked_inputs,
@@ -38,29 +38,31 @@ from coreflow.runtime.lift.numerics.plain import numerics_named, whole_products
 from coreflow.runtime.lift.onnx.write import OnnxEngine
 from coreflow.runtime.lift.ops.state import StateBuffer
 
-ENGINES: tuple[str, ...] = get_args(Engine)[1:]
-
 
 class LiftedModel:
-    """One function of a package, executed by the lowerings; ``engine`` tells by which engine."""
+    """One function of a package, executed by the lowerings; ``engine`` tells by which engine.
+
+    >>> model = LiftedModel(read_program("encoder.mlpackage"), LoadOptions(numerics="fp64", engine="interpreter"))
+    >>> model.predict({"ids": ids, "mask": mask}, observe=lambda op, results: print(op.name))
+    """
 
     backend = "lifted"
 
-    def __init__(
-        self, program: Program, numerics: str = "fp16", device: str = "cpu", engine: str = "auto", function_name: str | None = None
-    ) -> None:
-        if engine not in ("auto", *ENGINES):
-            raise UnsupportedError(f"engine {engine!r}; there are {', '.join(ENGINES)}, and auto takes the fastest that is sure to work")
-        self.numerics = numerics_named(numerics)
-        self.device = _device(device, numerics)
+    def __init__(self, program: Program, options: LoadOptions = DEFAULT) -> None:
+        if options.engine not in ENGINES:
+            raise UnsupportedError(
+                f"engine {options.engine!r}; choose one of {', '.join(ENGINES)}, of which auto takes the fastest that is sure to work"
+            )
+        self.numerics = numerics_named(options.numerics)
+        self.device = _device(options.device, options.numerics)
         self.program = program
-        self._graph, self._interface = program.function(function_name)
+        self._graph, self._interface = program.function(options.function_name)
         self.inputs: dict[str, TensorSpec] = input_specs(program, self._graph, self._interface)
         self.outputs: dict[str, TensorSpec] = output_specs(program, self._graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
         self._interpreter: Interpreter | None = None
-        self._runs = self._opened(engine, function_name)
+        self._runs = self._engine(options)
 
     @property
     def engine(self) -> str:
@@ -114,17 +116,17 @@ class LiftedModel:
         tensor = torch.from_numpy(array)
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
-    def _opened(self, engine: str, function_name: str | None) -> Runs:
+    def _engine(self, options: LoadOptions) -> Runs:
         """The engine that was asked for."""
-        if engine == "interpreter":
+        if options.engine == "interpreter":
             return self.interpreter
-        if engine == "auto":
-            return AutoEngine(self.program, function_name, self.numerics.name, self.device, lambda: self.interpreter)
-        if engine == "module":
+        if options.engine == "auto":
+            return AutoEngine(self.program, options.function_name, options.numerics, self.device, lambda: self.interpreter)
+        if options.engine == "module":
             return ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
         if self.device.type != "cpu":
             raise UnsupportedError(f"engine onnxruntime on {self.device}; it runs on the CPU, take engine='module'")
-        return OnnxEngine(self.program, self.numerics.name, function_name)
+        return OnnxEngine(self.program, options.numerics, options.function_name)
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""
@@ -176,7 +178,7 @@ class LiftedState:
         self.tensors[name] = torch.from_numpy(array.copy()).to(self.tensors[name])
 
 
-def _device(name: str, numerics: str) -> torch.device:
+def _device(name: str, numerics: NumericsName) -> torch.device:
     """The device of that name, if this machine has it and it computes in what the numerics need."""
     try:
         device = torch.device(name)

@@ -20,7 +20,7 @@ from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load_config, load_weights
-from coreflow.runtime.backend import Backend, ComputeUnits
+from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.chain import Sentence, judge_cascade
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample, read_samples
@@ -47,7 +47,7 @@ def validate_bundle(
     *,
     recipes: Sequence[Recipe] | None = None,
     backend: Backend = "auto",
-    numerics: str = "fp16",
+    numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
     verify: bool = True,
@@ -70,7 +70,7 @@ def judge_bundle(
     *,
     recipes: Sequence[Recipe] | None = None,
     backend: Backend = "auto",
-    numerics: str = "fp16",
+    numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
     verify: bool = True,
@@ -119,7 +119,7 @@ class _Judging:
         manifest: Manifest,
         recipes: Sequence[Recipe] | None,
         backend: Backend,
-        numerics: str,
+        numerics: NumericsName,
         compute_units: ComputeUnits,
         tolerance: Tolerance | None,
         texts: Path | None,

@@ -18,7 +18,7 @@ from coreflow.models.arrays import Array, Arrays, Bools, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
-from coreflow.runtime.backend import Backend, ComputeUnits, Model
+from coreflow.runtime.backend import Backend, ComputeUnits, Model, NumericsName
 from coreflow.validate.diagnosis.causes import cause_of, explain
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
@@ -55,7 +55,7 @@ def validate(
     *,
     draw: Draw | None = None,
     backend: Backend = "auto",
-    numerics: str = "fp16",
+    numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
     sweep: bool = False,

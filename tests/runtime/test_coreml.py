@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.coreml import CoreMLModel, compiled_copy
 from coreflow.runtime.load import load_model
 
@@ -47,5 +48,5 @@ class TestOnAMac:
     def test_a_model_opens_from_a_cache_of_its_own(self, small_package: Path, tmp_path: Path) -> None:
         from coreflow.export.package.graph import read_program
 
-        model = CoreMLModel(read_program(small_package), "cpu_only", cache_dir=tmp_path)
+        model = CoreMLModel(read_program(small_package), LoadOptions(compute_units="cpu_only"), cache_dir=tmp_path)
         assert model.backend == "coreml" and list(model.predict({"ids": IDS, "mask": MASK})) == ["probabilities", "best"]

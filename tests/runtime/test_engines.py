@@ -175,7 +175,7 @@ class TestAuto:
     [
         ({"engine": "onnxruntime", "numerics": "fp64"}, "onnxruntime under fp64; it computes fp32 or fp16"),
         ({"engine": "onnxruntime", "numerics": "fp32", "device": "meta"}, "it runs on the CPU, take engine='module'"),
-        ({"engine": "tensorrt"}, "there are interpreter, module, onnxruntime"),
+        ({"engine": "tensorrt"}, "choose one of auto, interpreter, module, onnxruntime"),
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
 )

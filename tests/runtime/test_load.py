@@ -121,8 +121,8 @@ def test_inputs_that_are_not_the_programs_are_refused(model: LiftedModel, inputs
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorrt"}, "choose auto, coreml or lifted"),
-        ({"engine": "tensorrt"}, "there are interpreter, module, onnxruntime"),
+        ({"backend": "tensorrt"}, "choose one of auto, coreml, lifted"),
+        ({"engine": "tensorrt"}, "choose one of auto, interpreter, module, onnxruntime"),
         ({"numerics": "bf16"}, "choose one of fp64, fp32, fp16"),
         ({"device": "nowhere"}, "not available here"),
         ({"compute_units": "gpu"}, "choose one of all, cpu_only, cpu_and_gpu, cpu_and_ne"),

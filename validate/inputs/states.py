@@ -17,7 +17,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.backend import Model, State
+from coreflow.runtime.backend import LoadOptions, Model, NumericsName, State
 from coreflow.runtime.interface import checked_state
 from coreflow.runtime.lift.engines.module import state_output_names
 from coreflow.runtime.lift.ops.state import StateBuffer
@@ -27,8 +27,8 @@ from coreflow.runtime.lifted import LiftedModel
 class StatelessLifted(LiftedModel):
     """A lifted program whose states are inputs and outputs; a program without any is what it was."""
 
-    def __init__(self, program: Program, numerics: str = "fp16") -> None:
-        super().__init__(program, numerics, engine="interpreter")
+    def __init__(self, program: Program, numerics: NumericsName = "fp16") -> None:
+        super().__init__(program, LoadOptions(numerics=numerics, engine="interpreter"))
         self.held, self.states = self.states, {}
         self._names = state_output_names(self.inputs, self.held, self.outputs)
         self.inputs |= self.held

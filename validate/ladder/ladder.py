@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from torch import nn
@@ -33,7 +33,7 @@ from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_folder_atomically
-from coreflow.runtime.backend import Backend, ComputeUnits, Model
+from coreflow.runtime.backend import Backend, ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.cache import cache_folder
 from coreflow.runtime.interface import output_specs
 from coreflow.runtime.lift.plan.planner import load_lowerings
@@ -64,7 +64,7 @@ class OpenPackage:
     rungs: Mapping[str, Model]  # R3: fp64, R4: fp16 storage, R5: a device
     precision: Precision
     tolerance: Tolerance
-    numerics: str
+    numerics: NumericsName | Literal["device"]
     compute_units: ComputeUnits
     states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
     units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside those that are judged
@@ -89,7 +89,7 @@ def open_package(
     package: Path,
     backend: Backend = "auto",
     *,
-    numerics: str = "fp16",
+    numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
 ) -> OpenPackage:
@@ -169,7 +169,7 @@ class Ladder:
     def open_fp32(self) -> LiftedModel:
         """R2; its inputs and outputs are those of the package in order, under other names."""
         assert self.fp32_package is not None
-        return LiftedModel(read_program(self.fp32_package), "fp64", engine="interpreter")
+        return LiftedModel(read_program(self.fp32_package), LoadOptions(numerics="fp64", engine="interpreter"))
 
     def observe(self, samples: Iterable[Sample]) -> list[Observation]:
         """Run everything on every sample; inputs that do not fit are refused."""

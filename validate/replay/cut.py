@@ -9,13 +9,14 @@ from coreflow.export.package.edit import Port, plan_cut
 from coreflow.export.package.graph import Op, read_program
 from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError
+from coreflow.runtime.backend import LoadOptions, NumericsName
 from coreflow.runtime.interface import checked_inputs
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.inputs.samples import Sample
 
 
 def record_inputs(
-    package: str | Path, op_name: str, sample: Sample, numerics: str = "fp16", *, radius: int = 0, function_name: str | None = None
+    package: str | Path, op_name: str, sample: Sample, numerics: NumericsName = "fp16", *, radius: int = 0, function_name: str | None = None
 ) -> dict[str, Array]:
     """The inputs, by name and in the dtypes, of ``cut(package, op_name, ..., radius)``, as they are when ``sample`` is executed.
 
@@ -25,7 +26,7 @@ def record_inputs(
     """
     program = read_program(package)
     planned = plan_cut(program, op_name, radius, function_name)
-    model = LiftedModel(program, numerics, engine="interpreter", function_name=function_name)
+    model = LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter", function_name=function_name))
     graph, interface = program.function(function_name)
     passed = {name: array for name, array in sample.inputs.items() if name not in model.states}
     given = checked_inputs(passed, model.inputs, interface)

@@ -15,7 +15,7 @@ from coreflow.export.package.manifest import MANIFEST, damaged_files, read_manif
 from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
-from coreflow.runtime.backend import Backend, ComputeUnits
+from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import OpenPackage, open_package
@@ -46,7 +46,7 @@ def replay(
     place = _package(recorded, source, None if package is None else Path(package))
     # What the file says of backend, numerics and compute units is checked where they are opened.
     opened_by = cast(Backend, backend or recorded.backend)
-    numerics = "fp16" if recorded.numerics == "device" else recorded.numerics
+    numerics = cast(NumericsName, "fp16" if recorded.numerics == "device" else recorded.numerics)
     units = cast(ComputeUnits, recorded.compute_units)
     opened = open_package(place, opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
     _check_outputs(recorded, opened, source)

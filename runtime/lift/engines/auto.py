@@ -13,6 +13,7 @@ import torch
 
 from coreflow.export.package.graph import Graph, Interface, Program, Value
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.numerics.plain import Numerics
@@ -67,7 +68,12 @@ class AutoEngine:
     """
 
     def __init__(
-        self, program: Program, function_name: str | None, numerics: str, device: torch.device, interpreter: Callable[[], Interpreter]
+        self,
+        program: Program,
+        function_name: str | None,
+        numerics: NumericsName,
+        device: torch.device,
+        interpreter: Callable[[], Interpreter],
     ) -> None:
         self._program, self._function_name, self._numerics = program, function_name, numerics
         weights = _weight_bytes(program.function(function_name)[0])

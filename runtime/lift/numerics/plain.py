@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.backend import NumericsName
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -17,7 +18,7 @@ Rounding = Callable[[Tensor], Tensor]
 class Numerics:
     """Floats are computed in ``dtype`` and left as they come."""
 
-    name: str
+    name: NumericsName
     dtype: torch.dtype
 
     def rounding(self, op: Op | None, output: Value, exact: bool) -> Rounding | None:
@@ -42,7 +43,7 @@ def _to_half_and_back(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float16).to(tensor.dtype)
 
 
-NUMERICS: dict[str, Numerics] = {
+NUMERICS: dict[NumericsName, Numerics] = {
     "fp64": Numerics("fp64", torch.float64),
     "fp32": Numerics("fp32", torch.float32),
     "fp16": HalfStorage("fp16", torch.float32),
@@ -64,7 +65,7 @@ def whole_products(device: torch.device) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def numerics_named(name: str) -> Numerics:
+def numerics_named(name: NumericsName) -> Numerics:
     """The numerics of that name."""
     if name not in NUMERICS:
         raise UnsupportedError(f"numerics {name!r}; choose one of {', '.join(NUMERICS)}")

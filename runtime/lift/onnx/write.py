@@ -26,6 +26,7 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_atomically
 from coreflow.models.versions import version
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.cache import cache_folder, cached_entry
 from coreflow.runtime.interface import converted_floats, input_specs, state_specs
 from coreflow.runtime.lift.engines.module import LiftedModule
@@ -44,7 +45,9 @@ _MODEL = "model.onnx"  # in an entry of the cache
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "coreflow")
 
 
-def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_name: str | None = None, *, tuned: bool = False) -> None:
+def write_onnx(
+    program: Program, path: Path, numerics: NumericsName = "fp32", function_name: str | None = None, *, tuned: bool = False
+) -> None:
     """Writes one function as a single ONNX file that gives what the interpreter gives under ``numerics`` (fp32 or fp16).
 
     Inputs, outputs and weights keep their names; floats go in and out as float32. A state is an input and, with ``_out`` behind its
@@ -71,7 +74,7 @@ def write_onnx(program: Program, path: Path, numerics: str = "fp32", function_na
         _compare(module, session, _draw(module, specs, seed), TOLERANCE[numerics], label)
 
 
-def cached_onnx(program: Program, numerics: str, function_name: str | None = None) -> Path:
+def cached_onnx(program: Program, numerics: NumericsName, function_name: str | None = None) -> Path:
     """The tuned ONNX file of a function, made if the cache has none; a refusal is kept too, since finding it out takes seconds."""
     entry = _cache_entry(program, numerics, function_name)
     refusal = _refusal(entry)
@@ -85,7 +88,7 @@ def cached_onnx(program: Program, numerics: str, function_name: str | None = Non
         raise
 
 
-def is_cached(program: Program, numerics: str, function_name: str | None = None) -> bool:
+def is_cached(program: Program, numerics: NumericsName, function_name: str | None = None) -> bool:
     """Whether ``cached_onnx`` has the file, or knows that there can be none."""
     entry = _cache_entry(program, numerics, function_name)
     return entry.exists() or _refusal(entry).exists()
@@ -96,7 +99,7 @@ class OnnxEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, program: Program, numerics: str, function_name: str | None = None) -> None:
+    def __init__(self, program: Program, numerics: NumericsName, function_name: str | None = None) -> None:
         graph, interface = program.function(function_name)
         _, self._interface, self._classifier = without_classifier(graph, interface)
         self._opset = graph.opset
@@ -156,7 +159,7 @@ def _as_taken(values: Mapping[str, Tensor], takes: Mapping[str, np.dtype[Any]]) 
     return {name: converted_floats(array, takes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}
 
 
-def _cache_entry(program: Program, numerics: str, function_name: str | None) -> Path:
+def _cache_entry(program: Program, numerics: NumericsName, function_name: str | None) -> Path:
     name = program.default_function if function_name is None else function_name
     key = hashlib.sha256("\0".join((package_digest(program.path), name, numerics, *_makers())).encode()).hexdigest()[:32]
     return cache_folder() / "onnx" / key

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
 from coreflow.export.package.graph import read_program
 from coreflow.models.errors import CoreflowError
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
 
 SPEC, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
@@ -179,7 +180,7 @@ def check(packages: tuple[Package, ...], draw: Random) -> None:
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     try:
-        LiftedModel(read_program(package.path), engine="interpreter")
+        LiftedModel(read_program(package.path), LoadOptions(engine="interpreter"))
     except CoreflowError as error:
         assert str(error)
     assert tracemalloc.get_traced_memory()[1] - before < MEMORY
@@ -196,7 +197,7 @@ def traced(packages: tuple[Package, ...]) -> Iterator[None]:
 class TestDamage:
     def test_undamaged_packages_load(self, packages: tuple[Package, ...]) -> None:
         for package in packages:
-            LiftedModel(read_program(package.path), engine="interpreter")
+            LiftedModel(read_program(package.path), LoadOptions(engine="interpreter"))
 
     @settings(max_examples=300, deadline=None, database=None, derandomize=True)
     @given(draw=st.randoms(use_true_random=False))

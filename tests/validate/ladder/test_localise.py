@@ -17,6 +17,7 @@ from coreflow.export.package.graph import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.ladder.localise import ROUNDING, Localiser, smallest_of, terms_of
 from coreflow.validate.report.model import OpReport
@@ -35,7 +36,7 @@ def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: Arra
     """The op reports by type of a program that computes ``function``."""
     recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
     program = read_program(build(recipe, folder))
-    localiser = Localiser(*(LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64")))
+    localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64")))
     assert len(list(localiser.run([{"x": sample} for sample in samples]))) == len(samples)
     return localiser, {each.type: each for each in localiser.reports({})}
 
@@ -151,7 +152,7 @@ def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: P
     found = []
     for room in (0.0, 256e6, 3 * 12.0 * 1000):
         monkeypatch.setattr("coreflow.validate.ladder.localise._ROOM", room)
-        localiser = Localiser(*(LiftedModel(program, each, engine="interpreter") for each in ("fp16", "fp64")))
+        localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64")))
         assert room or localiser._together() == 1
         found.append((list(localiser.run(samples)), localiser.reports({})))
     (alone, ops), *others = found

@@ -24,6 +24,7 @@ from coreflow.export.recipe import Recipe, draw_tensor
 from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.inputs.samples import Sample
@@ -76,7 +77,7 @@ def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str,
         if op.outputs and all(isinstance(result, Tensor) for result in results):
             found[op.outputs[0].name] = [result.numpy().copy() for result in results]
 
-    model = LiftedModel(read_program(package), numerics, engine="interpreter")
+    model = LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter"))
     model.predict(sample.inputs, model.make_state() if model.states else None, observe=keep)
     return found
 
@@ -84,7 +85,7 @@ def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str,
 def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: int = 0, numerics: str = "fp16") -> Path:
     """Cut, feed what entered, and compare every bit of what is seen when ops are looked at."""
     made = cut(package, op, out, radius)
-    model = LiftedModel(read_program(made), numerics, engine="interpreter")
+    model = LiftedModel(read_program(made), LoadOptions(numerics=numerics, engine="interpreter"))
     results = model.predict(record_inputs(package, op, sample, numerics, radius=radius), observe=lambda op, results: None)
     for (name, result), want in zip(results.items(), observed(package, sample, numerics)[op], strict=True):
         np.testing.assert_array_equal(result, want.reshape(result.shape), err_msg=f"{op}: {name}")
