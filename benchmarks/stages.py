@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.measure import medians_ms, record
 from coreflow.export.package.manifest import read_manifest
 from coreflow.models.energy.stages import energy_stages
-from coreflow.models.training.checkpoint import load_checkpoint
+from coreflow.models.energy.training.checkpoint import load_checkpoint
 from coreflow.runtime import load_model
 
 RUN, BUNDLE = Path("artifacts/runs/demo"), Path("artifacts/demo")

@@ -62,7 +62,7 @@ def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> 
     from dataclasses import replace
 
     from coreflow.export.bundle import export_bundle
-    from coreflow.export.energy import export_run
+    from coreflow.export.run import export_run
     from coreflow.export.user_files import is_recipe_source, load_recipes
 
     if not is_recipe_source(source):

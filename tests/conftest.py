@@ -11,12 +11,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from coreflow.export.energy import export_run
+from coreflow.export.run import export_run
 from coreflow.models.data import grammar
 from coreflow.models.data.tokenizers import train_unigram, train_wordpiece
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
-from coreflow.models.training.checkpoint import Checkpoint, save_checkpoint
+from coreflow.models.energy.training.checkpoint import Checkpoint, save_checkpoint
 
 # Two test processes on two cores: more threads would only take each other's time.
 torch.set_num_threads(1)

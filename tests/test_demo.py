@@ -9,8 +9,8 @@ import pytest
 from coreflow.cli.main import main
 from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.stages import energy_stages
+from coreflow.models.energy.training.checkpoint import load_checkpoint
 from coreflow.models.energy.wiring import Wiring, torch_predict
-from coreflow.models.training.checkpoint import load_checkpoint
 from coreflow.runtime import Chain
 
 

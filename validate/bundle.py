@@ -1,28 +1,19 @@
 """A whole bundle: every package against torch, and, where the stages form a chain, the chain."""
 
-import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
-from coreflow.export.energy import GOLDEN, KIND, energy_recipes
 from coreflow.export.package.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
-from coreflow.models.arrays import Array
-from coreflow.models.data.tokenizers import TextTokenizer
-from coreflow.models.energy.config import EnergyConfig
-from coreflow.models.energy.model import EnergyFlow
+from coreflow.export.run import stage_recipes
 from coreflow.models.errors import BundleError, ConfigError
-from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, WORDPIECE, load_config, load_weights
+from coreflow.models.family import Companions, Stage, TextEntry, find_family
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
-from coreflow.validate.chain import Sentence, judge_cascade
-from coreflow.validate.gates.tolerance import Tolerance
+from coreflow.validate.chain import judge_cascade
+from coreflow.validate.gates.tolerance import SEEDS, Tolerance
 from coreflow.validate.inputs.samples import Sample, read_samples
 from coreflow.validate.ladder.ladder import OpenPackage, open_package
 from coreflow.validate.package import describer, judge_package, versions
@@ -80,10 +71,10 @@ def judge_bundle(
 ) -> Iterator[PartJudged | BundleReport]:
     """A ``PartJudged`` per stage and for the cascade, then the report.
 
-    The reference of an energy-flow bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
+    The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
     whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
     unless ``verify`` is False, which makes the change a warning. A changed reference is refused. ``texts``, a file of sentences, joins the
-    golden ones of an energy-flow bundle; ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
+    golden ones of a bundle that takes texts; ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
     """
     started = time.monotonic()
     folder = Path(bundle)
@@ -128,34 +119,31 @@ class _Judging:
     ) -> None:
         self.folder, self.manifest = folder, manifest
         self._texts, self._sweep = texts, sweep
-        self._evidence = None if evidence is None else Evidence(folder=evidence, reference=folder if manifest.kind == KIND else None)
+        family = find_family(manifest.kind)
+        self._evidence = None if evidence is None else Evidence(folder=evidence, reference=None if family is None else folder)
         self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
         self._backend: Backend = backend
-        self._config: EnergyConfig | None = None
+        self._companions: Companions | None = None
+        self._stages: dict[str, Stage] = {}
         self._targets: dict[str, OpenPackage] = {}
         self.problems: list[str] = []
-        found = recipes
-        if manifest.kind == KIND:
-            if found is not None:
+        if family is not None:
+            if recipes is not None:
                 raise ConfigError(f"{folder} brings its own reference; recipes are for bundles that were exported from recipes")
-            self._config, found = self._energy_recipes()
-        if texts is not None and self._config is None:
-            raise ConfigError(f"{folder} is no energy flow, which takes texts; validate one of its packages with the file {texts}")
-        self.recipes = {recipe.name: recipe for recipe in found or ()}
+            if manifest.companions is None:
+                raise BundleError(f"{folder} holds no reference weights; export it again")
+            self._companions = family.open_companions(folder / manifest.companions)
+            self._stages = {stage.name: stage for stage in self._companions.stages()}
+            recipes = stage_recipes(tuple(self._stages.values()))
+        self._entry = self._text_entry()
+        self.recipes = {recipe.name: recipe for recipe in recipes or ()}
         if missing := [name for name in manifest.stages if name not in self.recipes]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
 
     @property
     def has_cascade(self) -> bool:
         """Whether the stages form a chain that can be run."""
-        return self._config is not None
-
-    @property
-    def companions(self) -> Path:
-        """The folder of the reference weights."""
-        if self.manifest.companions is None:
-            raise BundleError(f"{self.folder} holds no reference weights; export it again")
-        return self.folder / self.manifest.companions
+        return self._companions is not None
 
     def stage(self, name: str) -> Report:
         """The verdict on one package."""
@@ -165,56 +153,42 @@ class _Judging:
         if recipe is None:
             text = "no reference: nothing was compared"
             return describer(target, name)("incomplete", None, text, problems=(text,))
-        given = self._golden(name) if self._config is not None else []
-        if self._config is not None and name == "encoder":
-            given += self._given_texts(self._config)
+        given = [] if self._companions is None else _golden(self._companions, name)
+        if self._entry is not None and name == self._entry.stage:
+            given += self._read_texts(self._entry)
         return judge_package(target, recipe, given, recipe.inputs_for, sweep=self._sweep, evidence=self._evidence)
 
     def cascade(self, reports: Mapping[str, Report]) -> CascadeReport:
         """The verdict on the chain."""
-        assert self._config is not None
+        assert self._companions is not None
         models = {name: target.model for name, target in self._targets.items()}
         references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
         tolerance = next(iter(self._targets.values())).tolerance
-        return judge_cascade(self._config, self.recipes, references, models, self._sentences(self._config), reports, tolerance)
+        texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
+        trial = self._companions.trial(self._stages, range(SEEDS), texts)
+        return judge_cascade(trial, self.recipes, references, models, reports, tolerance)
 
-    def _energy_recipes(self) -> tuple[EnergyConfig, tuple[Recipe, ...]]:
-        config = load_config(self.companions / CONFIG)
-        return config, energy_recipes(load_weights(EnergyFlow(config), self.companions / WEIGHTS))
-
-    def _golden(self, stage: str) -> list[Sample]:
-        """The recorded samples of a stage with what torch gave for them."""
-        path = self.companions / GOLDEN / f"{stage}.safetensors"
-        try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
-        numbers = sorted({int(found[1]) for key in arrays if (found := re.match(r"(\d+)\.in\.", key))})
-
-        def side(number: int, which: str) -> dict[str, Array]:
-            prefix = f"{number}.{which}."
-            return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-
-        return [Sample(label=f"golden {number}", inputs=side(number, "in"), expected=side(number, "out")) for number in numbers]
-
-    def _sentences(self, config: EnergyConfig) -> list[Sentence]:
-        path = self.companions / GOLDEN / "sentences.json"
-        try:
-            texts = [str(each["text"]) for each in json.loads(path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path} does not hold golden sentences: {error}") from error
-        tokenizer = TextTokenizer.load(self.companions / WORDPIECE)
-        encoded = [tokenizer.encode(text, config.text_length) for text in texts]
-        golden = [Sentence(text=text, ids=each.ids[None], mask=each.mask[None]) for text, each in zip(texts, encoded, strict=True)]
-        given = self._given_texts(config)
-        return golden + [Sentence(text=each.label, ids=each.inputs["ids"], mask=each.inputs["mask"]) for each in given]
-
-    def _given_texts(self, config: EnergyConfig) -> list[Sample]:
-        """The sentences of the file that the caller gave, as the encoder reads them."""
+    def _text_entry(self) -> TextEntry | None:
+        """Where the texts of the caller enter; None without any."""
         if self._texts is None:
-            return []
-        tokenizer = TextTokenizer.load(self.companions / WORDPIECE)
-        return read_samples(self._texts, self.recipes["encoder"].inputs, tokenizer)
+            return None
+        entry = None if self._companions is None else self._companions.text_entry()
+        if entry is None:
+            raise ConfigError(f"{self.folder} takes no texts; validate one of its packages with the file {self._texts}")
+        return entry
+
+    def _read_texts(self, entry: TextEntry) -> list[Sample]:
+        """The sentences of the caller's file, as the stage that they enter at reads them."""
+        assert self._texts is not None
+        return read_samples(self._texts, self.recipes[entry.stage].inputs, entry.tokenizer)
+
+
+def _golden(companions: Companions, stage: str) -> list[Sample]:
+    """The recorded samples of a stage with the outputs that torch gave for them."""
+    return [
+        Sample(label=f"golden {number}", inputs=inputs, expected=outputs)
+        for number, (inputs, outputs) in enumerate(companions.golden(stage))
+    ]
 
 
 def _sealed(report: BundleReport) -> BundleReport:

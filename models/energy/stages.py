@@ -8,33 +8,20 @@ decoder_memory   surface -> cross-attention keys and values of every layer
 decoder_step     token, position, caches -> logits, caches
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coreflow.models.arrays import Array, Arrays, Draw
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoder import CubeToTextDecoder
 from coreflow.models.energy.lattice import FlowProcessor, FlowTable, initial_table
 from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.family import Stage
 from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.decoder import DecoderStep
 
 CONTROL_TOKENS = 3  # of the Unigram tokenizer: padding, end, unknown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A module with fixed inputs and outputs, and a source of inputs like those it meets in use."""
-
-    name: str
-    module: nn.Module
-    inputs: dict[str, TensorSpec]
-    outputs: tuple[str, ...]
-    description: str
-    draw: Draw  # a seed -> one set of inputs, in the dtypes of the specs
 
 
 class LatticeStep(nn.Module):

@@ -7,7 +7,7 @@
 The loops are on this side because a loop inside a program leaves the Neural Engine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,9 @@ from coreflow.models.arrays import Array, Arrays
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoding import StepFunction
 from coreflow.models.energy.lattice import FlowStatistics, flow_cells, initial_table
-from coreflow.models.energy.stages import Stage, flat_table, table_names
+from coreflow.models.energy.stages import flat_table, table_names
 from coreflow.models.errors import InputError
-
-Predict = Callable[[str, Arrays], Arrays]  # name of a stage, its inputs -> its outputs
+from coreflow.models.family import Predict, Stage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

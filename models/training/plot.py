@@ -1,19 +1,16 @@
 """The loss curve of a run as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from coreflow.models.arrays import Floats
 from coreflow.models.storage import write_atomically
-
-if TYPE_CHECKING:
-    from coreflow.models.training.trainer import Progress
 
 SMOOTHED_SHARE = 50  # the smoothed line is a mean over this part of the steps
 
@@ -26,19 +23,15 @@ def smooth(values: Floats, window: int) -> Floats:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def plot_curve(progress: Sequence["Progress"], path: Path) -> None:
-    """Text and energy loss over the steps as a PNG, every step faint and the smoothed line strong; written atomically.
+def plot_curve(steps: Sequence[int], losses: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Losses by label over the steps as a PNG, every step faint and the smoothed line strong; written atomically.
 
     A figure of its own on the Agg canvas: nothing of pyplot's state is read or changed, and no display is needed.
     """
-    steps = np.array([each.step for each in progress])
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for label, values, colour in (
-        ("text (nats per token)", [each.text_loss for each in progress], "tab:blue"),
-        ("energy (relative error + 1 - cosine)", [each.energy_loss for each in progress], "tab:orange"),
-    ):
+    for (label, values), colour in zip(losses.items(), TABLEAU_COLORS, strict=False):
         series = np.array(values, dtype=np.float64)
         axes.plot(steps, series, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(series, max(1, len(series) // SMOOTHED_SHARE)), color=colour, linewidth=1.8, label=label)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.energy import energy_recipes
+from coreflow.export.run import stage_recipes
 from coreflow.models.data import grammar
+from coreflow.models.energy.chain.pipeline import EnergyResult
+from coreflow.models.energy.chain.plot import flow_paths
 from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.stages import energy_stages
+from coreflow.models.energy.training.checkpoint import load_checkpoint
 from coreflow.models.energy.wiring import Wiring, torch_predict
 from coreflow.models.errors import BundleError, InputError
-from coreflow.models.training.checkpoint import load_checkpoint
 from coreflow.runtime import Chain, load_model
-from coreflow.runtime.chain import ChainResult
-from coreflow.runtime.plot import flow_paths, plot_chain
 
 SENTENCES = grammar.sentences(99, 12)
 
@@ -28,7 +28,7 @@ def chain(exported: Path) -> Chain:
 
 
 @pytest.fixture(scope="module")
-def result(chain: Chain) -> ChainResult:
+def result(chain: Chain) -> EnergyResult:
     return chain.run(SENTENCES[0])
 
 
@@ -49,7 +49,7 @@ def test_packages_give_the_tokens_of_the_torch_reference(chain: Chain, exported:
 
 
 def test_every_stage_equals_its_module_on_drawn_inputs(exported: Path, chain: Chain) -> None:
-    for recipe in energy_recipes(load_checkpoint(exported / "run").model):
+    for recipe in stage_recipes(load_checkpoint(exported / "run").stages()):
         for seed in range(3):
             inputs = recipe.inputs_for(seed)
             with torch.no_grad():
@@ -63,7 +63,7 @@ def test_every_stage_equals_its_module_on_drawn_inputs(exported: Path, chain: Ch
                 np.testing.assert_allclose(outputs[name], tensor.numpy(), atol=0.02 * scale, err_msg=f"{recipe.name}.{name}")
 
 
-def test_statistics_add_up(result: ChainResult) -> None:
+def test_statistics_add_up(result: EnergyResult) -> None:
     flows = result.statistics
     assert flows.steps == len(flows.active) == len(flows.mean_energy)
     assert flows.started + flows.spawned == flows.arrived + flows.died
@@ -71,7 +71,7 @@ def test_statistics_add_up(result: ChainResult) -> None:
     assert 0 < flows.arrived_share <= 1
 
 
-def test_every_flow_of_the_tables_has_a_path(result: ChainResult) -> None:
+def test_every_flow_of_the_tables_has_a_path(result: EnergyResult) -> None:
     paths = flow_paths(result)
     assert len(paths) == result.statistics.started + result.statistics.spawned
     for points, energies in paths:
@@ -159,7 +159,7 @@ def test_a_bundle_of_packages_alone_has_no_chain(bundle: Path) -> None:
         Chain.load(bundle)
 
 
-def test_a_bundle_runs_where_it_was_copied_to(exported: Path, tmp_path: Path, result: ChainResult) -> None:
+def test_a_bundle_runs_where_it_was_copied_to(exported: Path, tmp_path: Path, result: EnergyResult) -> None:
     elsewhere = shutil.copytree(exported / "bundle", tmp_path / "a folder with spaces" / "naïve")
     assert Chain.load(elsewhere, "lifted").run(SENTENCES[0]).tokens == result.tokens
 
@@ -175,16 +175,16 @@ def test_numerics_are_told_apart(exported: Path, chain: Chain) -> None:
     assert np.abs(results["fp32"] - results["fp64"]).max() < 1e-5
 
 
-def test_the_picture_is_a_picture(result: ChainResult, chain: Chain, tmp_path: Path) -> None:
-    plot_chain(result, chain.config, tmp_path / "flows.png")
+def test_the_picture_is_a_picture(result: EnergyResult, chain: Chain, tmp_path: Path) -> None:
+    chain.plot(result, tmp_path / "flows.png")
     assert (tmp_path / "flows.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match=r"a picture ends in \.png"):
-        plot_chain(result, chain.config, tmp_path / "flows.txt")
+        chain.plot(result, tmp_path / "flows.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["flows.png"]
 
 
 @pytest.mark.coreml
-def test_core_ml_gives_the_tokens_of_the_lifted_programs(exported: Path, result: ChainResult) -> None:
+def test_core_ml_gives_the_tokens_of_the_lifted_programs(exported: Path, result: EnergyResult) -> None:
     found = Chain.load(exported / "bundle", "coreml", compute_units="cpu_only").run(SENTENCES[0])
     np.testing.assert_allclose(found.output_surface, result.output_surface, atol=0.02)
     same = sum(a == b for a, b in zip(found.tokens, result.tokens, strict=False))

@@ -11,9 +11,10 @@ from torch import Tensor
 from coreflow.export.bundle import export_bundle
 from coreflow.export.package.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
+from coreflow.models.energy.training.checkpoint import WEIGHTS
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.spec import TensorSpec
-from coreflow.models.training.checkpoint import WEIGHTS, load_tensors, save_tensors
+from coreflow.models.training.checkpoint import load_tensors, save_tensors
 from coreflow.validate.bundle import PartJudged, judge_bundle, validate_bundle
 from coreflow.validate.report.model import BundleReport
 

@@ -107,19 +107,18 @@ def _reference(
 
 def _bundle_recipe(folder: Path, package: Path) -> Recipe | None:
     """The reference that a bundle brings for one of its packages; None where it brings none."""
-    from coreflow.export.energy import KIND, energy_recipes
-    from coreflow.models.energy.model import EnergyFlow
-    from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, load_weights
+    from coreflow.export.run import stage_recipes
+    from coreflow.models.family import find_family
 
     manifest = read_manifest(folder, verify=False)
     stages = [name for name, stage in manifest.stages.items() if (folder / stage.package).resolve() == package.resolve()]
-    if manifest.kind != KIND or manifest.companions is None or not stages:
+    family = find_family(manifest.kind)
+    if family is None or manifest.companions is None or not stages:
         return None
     if changed := [line for line in damaged_files(folder, manifest) if line.startswith(f"{manifest.companions}/")]:
         raise BundleError(f"{folder}: {'; '.join(changed)}; the reference in it is another one")
-    companions = folder / manifest.companions
-    model = load_weights(EnergyFlow(load_config(companions / CONFIG)), companions / WEIGHTS)
-    return next((recipe for recipe in energy_recipes(model) if recipe.name == stages[0]), None)
+    reference = family.open_companions(folder / manifest.companions).stages()
+    return next((recipe for recipe in stage_recipes(reference) if recipe.name == stages[0]), None)
 
 
 def _check_outputs(recorded: Replay, opened: OpenPackage, source: Path) -> None:

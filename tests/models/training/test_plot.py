@@ -7,20 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from coreflow.models.training.plot import plot_curve, smooth
-from coreflow.models.training.trainer import Progress
 
 
-def make_curve(count: int) -> list[Progress]:
-    return [
-        Progress(step=step, steps=count, text_loss=6 / step, energy_loss=1 + 1 / step, step_ms=1.0, memory_mb=0.0)
-        for step in range(1, count + 1)
-    ]
+def make_curve(count: int) -> tuple[list[int], dict[str, list[float]]]:
+    steps = list(range(1, count + 1))
+    return steps, {"text": [6 / step for step in steps], "energy": [1 + 1 / step for step in steps]}
 
 
 def test_curve_becomes_a_png_of_its_own_even_with_one_step(tmp_path: Path) -> None:
     pictures = []
     for count in (1, 300):
-        plot_curve(make_curve(count), tmp_path / "loss.png")
+        plot_curve(*make_curve(count), tmp_path / "loss.png")
         pictures.append((tmp_path / "loss.png").read_bytes())
         assert pictures[-1].startswith(b"\x89PNG\r\n")
     assert pictures[0] != pictures[1]

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreflow.export.bundle import build
-from coreflow.export.energy import energy_recipes
 from coreflow.export.package.graph import Op
 from coreflow.export.recipe import Recipe
+from coreflow.export.run import stage_recipes
 from coreflow.models.arrays import Array
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.energy.stages import energy_stages
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
@@ -571,7 +572,7 @@ def test_nearly_every_op_of_a_real_stage_is_traced_to_its_module(
     for parameter in model.parameters():
         if not parameter.any():  # branches that start at zero
             nn.init.normal_(parameter, std=0.02)
-    (recipe,) = [each for each in energy_recipes(model) if each.name == stage]
+    (recipe,) = [each for each in stage_recipes(energy_stages(model)) if each.name == stage]
     traced = follow(dataclasses.replace(recipe, precision=precision), tmp_path, scopes)
     computing = [op for op, _ in traced.matches if op.type not in MOVES]
     # A trace does not show calls of methods other than forward: there the origin says more than the converter.

@@ -15,13 +15,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from coreflow.export.energy import energy_recipes
 from coreflow.export.package.manifest import COMPANIONS, read_manifest
 from coreflow.export.recipe import Recipe
+from coreflow.export.run import stage_recipes
 from coreflow.models.arrays import Array
-from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.energy.stages import energy_stages
+from coreflow.models.energy.training.checkpoint import WEIGHTS
+from coreflow.models.energy.training.checkpoint import load_model as load_reference
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.models.training.checkpoint import CONFIG, WEIGHTS, load_config, load_tensors, load_weights
+from coreflow.models.training.checkpoint import load_tensors
 from coreflow.runtime.load import load_model
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.package import validate
@@ -382,5 +384,5 @@ class TestBundles:
 
 def bundle_recipe(bundle: Path, companions: str | None, stage: str) -> Recipe:
     folder = bundle / str(companions)
-    model = load_weights(EnergyFlow(load_config(folder / CONFIG)), folder / WEIGHTS)
-    return next(recipe for recipe in energy_recipes(model) if recipe.name == stage)
+    model = load_reference(folder)
+    return next(recipe for recipe in stage_recipes(energy_stages(model)) if recipe.name == stage)

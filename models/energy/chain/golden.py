@@ -1,77 +1,40 @@
-"""A trained energy-flow model -> a bundle: six packages, and beside them all that is needed to run and to judge them.
+"""Golden samples of an energy-flow bundle: what torch makes of a few sentences, stage by stage.
 
 companions/<digest>/
-  config.json                 EnergyConfig
-  weights.safetensors         the torch reference
-  wordpiece.json unigram.json
   golden/sentences.json       held-out sentences and the tokens that torch gives for them
   golden/STAGE.safetensors    inputs and outputs of every stage on the way, ``<sample>.in.<name>`` and ``<sample>.out.<name>``
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
-from coreflow.export.bundle import BundleDone, StageDone, export_bundle
-from coreflow.export.recipe import Recipe, Target
-from coreflow.models.arrays import Arrays
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.data import grammar
 from coreflow.models.energy.decoding import DecodingOptions, decode
-from coreflow.models.energy.model import EnergyFlow
-from coreflow.models.energy.stages import Stage, energy_stages
+from coreflow.models.energy.stages import energy_stages
+from coreflow.models.energy.training.checkpoint import Checkpoint
 from coreflow.models.energy.wiring import Wiring, torch_predict
-from coreflow.models.storage import write_json
-from coreflow.models.training.checkpoint import CONFIG, UNIGRAM, WEIGHTS, WORDPIECE, Checkpoint, load_checkpoint, save_tensors
+from coreflow.models.errors import BundleError
+from coreflow.models.family import Stage
 
-KIND = "energy-flow"
-GOLDEN = "golden"
+GOLDEN, SENTENCES = "golden", "sentences.json"
 GOLDEN_SENTENCES = 8
+KEPT_STEPS = 3  # of the decoder's many steps, every third is kept
 
 
-def energy_recipes(model: EnergyFlow, target: Target = "iOS17") -> tuple[Recipe, ...]:
-    """A recipe per stage of ``model``."""
-    return tuple(
-        Recipe(
-            name=stage.name,
-            module=stage.module,
-            inputs=stage.inputs,
-            outputs=stage.outputs,
-            description=stage.description,
-            draw=stage.draw,
-            target=target,
-        )
-        for stage in energy_stages(model)
-    )
-
-
-def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | None = None) -> Iterator[StageDone | BundleDone]:
-    """Export the run at ``run`` to the bundle ``out``; see ``export_bundle``."""
-    checkpoint = load_checkpoint(run)
-    return export_bundle(
-        energy_recipes(checkpoint.model, target),
-        out,
-        kind=KIND,
-        settings={"preset": checkpoint.model.config.preset},
-        write_companions=lambda folder: write_companions(folder, checkpoint),
-        jobs=jobs,
-    )
-
-
-def write_companions(folder: Path, checkpoint: Checkpoint) -> None:
-    """Tokenizers, settings, reference weights and golden samples."""
-    model = checkpoint.model
-    write_json(folder / CONFIG, model.config.to_json())
-    save_tensors(folder / WEIGHTS, model.state_dict())
-    checkpoint.wordpiece.save(folder / WORDPIECE)
-    checkpoint.unigram.save(folder / UNIGRAM)
+def write_golden(folder: Path, checkpoint: Checkpoint) -> None:
+    """Sentences and stage samples below ``folder``."""
     golden = folder / GOLDEN
     golden.mkdir()
     sentences, calls = golden_samples(checkpoint, checkpoint.held_out[:GOLDEN_SENTENCES] or grammar.sentences(0, GOLDEN_SENTENCES))
-    (golden / "sentences.json").write_text(json.dumps(sentences, indent=1) + "\n", encoding="utf-8")
+    (golden / SENTENCES).write_text(json.dumps(sentences, indent=1) + "\n", encoding="utf-8")
     for stage, samples in calls.items():
         tensors = {
             f"{number}.{side}.{name}": np.ascontiguousarray(array)
@@ -82,10 +45,35 @@ def write_companions(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(tensors, golden / f"{stage}.safetensors")
 
 
-def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Arrays, Arrays]]]]:
-    """What torch makes of ``texts``: text, tokens and decoded text; and inputs and outputs of every call of a stage.
+def read_sentences(companions: Path) -> list[str]:
+    """The golden sentences of a bundle; ``BundleError`` when they cannot be read."""
+    path = companions / GOLDEN / SENTENCES
+    try:
+        return [str(sentence["text"]) for sentence in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} does not hold golden sentences: {error}") from error
 
-    Inputs are rounded to fp16 before torch sees them, as a package would see them. Of the decoder's steps every third is kept.
+
+def read_samples(companions: Path, stage: str) -> list[tuple[Arrays, Arrays]]:
+    """Recorded inputs of a stage and what torch gave for them; ``BundleError`` when they cannot be read."""
+    path = companions / GOLDEN / f"{stage}.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
+    numbers = sorted({int(key[1]) for name in arrays if (key := re.match(r"(\d+)\.in\.", name))})
+
+    def side(number: int, which: str) -> dict[str, Array]:
+        prefix = f"{number}.{which}."
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    return [(side(number, "in"), side(number, "out")) for number in numbers]
+
+
+def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Arrays, Arrays]]]]:
+    """Torch's text, tokens and decoded text for each of ``texts``; and inputs and outputs of every call of a stage.
+
+    Inputs are rounded to fp16 before torch sees them, as a package would see them.
     """
     model, config = checkpoint.model, checkpoint.model.config
     stages = {stage.name: stage for stage in energy_stages(model)}
@@ -94,7 +82,7 @@ def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[d
 
     def recorded(name: str, inputs: Arrays) -> Arrays:
         rounded = round_inputs(stages[name], inputs)
-        outputs = execute(name, {each: array.astype(np.float32) if array.dtype.kind == "f" else array for each, array in rounded.items()})
+        outputs = execute(name, {key: array.astype(np.float32) if array.dtype.kind == "f" else array for key, array in rounded.items()})
         calls[name].append((rounded, outputs))
         return outputs
 
@@ -115,7 +103,7 @@ def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[d
         if not calls[stage.name]:  # no sentence passes it: embeddings enter there
             for seed in range(len(texts)):
                 recorded(stage.name, stage.draw(seed))
-    calls["decoder_step"] = calls["decoder_step"][::3]
+    calls["decoder_step"] = calls["decoder_step"][::KEPT_STEPS]
     return sentences, calls
 
 

@@ -11,10 +11,11 @@ import torch
 
 from coreflow.models.data import grammar
 from coreflow.models.energy.config import PRESETS, Preset
+from coreflow.models.energy.training import checkpoint, trainer
+from coreflow.models.energy.training.checkpoint import load_checkpoint
+from coreflow.models.energy.training.trainer import EnergyProgress, EnergyTrained, TrainingOptions, choose_device, train
 from coreflow.models.errors import BundleError, ConfigError, InputError
-from coreflow.models.training import checkpoint, trainer
-from coreflow.models.training.checkpoint import load_checkpoint, load_tensors
-from coreflow.models.training.trainer import Progress, Trained, TrainingOptions, choose_device, train
+from coreflow.models.training.checkpoint import load_tensors
 
 TINY = Preset(
     summary="for tests",
@@ -72,20 +73,20 @@ def options(tmp_path: Path) -> TrainingOptions:
     return TrainingOptions(preset="tiny", corpus=corpus, device="cpu", save_every=5)
 
 
-def run(options: TrainingOptions, directory: Path, **others: Any) -> Trained:
+def run(options: TrainingOptions, directory: Path, **others: Any) -> EnergyTrained:
     *_, trained = train(options, directory, **others)
-    assert isinstance(trained, Trained)
+    assert isinstance(trained, EnergyTrained)
     return trained
 
 
-def losses(trained: Trained) -> list[tuple[int, float, float]]:
+def losses(trained: EnergyTrained) -> list[tuple[int, float, float]]:
     return [(each.step, each.text_loss, each.energy_loss) for each in trained.curve]
 
 
 def stop_after(options: TrainingOptions, directory: Path, step: int) -> None:
     """As an interrupt does: the generator is closed between two steps."""
     for event in (events := train(options, directory)):
-        if isinstance(event, Progress) and event.step == step:
+        if isinstance(event, EnergyProgress) and event.step == step:
             events.close()  # type: ignore[attr-defined]
             return
 
@@ -99,7 +100,7 @@ def test_both_losses_fall(options: TrainingOptions, tmp_path: Path) -> None:
 
 def test_a_run_yields_every_step_and_leaves_a_whole_directory(options: TrainingOptions, tmp_path: Path) -> None:
     *steps, trained = train(options, tmp_path / "run")
-    assert [event.step for event in steps if isinstance(event, Progress)] == list(range(1, TINY.steps + 1))
+    assert [event.step for event in steps if isinstance(event, EnergyProgress)] == list(range(1, TINY.steps + 1))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         checkpoint.CONFIG,
         checkpoint.WEIGHTS,
@@ -112,7 +113,7 @@ def test_a_run_yields_every_step_and_leaves_a_whole_directory(options: TrainingO
     record = json.loads((tmp_path / "run" / checkpoint.TRAINING).read_text(encoding="utf-8"))
     assert record["options"] == options.to_json()
     assert len(record["curve"]) == TINY.steps
-    assert isinstance(trained, Trained)
+    assert isinstance(trained, EnergyTrained)
     assert record["result"]["token_accuracy"] == trained.token_accuracy
 
 
@@ -137,10 +138,10 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_never_stopped(stop: int,
     whole = run(options, tmp_path / "whole")
     stop_after(options, tmp_path / "stopped", stop)
     events = list(train(options, tmp_path / "stopped", resume=True))
-    assert isinstance(events[0], Progress)
+    assert isinstance(events[0], EnergyProgress)
     assert events[0].step == stop // 5 * 5 + 1
     resumed = events[-1]
-    assert isinstance(resumed, Trained)
+    assert isinstance(resumed, EnergyTrained)
     assert losses(resumed) == losses(whole)
     want, actual = (load_tensors(tmp_path / name / checkpoint.WEIGHTS) for name in ("whole", "stopped"))
     assert want.keys() == actual.keys()

@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,10 @@ from coreflow.models.data.teacher import Teacher, load_teacher
 from coreflow.models.data.tokenizers import TextTokenizer, train_unigram, train_wordpiece
 from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
+from coreflow.models.energy.training.checkpoint import CURVE, RESUME, TRAINING, Checkpoint, load_checkpoint, save_checkpoint
 from coreflow.models.errors import BundleError, ConfigError, InputError
+from coreflow.models.family import Progress, Trained
 from coreflow.models.storage import write_atomically, write_json
-from coreflow.models.training.checkpoint import CURVE, RESUME, TRAINING, Checkpoint, load_checkpoint, save_checkpoint
 from coreflow.models.training.losses import IGNORED, energy_loss, text_loss, token_accuracy
 
 HELD_OUT_SHARE = 0.05  # of a user's corpus
@@ -71,29 +72,42 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class EnergyProgress(Progress):
     """One step of the optimizer."""
 
-    step: int
-    steps: int
     text_loss: float  # nats per token
     energy_loss: float
-    step_ms: float
-    memory_mb: float  # peak on the device; 0 on a CPU
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """Text and energy loss."""
+        return {"text": self.text_loss, "energy": self.energy_loss}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class EnergyTrained(Trained):
     """The end of a run."""
 
-    directory: Path
     parameters: int
     seconds: float
     device: str
     token_accuracy: float  # on held-out sentences, greedy, through encoder, lattice and decoder
     sentence_accuracy: float
     embedding_cosine: float  # held-out embeddings against themselves after the lattice
-    curve: tuple[Progress, ...] = field(repr=False)
+    curve: tuple[EnergyProgress, ...] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the curve."""
+        return {name: value for name, value in asdict(self).items() if name != "curve"} | {"directory": str(self.directory)}
+
+    def summary(self) -> str:
+        """Three lines for people."""
+        return (
+            f"trained {self.parameters / 1e6:.2f} M parameters in {self.seconds:.0f} s on {self.device}: {self.directory}\n"
+            f"held-out sentences: {self.token_accuracy:.1%} of tokens right, {self.sentence_accuracy:.1%} of sentences whole; "
+            f"embeddings: cosine {self.embedding_cosine:.3f}\n"
+            f"loss curve: {self.directory / CURVE}"
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -147,8 +161,8 @@ def load_pairs(options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
     return [pairs[row] for row in order[count:]], [pairs[row] for row in order[:count]]
 
 
-def train(options: TrainingOptions, directory: Path, resume: bool = False) -> Iterator[Progress | Trained]:
-    """Train and save to ``directory``; yields a ``Progress`` per step and a ``Trained`` at the end.
+def train(options: TrainingOptions, directory: Path, resume: bool = False) -> Iterator[EnergyProgress | EnergyTrained]:
+    """Train and save to ``directory``; yields a ``EnergyProgress`` per step and an ``EnergyTrained`` at the end.
 
     With ``resume``, goes on from the last checkpoint of the same options in ``directory``.
     """
@@ -199,7 +213,7 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        progress = Progress(
+        progress = EnergyProgress(
             step=step + 1,
             steps=steps,
             text_loss=text_total / options.accumulate,
@@ -217,7 +231,7 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
     right, whole = evaluate(model, held, device)
     cosine = _embedding_cosine(model, teacher, held.sources, device)
     model.cpu()
-    trained = Trained(
+    trained = EnergyTrained(
         directory=directory,
         parameters=sum(each.numel() for each in model.parameters()),
         seconds=seconds,
@@ -232,7 +246,14 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
     # matplotlib takes a second to load; only the end of a run needs it.
     from coreflow.models.training.plot import plot_curve
 
-    plot_curve(curve, directory / CURVE)
+    plot_curve(
+        [progress.step for progress in curve],
+        {
+            "text (nats per token)": [progress.text_loss for progress in curve],
+            "energy (relative error + 1 - cosine)": [progress.energy_loss for progress in curve],
+        },
+        directory / CURVE,
+    )
     (directory / RESUME).unlink(missing_ok=True)
     yield trained
 
@@ -279,7 +300,7 @@ def _embedding_cosine(model: EnergyFlow, teacher: Teacher, texts: Sequence[str],
     return torch.cosine_similarity(model.carry_embedding(embeddings), embeddings).mean().item()
 
 
-def _record(options: TrainingOptions, trained: Trained) -> dict[str, Any]:
+def _record(options: TrainingOptions, trained: EnergyTrained) -> dict[str, Any]:
     result = {
         name: getattr(trained, name)
         for name in ("parameters", "seconds", "device", "token_accuracy", "sentence_accuracy", "embedding_cosine")
@@ -298,7 +319,7 @@ def _save_state(
     checkpoint: Checkpoint,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    curve: Sequence[Progress],
+    curve: Sequence[EnergyProgress],
 ) -> None:
     """A usable checkpoint, then all that ``_restore`` needs in one file: a run killed between the two has the whole of an older one."""
     model = checkpoint.model
@@ -314,7 +335,7 @@ def _save_state(
 
 def _restore(
     directory: Path, options: TrainingOptions, model: EnergyFlow, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> list[Progress]:
+) -> list[EnergyProgress]:
     """Fill ``model``, ``optimizer`` and ``scaler`` with what ``_save_state`` wrote; the curve so far, whose length is the next step."""
     path = directory / RESUME
     if not path.exists():
@@ -329,7 +350,7 @@ def _restore(
             moments = {each.removeprefix(f"optimizer.{name}."): each for each in list(tensors) if each.startswith(f"optimizer.{name}.")}
             optimizer.state[parameter] = {moment: tensors.pop(each).to(parameter.device) for moment, each in moments.items()}
         scaler.load_state_dict(record["scaler"])
-        return [Progress(**each) for each in record["curve"]]
+        return [EnergyProgress(**each) for each in record["curve"]]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is not the state of an interrupted run: {error}") from error
 

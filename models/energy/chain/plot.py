@@ -11,12 +11,12 @@ from coreflow.models.errors import InputError
 from coreflow.models.storage import write_atomically
 
 if TYPE_CHECKING:
-    from coreflow.runtime.chain import ChainResult
+    from coreflow.models.energy.chain.pipeline import EnergyResult
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plot_chain(result: "ChainResult", config: EnergyConfig, path: Path) -> None:
+def plot_flows(result: "EnergyResult", config: EnergyConfig, path: Path) -> None:
     """Save the surface that enters, the paths of the flows, and the surface that leaves, on one scale of energy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def plot_chain(result: "ChainResult", config: EnergyConfig, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format=path.suffix[1:].lower()))
 
 
-def flow_paths(result: "ChainResult") -> list[tuple[Array, Array]]:
+def flow_paths(result: "EnergyResult") -> list[tuple[Array, Array]]:
     """Points (K, 3) in cells and energies (K,) of every flow while it was in the table.
 
     A slot can hold several flows one after the other: a flow's age grows by one a step, so a slot whose age does not is

@@ -1,0 +1,38 @@
+"""A trained run -> a bundle: a package per stage, and beside them the companions that its family reads back."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from coreflow.export.bundle import BundleDone, StageDone, export_bundle
+from coreflow.export.recipe import Recipe, Target
+from coreflow.models.family import Stage, family_of_run
+
+
+def stage_recipes(stages: Sequence[Stage], target: Target = "iOS17") -> tuple[Recipe, ...]:
+    """A recipe per stage."""
+    return tuple(
+        Recipe(
+            name=stage.name,
+            module=stage.module,
+            inputs=stage.inputs,
+            outputs=stage.outputs,
+            description=stage.description,
+            draw=stage.draw,
+            target=target,
+        )
+        for stage in stages
+    )
+
+
+def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | None = None) -> Iterator[StageDone | BundleDone]:
+    """Export the run at ``run`` to the bundle ``out``; see ``export_bundle``."""
+    family = family_of_run(run)
+    trained = family.open_run(run)
+    return export_bundle(
+        stage_recipes(trained.stages(), target),
+        out,
+        kind=family.kind,
+        settings=dict(trained.settings),
+        write_companions=trained.write_companions,
+        jobs=jobs,
+    )

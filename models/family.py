@@ -1,0 +1,323 @@
+"""Model families: what commands ask of a kind of model, and the registry of the kinds there are. Loads no torch.
+
+A family is a folder of its own under ``models``, and one line here: the only place outside that folder that knows of it. Commands,
+export, runtime and validation ask the registered families, and none of them knows a stage's name.
+
+    Family      trains, and opens runs and bundles
+    Run         a trained model in a folder: stages to convert, and the companions that a bundle keeps beside the packages
+    Companions  what a bundle of the family brings: the reference, golden samples, and how its stages are wired
+    Pipeline    the stages wired for use, over whatever executes them
+    Trial       the wired stages as validation runs them: samples, outputs to compare, decisions
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from coreflow.models.arrays import Array, Arrays, Draw
+from coreflow.models.errors import ConfigError
+from coreflow.models.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from coreflow.models.data.tokenizers import TextTokenizer
+
+Predict = Callable[[str, Arrays], Arrays]
+"""(name of a stage, its inputs) -> its outputs, whatever executes it: torch, Core ML or a lifted program."""
+
+_Options = TypeVar("_Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A module with fixed inputs and outputs, and a source of inputs like those it meets in use. One stage becomes one package."""
+
+    name: str
+    module: "nn.Module"
+    inputs: dict[str, TensorSpec]
+    outputs: tuple[str, ...]
+    description: str
+    draw: Draw  # a seed -> one set of inputs, in the dtypes of the specs
+
+
+# -- training ----------------------------------------------------------------------------------------------------------------------
+
+
+class TrainingOptions(Protocol):
+    """What decides the result of a run; a family's own class has more fields, by the names of the options of ``coreflow train``."""
+
+    @property
+    def preset(self) -> str:
+        """Name of one of the family's presets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One step of the optimizer; a family's own class adds its losses."""
+
+    step: int
+    steps: int
+    step_ms: float
+    memory_mb: float  # peak on the device; 0 on a CPU
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """Name of each loss, and its value in this step."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The end of a run; a family's own class adds how good the model became."""
+
+    directory: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for programs."""
+        return {"directory": str(self.directory)}
+
+    def summary(self) -> str:
+        """Lines for people."""
+        return f"trained: {self.directory}"
+
+
+class Run(Protocol):
+    """A trained model."""
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Inputs of ``coreflow run`` that were never trained on."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Plain data for the manifest of a bundle."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in the order an input meets them."""
+
+    def write_companions(self, folder: Path) -> None:
+        """Fill ``folder`` with all that ``Family.open_companions`` needs."""
+
+
+# -- running -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """How often a stage ran for one input, and how long in all."""
+
+    calls: int
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChainResult:
+    """One input through a chain; a family's own class adds what it saw on the way."""
+
+    text: str  # the answer in one line
+    warnings: tuple[str, ...] = ()  # what of the input was not read
+    times: Mapping[str, StageTime] = field(default_factory=dict)  # by stage; the chain fills it in
+
+    def to_json(self, backend: str) -> dict[str, Any]:
+        """Everything about the input, for programs; ``backend`` is what executed the stages."""
+        times = {name: {"calls": time.calls, "total_ms": time.total_ms} for name, time in self.times.items()}
+        return {"text": self.text, "backend": backend, "times": times}
+
+    def details(self) -> list[str]:
+        """Lines for people, beside the text and the times."""
+        return []
+
+
+class Pipeline(Protocol):
+    """The stages of a bundle, wired. What a family offers beyond this is reached through the chain as well."""
+
+    @property
+    def config(self) -> Any:
+        """Settings of the model."""
+
+    def options(self, given: Mapping[str, Any]) -> Any:
+        """How answers are chosen, from the options of ``coreflow run`` that were given; ``ConfigError`` for one that means nothing here."""
+
+    def run(self, text: str, options: Any = None, *, corrections: int = 0) -> ChainResult:
+        """One input through the stages."""
+
+    def plot(self, result: Any, path: Path) -> None:
+        """Save a picture of ``result``; ``ConfigError`` where the family has none."""
+
+
+# -- validation --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOutput:
+    """A place where chains are compared."""
+
+    name: str
+    stages: tuple[str, ...]  # that had a part in it since the output before
+    decided: bool = True  # whether anything has been decided before it: a decision near its border may fall either way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decider:
+    """A stage that takes hard decisions, step after step; its module has ``decision_margins``."""
+
+    stage: str
+    fields: tuple[str, ...]  # of its inputs, that hold decisions as whole numbers: equal in two chains that decided alike
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passage:
+    """One sample on its way through a chain, in one arithmetic; a family's own class adds what the other chains have to follow."""
+
+    outputs: Mapping[str, Array]  # by ``ChainOutput.name``; a row each
+    steps: tuple[Arrays, ...] = ()  # inputs of the decider at every step, and what it would have been given after the last
+    tokens: tuple[int, ...] = ()  # the likeliest of every row of logits, the end included
+
+
+class TrialSample(Protocol):
+    """One input for a wired chain."""
+
+    @property
+    def label(self) -> str:
+        """Name in a report."""
+
+    @property
+    def seed(self) -> int | None:
+        """What it was drawn from; None for a text."""
+
+    @property
+    def text(self) -> str:
+        """What a report shows of it; empty where it is no text."""
+
+    def run(self, predict: Predict, dtype: type, reference: Any = None) -> Any:
+        """The ``Passage`` through the stages that ``predict`` executes, floats as ``dtype``; decisions and tokens are ``reference``'s."""
+
+    def tokens(self, predict: Predict, passage: Any) -> tuple[int, ...]:
+        """The tokens that follow from ``passage`` when the chain reads its own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """All that validation needs to compare two wired chains."""
+
+    outputs: tuple[ChainOutput, ...]
+    samples: Sequence[TrialSample]  # texts first
+    decider: Decider | None = None
+    logits: str = ""  # the output whose rows choose tokens; empty where none does
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextEntry:
+    """Where texts enter a chain: the stage, and the tokenizer that makes its inputs."""
+
+    stage: str
+    tokenizer: "TextTokenizer"
+
+
+class Companions(Protocol):
+    """What a bundle brings beside its packages."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The reference: the stages that the packages were made from."""
+
+    def golden(self, stage: str) -> list[tuple[Arrays, Arrays]]:
+        """Recorded inputs of a stage and the outputs that torch gave for them; ``BundleError`` when they cannot be read."""
+
+    def text_entry(self) -> TextEntry | None:
+        """Where texts enter; None where the family takes none."""
+
+    def pipeline(self, predict: Predict) -> Pipeline:
+        """The stages wired for use."""
+
+    def trial(self, stages: Mapping[str, Stage], seeds: range, texts: Sequence[tuple[str, Arrays]]) -> Trial:
+        """The stages wired for validation: recorded samples, ``texts`` as (label, inputs of the text stage), and one of a kind per seed."""
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------------------
+
+
+class Family(Protocol):
+    """A kind of model."""
+
+    @property
+    def kind(self) -> str:
+        """Its name, as a manifest records it."""
+
+    @property
+    def presets(self) -> Mapping[str, str]:
+        """Name and summary of every size; the first is the default."""
+
+    def training_options(self, given: Mapping[str, Any]) -> TrainingOptions:
+        """The options of a training run from those that were given; see ``options_from``."""
+
+    def train(self, options: Any, directory: Path, resume: bool = False) -> Iterator[Progress | Trained]:
+        """Train and save to ``directory``: a ``Progress`` per step, then a ``Trained``; ``resume`` goes on where a run was stopped."""
+
+    def has_run(self, directory: Path) -> bool:
+        """Whether ``directory`` looks like a run of this family, finished or not."""
+
+    def is_finished(self, directory: Path) -> bool:
+        """Whether the run in ``directory`` came to its end."""
+
+    def open_run(self, directory: Path) -> Run:
+        """The run in ``directory``; ``BundleError`` when there is none, or it is damaged."""
+
+    def open_companions(self, folder: Path) -> Companions:
+        """The companions of a bundle; what they hold is read when it is asked for."""
+
+
+# MODULE:NAME of every family; the first is the default.
+FAMILIES: list[str] = [
+    "coreflow.models.energy.family:ENERGY",
+]
+
+
+def register(place: str) -> None:
+    """Make the family at ``place``, as in ``my_package.family:MINE``, known to the commands; once is enough."""
+    if place not in FAMILIES:
+        FAMILIES.append(place)
+
+
+def families() -> list[Family]:
+    """The registered families."""
+    found: list[Family] = []
+    for place in FAMILIES:
+        module, _, name = place.partition(":")
+        try:
+            found.append(getattr(import_module(module), name))
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"the model family {place} cannot be loaded: {error}") from error
+    return found
+
+
+def find_family(kind: str) -> Family | None:
+    """The family of that kind; None where no family is: a bundle of a user's own recipes."""
+    return next((family for family in families() if family.kind == kind), None)
+
+
+def family_of_preset(kind: str | None = None, preset: str | None = None) -> Family:
+    """The family of that kind; without a kind the first that has the preset, or else the first. ``ConfigError`` lists the kinds."""
+    known = families()
+    if kind is None:
+        return next((family for family in known if preset in family.presets), known[0])
+    if (family := find_family(kind)) is None:
+        raise ConfigError(f"family {kind!r} does not exist; choose one of {', '.join(family.kind for family in known)}")
+    return family
+
+
+def family_of_run(directory: Path) -> Family:
+    """The family whose run is in ``directory``; the first where none knows it, to say what is missing."""
+    known = families()
+    return next((family for family in known if family.has_run(directory)), known[0])
+
+
+def options_from(options: type[_Options], given: Mapping[str, Any], kind: str) -> _Options:
+    """An instance of a dataclass of ``options``; a ``ConfigError`` names what was given and is none of its fields."""
+    known = [option.name for option in fields(options)]  # type: ignore[arg-type]
+    if foreign := [name for name in given if name not in known]:
+        asked = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ConfigError(f"{asked}: means nothing to the family {kind}, which has {', '.join(known)}")
+    return options(**given)
