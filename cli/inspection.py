@@ -1,11 +1,9 @@
 """``coreflow inspect``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from coreflow.cli.console import out, print_json
+from coreflow.cli.options import FunctionOption, PackageArgument, json_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    package: Annotated[Path, typer.Argument(help="An .mlpackage.")],
-    function: Annotated[str | None, typer.Option(help="One of several functions [default: the package's].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    package: PackageArgument,
+    function: FunctionOption = None,
+    as_json: Annotated[bool, json_option("the figures")] = False,
 ) -> int:
     """Show what a package takes and gives, its operations, weights, size and multiply-adds. Nothing is executed."""
     from coreflow.export.package.graph import read_program

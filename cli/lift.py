@@ -6,15 +6,16 @@ from typing import Annotated
 import typer
 
 from coreflow.cli.console import out, print_json, progress_bar, warn
+from coreflow.cli.options import FunctionOption, PackageArgument, json_option
 
 
 def lift(
-    package: Annotated[Path, typer.Argument(help="An .mlpackage.")],
+    package: PackageArgument,
     to: Annotated[str, typer.Option(help="onnx: one file for onnxruntime. torch: a Python package with a module and its weights.")],
     out_path: Annotated[Path, typer.Option("--out", help="The .onnx file, or the folder of the Python package.")],
-    function: Annotated[str | None, typer.Option(help="One of several functions [default: the package's].")] = None,
+    function: FunctionOption = None,
     numerics: Annotated[str, typer.Option(help="Of ONNX: fp32, or fp16 to round after every op as the package does.")] = "fp32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[bool, json_option("the result")] = False,
 ) -> int:
     """Turn a saved package back into ONNX or PyTorch; names are kept, and the result gives what the package gives."""
     from coreflow.models.errors import ConfigError

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coreflow.cli.console import err, out, print_json, progress_bar
+from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
 
 if TYPE_CHECKING:
     from coreflow.export.recipe import Recipe
@@ -18,7 +19,7 @@ Reports = Annotated[
     typer.Option("--report", help="Also write the report to FILE; its suffix chooses: .json, .html, .xml (JUnit) or .md. Several times."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning fails.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+AsJson = Annotated[bool, json_option("the report")]
 
 
 def validate(
@@ -38,10 +39,8 @@ def validate(
         float | None, typer.Option(help="Judge by this share of the output's RMS alone, as for compressed packages.", show_default=False)
     ] = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
-    backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
-    compute_units: Annotated[
-        str, typer.Option(help="Core ML's: all (the others are compared with it), cpu_only, cpu_and_gpu or cpu_and_ne.")
-    ] = "all",
+    backend: BackendOption = "auto",
+    compute_units: ComparedUnitsOption = "all",
     report: Reports = None,
     baseline: Annotated[Path | None, typer.Option(help="Compare with this report, as `validate diff` does.")] = None,
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Write the report to --baseline.")] = False,
@@ -95,7 +94,7 @@ def validate(
 def diff(
     old: Annotated[Path, typer.Argument(help="A report of `coreflow validate --report FILE.json`.")],
     new: Annotated[Path, typer.Argument(help="A later one.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")] = False,
+    as_json: Annotated[bool, json_option("the changes")] = False,
 ) -> int:
     """Compare two JSON reports: exit code 0 when nothing got worse, 1 when something did.
 
