@@ -21,7 +21,7 @@ def demo(
     from coreflow.cli.validate import validate_with_bar
     from coreflow.models.family import family_of_preset
     from coreflow.runtime.chain import Chain
-    from coreflow.validate.report.terminal import render
+    from coreflow.validate.report.terminal.report import render
 
     family = family_of_preset(preset=PRESET)
     console = out()

@@ -8,6 +8,7 @@ import typer
 
 from coreflow.cli.console import err, out, print_json, progress_bar
 from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
+from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
     from coreflow.export.recipe import Recipe
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 Reports = Annotated[
     list[Path] | None,
-    typer.Option("--report", help="Also write the report to FILE; its suffix chooses: .json, .html, .xml (JUnit) or .md. Several times."),
+    typer.Option("--report", help=f"Also write the report to FILE; its suffix chooses: {describe_formats()}. Several times."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning fails.")]
 AsJson = Annotated[bool, json_option("the report")]
@@ -56,7 +57,6 @@ def validate(
     """
     from coreflow.models.errors import ConfigError
     from coreflow.validate.report.diff import compare
-    from coreflow.validate.report.files import check_formats
     from coreflow.validate.report.json import read_report, to_json, without_pictures, write_report
 
     # What can be refused is refused before minutes of work.
@@ -104,7 +104,7 @@ def diff(
     """
     from coreflow.validate.report.diff import compare
     from coreflow.validate.report.json import read_report
-    from coreflow.validate.report.terminal import render_diff
+    from coreflow.validate.report.terminal.diff import render_diff
 
     found = compare(read_report(old), read_report(new))
     if as_json:
@@ -126,7 +126,6 @@ def replay(
     as_json: AsJson = False,
 ) -> int:
     """Run the worst sample of a failed validation again, alone."""
-    from coreflow.validate.report.files import check_formats
 
     check_formats(report or ())
     from coreflow.validate.replay.replay import replay as judge_again
@@ -139,9 +138,9 @@ def _present(
     found: "BundleReport | Report", files: Sequence[Path], *, strict: bool, as_json: bool, compared: "ReportDiff | None" = None
 ) -> int:
     """Write and print a report, and what changed against a baseline; the exit code of the worse of the two."""
-    from coreflow.validate.report.files import write
     from coreflow.validate.report.json import to_json
-    from coreflow.validate.report.terminal import render, render_diff
+    from coreflow.validate.report.terminal.diff import render_diff
+    from coreflow.validate.report.terminal.report import render
 
     for each in files:
         write(each, found, strict=strict)

@@ -131,7 +131,7 @@ def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--report", "report.pdf"), "--report report.pdf: the suffix chooses the format; .json (JSON), .html (HTML), .xml (JUnit XML)"),
+        (("--report", "report.pdf"), "--report report.pdf: the suffix chooses the format; .html (HTML), .json (JSON), .xml (JUnit XML)"),
         (("--report", "report"), "the suffix chooses the format"),
         (("--update-baseline",), "--update-baseline: which file? Give --baseline FILE.json too"),
         (("--baseline", "nowhere.json"), "--baseline nowhere.json is not there; --update-baseline writes it"),

@@ -1,44 +1,52 @@
-"""A report into a file, in the format that the file's suffix names."""
+"""A report into a file, in the format that the file's suffix names; a format is a module of ``formats``."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import Protocol, cast
 
 from coreflow.models.errors import ConfigError
 from coreflow.models.storage import write_atomically
+from coreflow.validate.report import formats
 from coreflow.validate.report.model import BundleReport, Report
 
-FORMATS: Mapping[str, str] = {".json": "JSON", ".html": "HTML", ".xml": "JUnit XML", ".md": "Markdown"}
+
+class Format(Protocol):
+    """A module of ``formats``. A new file there is a new format; nothing lists it.
+
+    >>> SUFFIX, TITLE = ".csv", "CSV"
+    >>> def to_text(report: Report | BundleReport, *, strict: bool = False) -> str: ...
+    """
+
+    SUFFIX: str
+    TITLE: str
+
+    def to_text(self, report: Report | BundleReport, *, strict: bool = False) -> str:
+        """The whole file; ``strict`` makes a warning a failure where a format knows only these two."""
+        ...
+
+
+def known_formats() -> Mapping[str, Format]:
+    """Formats by suffix, as the folder lists them."""
+    modules = (cast(Format, import_module(f"{formats.__name__}.{module.name}")) for module in iter_modules(formats.__path__))
+    return {module.SUFFIX: module for module in modules}
+
+
+def describe_formats() -> str:
+    """``.html (HTML), .json (JSON), ...``, for messages and help."""
+    return ", ".join(f"{suffix} ({module.TITLE})" for suffix, module in known_formats().items())
 
 
 def check_formats(paths: Sequence[Path]) -> None:
     """Refuse a suffix that names no format; to be called before the work whose result is to be written."""
     for path in paths:
-        if path.suffix.lower() not in FORMATS:
-            known = ", ".join(f"{suffix} ({name})" for suffix, name in FORMATS.items())
-            raise ConfigError(f"--report {path}: the suffix chooses the format; {known} are known")
+        if path.suffix.lower() not in known_formats():
+            raise ConfigError(f"--report {path}: the suffix chooses the format; {describe_formats()} are known")
 
 
 def write(path: Path, report: Report | BundleReport, *, strict: bool = False) -> None:
     """Write ``report`` atomically; ``strict`` makes a warning a failure where a format knows only these two."""
     check_formats([path])
-    if path.suffix.lower() == ".json":
-        from coreflow.validate.report.json import write_report
-
-        write_report(path, report)
-        return
-    text = _text(path.suffix.lower(), report, strict)
+    text = known_formats()[path.suffix.lower()].to_text(report, strict=strict)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _text(suffix: str, report: Report | BundleReport, strict: bool) -> str:
-    if suffix == ".html":
-        from coreflow.validate.report.html.page import to_html
-
-        return to_html(report)
-    if suffix == ".xml":
-        from coreflow.validate.report.junit import to_junit
-
-        return to_junit(report, strict=strict)
-    from coreflow.validate.report.markdown import to_markdown
-
-    return to_markdown(report)

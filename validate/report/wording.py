@@ -1,4 +1,4 @@
-"""Words and numbers that every rendering of a report shares. Standard library only."""
+"""Words and numbers that all renderings of a report share. Standard library only."""
 
 import math
 import re
@@ -16,7 +16,7 @@ RUNGS: Mapping[str, str] = {
     "R4": "the saved program, fp16 arithmetic",
     "R5": "the saved program on the device",
 }
-# What a rung adds to the one before it.
+# Source of the error that a rung adds to the one before it.
 JUMPS: Mapping[str, str] = {
     "R1": "noise of the reference",
     "R2": "translation",
@@ -31,7 +31,7 @@ SHOWN_AMBIGUOUS = 6
 
 
 def printable(text: object) -> str:
-    """The text without characters that steer a terminal, break XML or turn the direction of writing; each becomes U+FFFD."""
+    """Text in which U+FFFD replaces every character that steers a terminal, breaks XML or turns the direction of writing."""
     return _STEERING.sub("\ufffd", str(text))
 
 
@@ -40,7 +40,7 @@ _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u2
 
 
 def number(value: float, decimals: int | None = None) -> str:
-    """Two decimals, or two digits and an exponent where these would say little."""
+    """``value`` with two decimals, or with an exponent below 0.01 and from 1000 on."""
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if decimals is not None:
@@ -51,48 +51,53 @@ def number(value: float, decimals: int | None = None) -> str:
 
 
 def gate_number(value: float) -> str:
-    """As ``number``, and a count as a count."""
+    """``value`` as ``number`` writes it; a whole number without decimals, since it is a count."""
     return str(int(value)) if math.isfinite(value) and float(value).is_integer() and abs(value) < 1e9 else number(value)
 
 
-def ranked(value: float) -> float:
-    """For comparing: NaN is worse than any number."""
+def nan_as_infinite(value: float) -> float:
+    """A key to sort errors by: NaN counts as worse than any number."""
     return math.inf if math.isnan(value) else value
 
 
-def exact_number(value: float) -> str:
-    """Enough digits to tell neighbouring fp16 numbers apart."""
+def precise_number(value: float) -> str:
+    """``value`` with enough digits to tell neighbouring fp16 numbers apart."""
     return f"{value:.6g}" if math.isfinite(value) else number(value)
 
 
-def times(culprit: Culprit) -> str:
-    """``, 8.10 times what is healthy``; nothing where a single such value is too many."""
+def shape_text(shape: Sequence[int]) -> str:
+    """``1 × 64``, or ``scalar``."""
+    return " × ".join(map(str, shape)) or "scalar"
+
+
+def excess(culprit: Culprit) -> str:
+    """``, 8.10 times what is healthy``; empty for a non-finite value, of which one is too many."""
     return "" if culprit.kind == "non-finite" else f", {number(culprit.ratio)} times what is healthy"
 
 
 def execution(report: Report) -> str:
-    """Backend, arithmetic and seeds."""
+    """Backend, arithmetic or compute units, and seeds."""
     how = f"numerics {report.numerics}" if report.backend == "lifted" else f"compute units {report.compute_units}"
     seeds = report.samples.seeds
     drawn = "" if not seeds else f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {seeds[0]} to {seeds[-1]}"
     return f"backend {report.backend}, {how}{drawn}"
 
 
-def versions(of: Mapping[str, str]) -> str:
+def versions_text(versions: Mapping[str, str]) -> str:
     """``torch 2.13.0, numpy 2.3.5``."""
-    return ", ".join(f"{name} {each}" for name, each in of.items())
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def place(origin: Origin | None) -> str:
-    """Module and line of the source, or that they are not known."""
+def source_line(origin: Origin | None) -> str:
+    """Module, file and line of the torch source, or that they are unknown."""
     if origin is None:
         return "no torch operation gives the same numbers"
     return f"{origin.module or 'the module itself'}, {origin.file}:{origin.line}"
 
 
-def described(culprit: Culprit) -> str:
-    """A culprit in one line, without its text."""
-    return f"{culprit.kind}: {culprit.name} ({culprit.type}){times(culprit)}; {place(culprit.origin)}"
+def culprit_title(culprit: Culprit) -> str:
+    """Kind, op and size of a culprit's error."""
+    return f"{culprit.kind}: {culprit.name} ({culprit.type}){excess(culprit)}"
 
 
 def position(element: Element) -> str:
@@ -101,85 +106,93 @@ def position(element: Element) -> str:
 
 
 def replay_command(report: Report) -> str | None:
-    """What reproduces the worst sample alone, ready for a shell."""
+    """The shell command that runs the worst sample alone; None where no replay was written."""
     if report.replay is None:
         return None
-    told = "" if report.replay_package is None else f" --package {shlex.quote(report.replay_package)}"
-    return f"coreflow validate replay {shlex.quote(report.replay)}{told}"
+    package = "" if report.replay_package is None else f" --package {shlex.quote(report.replay_package)}"
+    return f"coreflow validate replay {shlex.quote(report.replay)}{package}"
 
 
 def jump(output: OutputReport) -> str:
-    """The rung that adds most, in words."""
+    """The rung that adds most error, the source of that error, and its size before and after."""
     name = output.largest_jump
     if name is None:
         return "none" if output.rungs else NOT_LOOKED_AT
-    names = list(output.rungs)
-    adds = JUMPS.get(name, name)
+    source = JUMPS.get(name, name)
     if name == "R3" and "R2" not in output.rungs:
-        adds = f"{adds}, or translation"  # nothing between torch and the saved weights was run
-    before = [output.rungs[each].relative_rms for each in names[: names.index(name)]]
-    rose = f"{number(before[-1])} to {number(output.rungs[name].relative_rms)}" if before else number(output.rungs[name].relative_rms)
-    return f"{name} {adds} ({rose})"
+        source = f"{source}, or translation"  # nothing between torch and the saved weights was run
+    names, errors = list(output.rungs), [number(rung.relative_rms) for rung in output.rungs.values()]
+    rung = names.index(name)
+    return f"{name} {source} ({' to '.join(errors[max(rung - 1, 0) : rung + 1])})"
 
 
-def not_run(outputs: Iterable[OutputReport]) -> tuple[str, ...]:
+def missing_rungs(outputs: Iterable[OutputReport]) -> tuple[str, ...]:
     """Rungs that no output has; empty where no output has a ladder at all."""
-    found = {name for output in outputs for name in output.rungs}
-    return tuple(name for name in RUNGS if name not in found) if found else ()
+    ran = {name for output in outputs for name in output.rungs}
+    return tuple(name for name in RUNGS if name not in ran) if ran else ()
 
 
 def contract(output: OutputReport) -> str:
-    """RMS error against what the contract allows; a dash where no contract was judged."""
+    """RMS error against the limit of the contract; a dash where there is no contract."""
     gate = next((gate for gate in output.gates if gate.name == "contract"), None)
     return "-" if gate is None else f"{number(gate.value)} of {number(gate.limit)}"
 
 
 def flips(output: OutputReport) -> str:
-    """How many, where whole numbers or margins were looked at."""
+    """Count of flips; a dash where neither whole numbers nor margins were looked at."""
     return str(output.flips) if output.flips or output.dtype == "int32" or output.plots.margin else "-"
 
 
 def non_finite(output: OutputReport) -> str:
-    """NaN and infinite values, and how many of them are beyond fp16."""
+    """Count of NaN and infinite values, and how many of them overflowed fp16."""
     total = output.non_finite + output.overflowed
     return f"{total} ({output.overflowed} overflow)" if output.overflowed else str(total)
 
 
 def headroom(output: OutputReport) -> str:
-    """What is left of the tightest limit, or how many times it is exceeded."""
+    """Share of the tightest limit that is left, or how many times it is exceeded."""
     if output.headroom >= 0:
         return f"{output.headroom:.0%}"
     return f"none ({1 - output.headroom:.3g}x)" if math.isfinite(output.headroom) else "none"
 
 
 def outcome_word(output: OutputReport) -> str:
-    """The verdict on one output and the gates that gave it."""
-    gates = ", ".join(gate.name for gate in output.failed_gates)
-    return f"{output.outcome.upper()} {gates}".rstrip()
+    """Outcome of one output, and the gates that did not pass."""
+    return f"{output.outcome.upper()} {failed_gate_names(output)}".rstrip()
+
+
+def failed_gate_names(output: OutputReport) -> str:
+    """``rho_rms, contract``; empty where every gate passes."""
+    return ", ".join(gate.name for gate in output.failed_gates)
 
 
 def ambiguity(samples: Samples) -> tuple[str, ...]:
-    """Samples near a border and those that were left out; empty where there are none."""
+    """One line on ambiguous samples and one on those that were left out; empty where there are none."""
     if not samples.ambiguous:
         return ()
-    said = f"{len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border"
-    left_out = [each for each in samples.ambiguous if each.left_out]
+    count = f"{len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border"
+    left_out = [sample for sample in samples.ambiguous if sample.left_out]
     if not left_out:
-        return (said,)
-    shown = ", ".join(f"{each.label} ({each.differing} elements differ)" for each in left_out[:SHOWN_AMBIGUOUS])
+        return (count,)
+    listed = ", ".join(f"{sample.label} ({sample.differing} elements differ)" for sample in left_out[:SHOWN_AMBIGUOUS])
     more = f" and {len(left_out) - SHOWN_AMBIGUOUS} more" if len(left_out) > SHOWN_AMBIGUOUS else ""
-    return said, f"{len(left_out)} of them not in the ratios, since a decision fell the other way: {shown}{more}"
+    return count, f"{len(left_out)} of them not in the ratios, since a decision fell the other way: {listed}{more}"
 
 
-def ops_found(report: Report) -> str:
-    """What the search for a culprit came to, where it names none."""
+def unstated(problems: Iterable[str], text: str) -> tuple[str, ...]:
+    """Those of ``problems`` that ``text``, the line of a verdict, does not quote already."""
+    return tuple(problem for problem in problems if problem not in text)
+
+
+def why_no_culprit(report: Report) -> str:
+    """Reason that no culprit is named: no op was looked at, or none stands out."""
     if not report.ops:
         return f"ops: {NOT_LOOKED_AT}"
     return f"ops: none of {len(report.ops)} stands out"
 
 
-def units_found(report: Report) -> str:
-    """Why there is no comparison of compute units; empty where there is one."""
+def why_no_units(report: Report) -> str:
+    """Reason that compute units are not compared; empty where they are."""
     ran = tuple(report.compute_unit_rho)
     if len(ran) > 1:
         return ""
@@ -194,36 +207,36 @@ def parts_of(report: Report | BundleReport) -> tuple[Report, ...]:
 
 
 def title_of(report: Report | BundleReport) -> str:
-    """Name and file of what was judged."""
+    """Name, file and digest of a package, or name, kind and date of a bundle."""
     if isinstance(report, BundleReport):
         return f"bundle {report.bundle} ({report.kind}, exported {report.created})"
     return f"{report.name}  {report.package}  sha256 {report.digest[:12]}"
 
 
-def coverage(reports: Sequence[Report], cascade: CascadeReport | None) -> str:
-    """What was compared, and what was not."""
-    compared = [output for report in reports for output in report.outputs.values()]
+def coverage(reports: Sequence[Report], chain: CascadeReport | None) -> str:
+    """One line on everything that was compared and everything that was not."""
+    outputs = [output for report in reports for output in report.outputs.values()]
     samples = sum(report.samples.total for report in reports)
-    seeds = sum(report.samples.drawn for report in reports)
-    elements = sum(each.elements for each in compared)
-    unjudged = [report.name for report in reports if not report.outputs]
+    drawn = sum(report.samples.drawn for report in reports)
+    elements = sum(output.elements for output in outputs)
     ambiguous = sum(len(report.samples.ambiguous) for report in reports)
     left_out = sum(report.samples.left_out for report in reports)
+    without_outputs = [report.name for report in reports if not report.outputs]
     text = (
-        f"compared: {len(reports) - len(unjudged)} of {len(reports)} packages, {len(compared)} outputs, {elements:,} elements; "
-        f"{samples} samples ({seeds} drawn from seeds, {samples - seeds} given), {ambiguous} of them ambiguous, {left_out} left out"
+        f"compared: {len(reports) - len(without_outputs)} of {len(reports)} packages, {len(outputs)} outputs, {elements:,} elements; "
+        f"{samples} samples ({drawn} drawn from seeds, {samples - drawn} given), {ambiguous} of them ambiguous, {left_out} left out"
     )
-    if cascade is not None:
-        of = cascade.samples
+    if chain is not None:
+        of = chain.samples
         text += f"; cascade: {of.given} sentences and {of.drawn} drawn, {len(of.ambiguous)} of them ambiguous, {of.left_out} left out"
     ops = sum(len(report.ops) for report in reports)
     if ops:
         text += f"; {ops:,} ops looked at"
-    unseen = [report.name for report in reports if not report.ops]
-    if unseen:
-        text += f"; ops {NOT_LOOKED_AT}" + (f" in {', '.join(unseen)}" if ops else "")
-    if missing := not_run(compared):
+    without_ops = [report.name for report in reports if not report.ops]
+    if without_ops:
+        text += f"; ops {NOT_LOOKED_AT}" + (f" in {', '.join(without_ops)}" if ops else "")
+    if missing := missing_rungs(outputs):
         text += f"; rungs not run: {', '.join(missing)}"
-    if unjudged:
-        text += f"; NOT compared: {', '.join(unjudged)}"
+    if without_outputs:
+        text += f"; NOT compared: {', '.join(without_outputs)}"
     return text

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from coreflow.validate.report.junit import to_junit
-from coreflow.validate.report.markdown import code, escape, to_markdown
+from coreflow.validate.report.formats import junit, markdown
+from coreflow.validate.report.formats.markdown import code, escape
 
 # GitHub's tables, and no HTML but what is ours.
 READER = MarkdownIt("commonmark").enable("table")
@@ -23,7 +23,7 @@ def state(case: ElementTree.Element) -> str:
 
 
 def test_junit_has_a_case_per_package_and_per_output_and_gate(make) -> None:
-    found = {name: state(case) for name, case in cases(to_junit(make.whole())).items()}
+    found = {name: state(case) for name, case in cases(junit.to_text(make.whole())).items()}
     assert found == {
         "encoder / verdict": "failure",
         "encoder / surface: rho_rms": "passed",
@@ -37,7 +37,7 @@ def test_junit_has_a_case_per_package_and_per_output_and_gate(make) -> None:
 
 
 def test_junit_failures_say_what_was_found(make) -> None:
-    found = cases(to_junit(make.whole()))
+    found = cases(junit.to_text(make.whole()))
     verdict = found["encoder / verdict"].find("failure")
     assert verdict is not None and verdict.text is not None
     assert verdict.text.startswith("said so\nrounding: op_0_linear (linear), 40.00 times what is healthy; layers.3, net.py:30")
@@ -50,7 +50,7 @@ def test_junit_failures_say_what_was_found(make) -> None:
 
 def test_junit_counts_what_it_holds(make) -> None:
     report = make.bundle(make.whole(), make.stage(make.output(), name="other"), make.stage(name="none", verdict="incomplete"))
-    root = ElementTree.fromstring(to_junit(report))
+    root = ElementTree.fromstring(junit.to_text(report))
     assert [suite.get("name") for suite in root] == ["demo", "demo.encoder", "demo.other", "demo.none", "demo.cascade"]
     for holder in (*root, root):
         held = [state(case) for case in holder.iter("testcase")]
@@ -65,35 +65,35 @@ def test_junit_counts_what_it_holds(make) -> None:
 def test_junit_never_passes_what_was_not_judged(make) -> None:
     no_gates = make.stage(make.output(gates=()), name="no gates")
     report = make.bundle(no_gates, make.stage(name="none", verdict="incomplete"), problems=("no reference for none",))
-    found = {name: state(case) for name, case in cases(to_junit(report)).items()}
+    found = {name: state(case) for name, case in cases(junit.to_text(report)).items()}
     assert {name for name, each in found.items() if each == "error"} == {
         "demo / verdict",
         "demo.no gates / verdict",
         "demo.no gates / surface: gates",
         "demo.none / verdict",
     }
-    assert "not judged: no reference for none" in to_junit(report)
+    assert "not judged: no reference for none" in junit.to_text(report)
 
 
 def test_strict_makes_a_warning_a_failure(make) -> None:
     report = make.whole()
-    assert state(cases(to_junit(report, strict=True))["encoder / hidden: rho_max"]) == "failure"
+    assert state(cases(junit.to_text(report, strict=True))["encoder / hidden: rho_max"]) == "failure"
 
 
 def test_junit_of_a_real_failure(real: Any) -> None:
-    found = {name: state(case) for name, case in cases(to_junit(real)).items()}
+    found = {name: state(case) for name, case in cases(junit.to_text(real)).items()}
     assert found["network / y: rho_rms"] == "failure" and found["network / y: finite"] == "passed"
-    assert "layers.1.contract" in to_junit(real)
+    assert "layers.1.contract" in junit.to_text(real)
 
 
 def test_hostile_names_are_text_in_xml(make) -> None:
-    found = cases(to_junit(make.bundle(make.hostile(), name=make.HOSTILE)))
+    found = cases(junit.to_text(make.bundle(make.hostile(), name=make.HOSTILE)))
     kept = "<script>alert(1)</script>\"'&|`[bold]\ufffd[31m\ufffd\ufffd\ufffd"
     assert f"{kept}.{kept} / {kept}: rho_slice" in found
 
 
 def test_markdown_says_the_verdict_first_then_what_fails_then_why(make) -> None:
-    text = to_markdown(make.whole())
+    text = markdown.to_text(make.whole())
     assert text.startswith("### ✗ **FAIL** (fp16): coreflow validate `encoder`\n\nsaid so\n\n|")
     order = [
         "`hidden`",
@@ -117,7 +117,7 @@ def test_markdown_lists_packages_that_were_not_compared(make) -> None:
         problems=("no reference",),
         warnings=("weight.bin was changed",),
     )
-    text = to_markdown(report)
+    text = markdown.to_text(report)
     assert text.startswith("### ? **INCOMPLETE**: coreflow validate `demo`")
     assert "| `none` | nothing compared | ? **INCOMPLETE** |" in text
     for said in ("- `none` not judged: other golden samples", "- `demo` not judged: no reference", "- warning: weight.bin was changed"):
@@ -126,12 +126,12 @@ def test_markdown_lists_packages_that_were_not_compared(make) -> None:
 
 
 def test_markdown_of_a_pass_is_short(make) -> None:
-    text = to_markdown(make.stage(make.output()))
+    text = markdown.to_text(make.stage(make.output()))
     assert text.startswith("### ✓ **PASS**") and "Culprits" not in text and text.index("<details>") < text.index("`surface`")
 
 
 def test_hostile_names_are_text_in_markdown(make) -> None:
-    text = to_markdown(make.bundle(make.hostile(), name=make.HOSTILE, warnings=(make.HOSTILE,)))
+    text = markdown.to_text(make.bundle(make.hostile(), name=make.HOSTILE, warnings=(make.HOSTILE,)))
     page = READER.render(text)
     assert "<script" not in page
     assert not {"\x1b", "\x00", "\u202e", "\ud800"} & set(text)

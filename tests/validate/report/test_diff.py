@@ -10,7 +10,7 @@ from coreflow.models.errors import InputError
 from coreflow.validate.report.diff import GROWTH, ReportDiff, compare, direction_of
 from coreflow.validate.report.json import to_json
 from coreflow.validate.report.model import Gate, Samples, TokenAgreement
-from coreflow.validate.report.terminal import render_diff
+from coreflow.validate.report.terminal.diff import render_diff
 
 
 def changed(old: Any, new: Any) -> ReportDiff:

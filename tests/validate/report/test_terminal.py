@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from coreflow.validate.report.model import Rung, first_cause, worst
-from coreflow.validate.report.terminal import bar, render
+from coreflow.validate.report.terminal.ladder import bar
+from coreflow.validate.report.terminal.report import render
 
 
 def test_the_verdict_its_cause_and_what_was_compared_are_in_words(make, shown) -> None:
@@ -75,7 +76,7 @@ def test_every_rung_that_ran_is_in_the_bar(make, errors: dict[str, float], order
 
 
 def test_a_bar_stands_where_its_logarithm_is(make) -> None:
-    drawn = bar(make.output(rungs={"R4": Rung(relative_rms=1e-4, rho=1.0)}, budget=0.0), -8, 0, 41, plain=True).plain
+    drawn = bar(make.output(rungs={"R4": Rung(relative_rms=1e-4, rho=1.0)}, budget=0.0), -8, 0, 41, ascii_only=True).plain
     assert drawn.index("4") == 1 + 20, "1e-4 is half-way from 1e-8 to 1"
     assert drawn.isascii()
 

@@ -1,36 +1,37 @@
-"""A report as one HTML file: no network, no fonts or scripts from elsewhere, every picture drawn as SVG with its table behind it."""
+"""A report as one HTML page: no network, no fonts or scripts from elsewhere, every picture drawn as SVG with its table behind it."""
 
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
+from coreflow.validate.report.columns import CHAIN, ELEMENTS, OUTPUTS
 from coreflow.validate.report.html.markup import Html, details, join, table, tag, trusted
 from coreflow.validate.report.html.plots import output_plots
 from coreflow.validate.report.html.program import op_table, program_plots
+from coreflow.validate.report.html.tables import column_table, outcome_badge
 from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
 from coreflow.validate.report.wording import (
     NOT_LOOKED_AT,
-    SIGNS,
     ambiguity,
-    contract,
     coverage,
-    exact_number,
+    excess,
     execution,
-    flips,
     gate_number,
-    headroom,
     jump,
-    non_finite,
+    nan_as_infinite,
     number,
-    ops_found,
     parts_of,
-    place,
-    ranked,
+    precise_number,
     replay_command,
-    times,
-    versions,
+    shape_text,
+    source_line,
+    versions_text,
+    why_no_culprit,
 )
+
+_NAME, *_FIGURES, _VERDICT = OUTPUTS
+_OUTPUTS = (_NAME, _VERDICT, *_FIGURES)  # the page scrolls sideways, and the verdict is to be seen first
 
 
 def to_html(report: Report | BundleReport) -> str:
@@ -64,19 +65,21 @@ def _bundle(report: BundleReport) -> Iterator[Html | None]:
     stages = list(parts_of(report))
     yield tag("h1", f"Validation of bundle {report.name}")
     yield _lead(report.verdict, report.cause, report.text)
-    yield _facts((("bundle", report.bundle), ("kind", report.kind), ("exported", report.created), ("versions", versions(report.versions))))
+    yield _facts(
+        (("bundle", report.bundle), ("kind", report.kind), ("exported", report.created), ("versions", versions_text(report.versions)))
+    )
     yield _list("Warnings", report.warnings)
     yield _list("Not judged", report.problems)
     rows = [
         (
-            tag("a", stage.name, href=f"#s{which}"),
-            _word(stage.verdict),
+            tag("a", stage.name, href=f"#s{place}"),
+            outcome_badge(stage.verdict),
             stage.cause or "",
-            number(max(ranked(each.rho_rms) for each in stage.outputs.values())) if stage.outputs else NOT_LOOKED_AT,
-            f"{sum(each.elements for each in stage.outputs.values()):,}",
+            number(max(nan_as_infinite(output.rho_rms) for output in stage.outputs.values())) if stage.outputs else NOT_LOOKED_AT,
+            f"{sum(output.elements for output in stage.outputs.values()):,}",
             tag("span", stage.text, class_="wrap"),
         )
-        for which, stage in enumerate(stages)
+        for place, stage in enumerate(stages)
     ]
     yield table(
         "Stages",
@@ -88,11 +91,11 @@ def _bundle(report: BundleReport) -> Iterator[Html | None]:
     if report.cascade is None:
         yield tag("p", f"Cascade: {NOT_LOOKED_AT}.", class_="absent")
     else:
-        yield from _cascade(report.cascade)
-    for which, stage in enumerate(stages):
-        yield tag("h2", f"Stage {stage.name}", id=f"s{which}")
+        yield from _chain(report.cascade)
+    for place, stage in enumerate(stages):
+        yield tag("h2", f"Stage {stage.name}", id=f"s{place}")
         yield _lead(stage.verdict, stage.cause, stage.text)
-        yield from _stage(stage, f"s{which}")
+        yield from _stage(stage, f"s{place}")
     yield tag("footer", f"{coverage(stages, report.cascade)}. Judged in {report.seconds:.1f} s.")
 
 
@@ -106,14 +109,14 @@ def _stage(report: Report, key: str) -> Iterator[Html | None]:
             ("execution", f"{execution(report)}, precision {report.precision}"),
             ("reference", report.reference),
             ("budget", report.budget),
-            ("versions", versions(report.versions)),
+            ("versions", versions_text(report.versions)),
         )
     )
     yield _list("Not judged", report.problems)
     yield _list("Notes", report.notes)
     yield from _explanation(report)
     yield from _outputs(report.by_headroom, key)
-    yield from (tag("p", said) for said in ambiguity(report.samples))
+    yield from (tag("p", text) for text in ambiguity(report.samples))
     yield _ambiguous(report.samples)
     yield tag("h3", "The program")
     yield _constants(report)
@@ -130,19 +133,19 @@ def _explanation(report: Report) -> Iterator[Html | None]:
         items = [
             tag(
                 "li",
-                tag("strong", f"{each.kind}: "),
-                tag("code", each.name),
-                f" ({each.type}){times(each)}",
+                tag("strong", f"{culprit.kind}: "),
+                tag("code", culprit.name),
+                f" ({culprit.type}){excess(culprit)}",
                 tag("br"),
-                tag("span", place(each.origin), class_="muted"),
+                tag("span", source_line(culprit.origin), class_="muted"),
                 tag("br"),
-                each.text,
+                culprit.text,
             )
-            for each in report.culprits
+            for culprit in report.culprits
         ]
         yield tag("ol", *items, class_="culprits")
     else:
-        yield tag("p", f"No culprit is named; {ops_found(report)}.", class_="absent")
+        yield tag("p", f"No culprit is named; {why_no_culprit(report)}.", class_="absent")
     if command := replay_command(report):
         yield tag("p", "The worst sample alone runs again with")
         yield tag("pre", tag("code", command), tabindex=0)
@@ -154,52 +157,17 @@ def _outputs(outputs: Sequence[OutputReport], key: str) -> Iterator[Html | None]
     if not outputs:
         yield tag("p", "No output was compared.", class_="absent")
         return
-    columns = (
-        "output",
-        "verdict",
-        "RMS(ref)",
-        "relative RMS",
-        "SNR dB",
-        "budget",
-        "rho_rms",
-        "rho_max",
-        "rho_slice",
-        "worst slice",
-        "contract",
-        "flips",
-        "non-finite",
-        "headroom",
-    )
-    rows = [
-        (
-            tag("a", each.name, href=f"#{key}-{which}"),
-            _word(each.outcome),
-            number(each.reference_rms),
-            number(each.relative_rms),
-            number(each.snr_db, 1),
-            number(each.budget),
-            number(each.rho_rms),
-            number(each.rho_max),
-            number(each.rho_slice),
-            each.worst_slice,
-            contract(each),
-            flips(each),
-            non_finite(each),
-            headroom(each),
-        )
-        for which, each in enumerate(outputs)
-    ]
-    yield table("Outputs, the tightest first", columns, rows, texts=("verdict", "worst slice"))
-    for which, each in enumerate(outputs):
-        yield _output(each, f"{key}-{which}")
+    ids = {output.name: f"{key}-{place}" for place, output in enumerate(outputs)}
+    links = {"output": lambda output: tag("a", output.name, href=f"#{ids[output.name]}")}
+    yield column_table("Outputs, the tightest first", _OUTPUTS, outputs, cells=links)
+    yield from (_output(output, ids[output.name]) for output in outputs)
 
 
 def _output(output: OutputReport, key: str) -> Html:
-    shape = " × ".join(map(str, output.shape)) or "scalar"
     gates = [
         (
             gate.name,
-            _word(gate.outcome),
+            outcome_badge(gate.outcome),
             gate_number(gate.value),
             gate_number(gate.limit),
             tag("span", gate.text, class_="wrap") if gate.text else "",
@@ -208,7 +176,7 @@ def _output(output: OutputReport, key: str) -> Html:
     ]
     return tag(
         "details",
-        tag("summary", tag("h3", output.name), " ", _word(output.outcome), f" {shape}, {output.dtype}"),
+        tag("summary", tag("h3", output.name), " ", outcome_badge(output.outcome), f" {shape_text(output.shape)}, {output.dtype}"),
         tag("p", "Largest jump of the ladder: ", tag("strong", jump(output)), "."),
         table(
             f"Gates of {output.name}; a value up to its limit passes",
@@ -235,65 +203,56 @@ def _output(output: OutputReport, key: str) -> Html:
 def _elements(output: OutputReport) -> Html:
     if not output.worst_elements:
         return tag("p", f"Worst elements: {NOT_LOOKED_AT}.", class_="absent")
-    rows = [
-        (each.sample, str(list(each.index)), exact_number(each.reference), exact_number(each.simulated), exact_number(each.actual))
-        for each in output.worst_elements
-    ]
-    columns = ("sample", "index", "reference", "simulated", "package")
-    return table(f"Worst elements of {output.name}", columns, rows, texts=("index",))
+    return column_table(f"Worst elements of {output.name}", ELEMENTS, output.worst_elements)
 
 
-def _cascade(cascade: CascadeReport) -> Iterator[Html | None]:
+def _chain(chain: CascadeReport) -> Iterator[Html | None]:
     yield tag("p", "The stages wired together, from text and embeddings to logits, each on what the package before it gave.")
-    yield _lead(cascade.verdict, cascade.cause, cascade.text)
-    yield _list("Not judged", cascade.problems)
-    rows = [
-        (row.stage, number(row.teacher_forced), _word(row.alone), number(row.cascaded), _word(row.outcome), row.output)
-        for row in cascade.rows
-    ]
-    columns = ("stage", "teacher-forced", "alone", "cascaded", "up to here", "at")
-    yield table("rho_rms of each stage alone, and of everything up to and with it", columns, rows, texts=("alone", "up to here", "at"))
-    tokens = cascade.tokens
+    yield _lead(chain.verdict, chain.cause, chain.text)
+    yield _list("Not judged", chain.problems)
+    yield column_table("rho_rms of each stage alone, and of everything up to and with it", CHAIN, chain.rows)
+    tokens = chain.tokens
     yield tag("p", f"Tokens of {tokens.sentences} golden sentences: {tokens.equal} of {tokens.tokens} equal ({tokens.share:.1%}).")
     yield _list("Tokens that differ, unexplained", tokens.unexplained)
     yield _list("Tokens that differ where the reference is undecided", tokens.explained)
-    yield from _outputs(tuple(cascade.outputs.values()), "c")
-    yield from (tag("p", said) for said in ambiguity(cascade.samples))
-    yield _ambiguous(cascade.samples)
+    yield from _outputs(tuple(chain.outputs.values()), "c")
+    yield from (tag("p", text) for text in ambiguity(chain.samples))
+    yield _ambiguous(chain.samples)
 
 
 def _ambiguous(samples: Samples) -> Html | None:
     if not samples.ambiguous:
         return None
-    rows = [(each.label, number(each.nearness), str(each.differing), "no" if each.left_out else "yes") for each in samples.ambiguous]
+    rows = [
+        (sample.label, number(sample.nearness), str(sample.differing), "no" if sample.left_out else "yes") for sample in samples.ambiguous
+    ]
     columns = ("sample", "distance from a border", "differing elements", "in the ratios")
     return details("Ambiguous samples", table("Ambiguous samples; a distance of 1 is clear", columns, rows, texts=("in the ratios",)))
 
 
 def _constants(report: Report) -> Html:
     if not report.constants:
-        seen = "none that fp16 does not hold" if report.ops else NOT_LOOKED_AT
-        return tag("p", f"Constants: {seen}.", class_="absent")
-    rows = [(each.name, each.op, each.problem, exact_number(each.value), f"{each.elements:,}") for each in report.constants]
+        reason = "none that fp16 does not hold" if report.ops else NOT_LOOKED_AT
+        return tag("p", f"Constants: {reason}.", class_="absent")
+    rows = [
+        (constant.name, constant.op, constant.problem, precise_number(constant.value), f"{constant.elements:,}")
+        for constant in report.constants
+    ]
     columns = ("constant", "read by", "problem", "worst value", "elements")
     return table("Constants that fp16 does not hold", columns, rows, texts=("read by", "problem"))
 
 
 def _lead(verdict: Outcome, cause: str | None, text: str) -> Html:
-    said = f" ({cause}) " if cause is not None else " "
-    return tag("p", _word(verdict), tag("span", tag("strong", said), text), class_=f"lead {verdict}")
+    reason = f" ({cause}) " if cause is not None else " "
+    return tag("p", outcome_badge(verdict), tag("span", tag("strong", reason), text), class_=f"lead {verdict}")
 
 
-def _word(outcome: Outcome) -> Html:
-    return tag("span", f"{SIGNS[outcome]} {outcome.upper()}", class_=f"verdict {outcome}")
-
-
-def _facts(of: Sequence[tuple[str, str]]) -> Html:
-    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in of])
+def _facts(facts: Sequence[tuple[str, str]]) -> Html:
+    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in facts])
 
 
 def _list(title: str, lines: Sequence[str]) -> Html | None:
-    return join((tag("h3", title), tag("ul", [tag("li", each) for each in lines]))) if lines else None
+    return join((tag("h3", title), tag("ul", [tag("li", line) for line in lines]))) if lines else None
 
 
 def _digest(text: str) -> str:

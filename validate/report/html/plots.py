@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from coreflow.validate.report.html import svg
 from coreflow.validate.report.html.markup import Child, Html, details, join, table, tag
 from coreflow.validate.report.model import OutputReport, Report
-from coreflow.validate.report.wording import NOT_LOOKED_AT, RUNGS, jump, number, ranked, units_found
+from coreflow.validate.report.wording import NOT_LOOKED_AT, RUNGS, jump, nan_as_infinite, number, why_no_units
 
 _U = 2.0**-11  # unit roundoff of fp16
 _ROW = 36.0  # of the ladder
@@ -42,25 +42,22 @@ def ladder(output: OutputReport) -> Html:
     low, high = svg.log_bounds([*values, budget])
     names, most = list(RUNGS), output.largest_jump
     height = _ROW * len(names) + 62
-    on = svg.panel((low, high), (0, 1), height=height, log_x=True, log_y=False)
-    top, bottom = on.y.end, on.y.start
-    parts = [
-        join([svg.line(on.x.at(value), bottom, on.x.at(value), top, "grid"), svg.label(on.x.at(value), bottom + 14, text, "middle")])
-        for value, text in on.x.ticks
-    ]
+    panel = svg.panel((low, high), (0, 1), height=height, log_x=True, log_y=False)
+    top, bottom = panel.y.end, panel.y.start
+    parts = [svg.x_grid(panel)]
     for place, name in enumerate(names):
         rung, above = output.rungs.get(name), top + _ROW * place
         parts.append(svg.label(4, above + 22, name, kind="strong"))
         if rung is None:
-            parts.append(svg.label(on.x.start + 4, above + 22, "not run", kind="muted"))
+            parts.append(svg.label(panel.x.start + 4, above + 22, "not run", kind="muted"))
             continue
         marked = name == most
         text = number(rung.relative_rms) + (" ◀ largest jump" if marked else "")
-        parts.append(svg.box(on.x.start, above + 15, on.x.at(rung.relative_rms) - on.x.start, 9, "bar bad" if marked else "bar"))
-        parts.append(svg.label(on.x.start + 2, above + 11, text, kind="strong" if marked else ""))
+        parts.append(svg.box(panel.x.start, above + 15, panel.x.at(rung.relative_rms) - panel.x.start, 9, "bar bad" if marked else "bar"))
+        parts.append(svg.label(panel.x.start + 2, above + 11, text, kind="strong" if marked else ""))
     if math.isfinite(budget) and budget > 0:
-        parts.append(svg.line(on.x.at(budget), top, on.x.at(budget), bottom, "limit"))
-    parts.append(svg.label((on.x.start + on.x.end) / 2, bottom + 32, "RMS(error) / RMS(reference)", "middle"))
+        parts.append(svg.line(panel.x.at(budget), top, panel.x.at(budget), bottom, "limit"))
+    parts.append(svg.label((panel.x.start + panel.x.end) / 2, bottom + 32, "RMS(error) / RMS(reference)", "middle"))
     said = f"{output.name}: ladder of relative RMS errors; largest jump: {jump(output)}"
     rows = [
         (name, RUNGS.get(name, ""), *(("not run", "not run") if rung is None else (number(rung.relative_rms), number(rung.rho))))
@@ -89,12 +86,12 @@ def error_over_reference(output: OutputReport) -> Html:
     height = 300.0
     x = svg.log_bounds(size for size, _ in pairs)
     y = svg.log_bounds((error for _, error in pairs), _U * x[1])
-    on = svg.panel(x, y, height=height, log_x=True)
+    panel = svg.panel(x, y, height=height, log_x=True)
     parts = (
-        svg.axes(on, "|reference|", "|error|"),
-        svg.dots((on.point(*pair) for pair in pairs if math.isfinite(pair[1])), "actual"),
-        svg.crosses((on.point(*pair) for pair in pairs if not math.isfinite(pair[1])), "cross"),
-        svg.curve(on, lambda size: _U * size, "limit"),
+        svg.axes(panel, "|reference|", "|error|"),
+        svg.dots((panel.point(*pair) for pair in pairs if math.isfinite(pair[1])), "actual"),
+        svg.crosses((panel.point(*pair) for pair in pairs if not math.isfinite(pair[1])), "cross"),
+        svg.curve(panel, lambda size: _U * size, "limit"),
     )
     unseen = len(plots.reference) - len(pairs)
     left_out = f" {unseen:,} with an error or a reference of exactly 0 are not drawn." if unseen else ""
@@ -134,11 +131,11 @@ def histogram(output: OutputReport) -> Html:
     height = 300.0
     edges = [10.0**edge for edge in plots.edges]
     counts = (*plots.actual_counts, *plots.simulated_counts)
-    on = svg.panel((edges[0], edges[-1]), (0.5, svg.log_bounds(counts)[1]), height=height, log_x=True)
+    panel = svg.panel((edges[0], edges[-1]), (0.5, svg.log_bounds(counts)[1]), height=height, log_x=True)
     parts = (
-        svg.axes(on, "|error|", "elements"),
-        svg.steps(on, edges, plots.actual_counts, "actual"),
-        svg.steps(on, edges, plots.simulated_counts, "simulated"),
+        svg.axes(panel, "|error|", "elements"),
+        svg.steps(panel, edges, plots.actual_counts, "actual"),
+        svg.steps(panel, edges, plots.simulated_counts, "simulated"),
     )
     rows = [
         (f"{number(low)} to {number(high)}", f"{actual:,}", f"{simulated:,}")
@@ -161,13 +158,13 @@ def margins(output: OutputReport) -> Html:
         return absent(title, _nothing("Argmax margin", len(rows), "no row was moved"))
     height = 300.0
     bounds = svg.log_bounds(value for pair in drawn for value in pair if math.isfinite(value))
-    on = svg.panel(bounds, bounds, height=height, log_x=True)
+    panel = svg.panel(bounds, bounds, height=height, log_x=True)
     flips = [pair for pair in drawn if not pair[1] < pair[0]]
     parts = (
-        svg.axes(on, "margin of the reference", "moved by the package"),
-        svg.dots((on.point(*pair) for pair in drawn if pair[1] < pair[0]), "actual"),
-        svg.crosses((on.point(*pair) for pair in flips), "cross"),
-        svg.curve(on, lambda margin: margin, "limit"),
+        svg.axes(panel, "margin of the reference", "moved by the package"),
+        svg.dots((panel.point(*pair) for pair in drawn if pair[1] < pair[0]), "actual"),
+        svg.crosses((panel.point(*pair) for pair in flips), "cross"),
+        svg.curve(panel, lambda margin: margin, "limit"),
     )
     nearest = sorted(rows, key=lambda pair: pair[0] / pair[1] if pair[1] > 0 else math.inf)
     more = f", the {_SHOWN_ROWS} nearest of {len(rows):,}" if len(rows) > _SHOWN_ROWS else ""
@@ -190,7 +187,7 @@ def margins(output: OutputReport) -> Html:
 def compute_units(report: Report) -> Html:
     """rho_rms of the worst outputs on every compute unit that ran."""
     title = "Compute units"
-    if why := units_found(report):
+    if why := why_no_units(report):
         return absent(title, f"{why[0].upper()}{why[1:]}.")
     units = list(report.compute_unit_rho)
     names = sorted(
@@ -199,19 +196,16 @@ def compute_units(report: Report) -> Html:
     shown = names[:_SHOWN_OUTPUTS]
     values = [rho[name] for rho in report.compute_unit_rho.values() for name in shown if name in rho]
     height = 24.0 * len(shown) * len(units) + 62
-    on = svg.panel(svg.log_bounds(values, 1.0), (0, 1), height=height, log_x=True, log_y=False)
-    parts: list[Child] = [
-        (svg.line(on.x.at(value), on.y.start, on.x.at(value), on.y.end, "grid"), svg.label(on.x.at(value), on.y.start + 14, text, "middle"))
-        for value, text in on.x.ticks
-    ]
+    panel = svg.panel(svg.log_bounds(values, 1.0), (0, 1), height=height, log_x=True, log_y=False)
+    parts = [svg.x_grid(panel)]
     for place, (name, unit) in enumerate((name, unit) for name in shown for unit in units):
-        rho, above = report.compute_unit_rho[unit].get(name), on.y.end + 24 * place
+        rho, above = report.compute_unit_rho[unit].get(name), panel.y.end + 24 * place
         said = f"{name}, {unit}: {NOT_LOOKED_AT if rho is None else number(rho)}"
-        parts.append(svg.label(on.x.start + 2, above + 10, said))
+        parts.append(svg.label(panel.x.start + 2, above + 10, said))
         if rho is not None:
-            parts.append(svg.box(on.x.start, above + 13, on.x.at(rho) - on.x.start, 6, "bar"))
-    parts.append(svg.line(on.x.at(1), on.y.end, on.x.at(1), on.y.start, "limit"))
-    parts.append(svg.label((on.x.start + on.x.end) / 2, on.y.start + 32, "rho_rms", "middle"))
+            parts.append(svg.box(panel.x.start, above + 13, panel.x.at(rho) - panel.x.start, 6, "bar"))
+    parts.append(svg.line(panel.x.at(1), panel.y.end, panel.x.at(1), panel.y.start, "limit"))
+    parts.append(svg.label((panel.x.start + panel.x.end) / 2, panel.y.start + 32, "rho_rms", "middle"))
     more = f" The {len(shown)} worst of {len(names)} outputs." if len(shown) < len(names) else ""
     cells = [
         (name, *(number(report.compute_unit_rho[unit][name]) if name in report.compute_unit_rho[unit] else NOT_LOOKED_AT for unit in units))
@@ -226,7 +220,7 @@ def compute_units(report: Report) -> Html:
 
 
 def _worst_rho(report: Report, name: str) -> float:
-    return max((ranked(rho[name]) for rho in report.compute_unit_rho.values() if name in rho), default=0.0)
+    return max((nan_as_infinite(rho[name]) for rho in report.compute_unit_rho.values() if name in rho), default=0.0)
 
 
 def _nothing(what: str, recorded: int, why: str) -> str:

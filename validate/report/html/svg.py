@@ -87,18 +87,23 @@ def picture(label: str, height: float, *parts: Child) -> Html:
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=label, class_="plot")
 
 
-def axes(on: Panel, x_label: str, y_label: str) -> Html:
+def axes(panel: Panel, x_label: str, y_label: str) -> Html:
     """Grid, tick labels and names of both axes."""
-    left, right, bottom, top = on.x.start, on.x.end, on.y.start, on.y.end
-    parts: list[Html] = []
-    for value, text in on.x.ticks:
-        parts += [line(on.x.at(value), bottom, on.x.at(value), top, "grid"), label(on.x.at(value), bottom + 14, text, "middle")]
-    for value, text in on.y.ticks:
-        parts += [line(left, on.y.at(value), right, on.y.at(value), "grid"), label(left - 5, on.y.at(value) + 4, text, "end")]
+    left, right, bottom, top = panel.x.start, panel.x.end, panel.y.start, panel.y.end
+    parts = [x_grid(panel)]
+    for value, text in panel.y.ticks:
+        parts += [line(left, panel.y.at(value), right, panel.y.at(value), "grid"), label(left - 5, panel.y.at(value) + 4, text, "end")]
     parts += [line(left, bottom, right, bottom, "axis"), line(left, bottom, left, top, "axis")]
     # The name of the upright axis stands above it: turned text is hard to read.
     parts += [label((left + right) / 2, bottom + 30, x_label, "middle"), label(2, top - 12, y_label, "start")]
     return join(parts)
+
+
+def x_grid(panel: Panel) -> Html:
+    """Upright lines at the ticks of the x axis, and their labels below it."""
+    bottom, top = panel.y.start, panel.y.end
+    places = [(panel.x.at(value), text) for value, text in panel.x.ticks]
+    return join((line(x, bottom, x, top, "grid"), label(x, bottom + 14, text, "middle")) for x, text in places)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
@@ -140,21 +145,21 @@ def stems(ends: Iterable[tuple[float, float, float]], kind: str) -> Html:
     return tag("path", d="".join(f"M{_coordinate(x)} {_coordinate(low)}V{_coordinate(high)}" for x, low, high in ends), class_=kind)
 
 
-def steps(on: Panel, edges: Sequence[float], heights: Sequence[float], kind: str) -> Html:
+def steps(panel: Panel, edges: Sequence[float], heights: Sequence[float], kind: str) -> Html:
     """A histogram's outline, down to the axis at both ends; ``edges`` are one more than ``heights``."""
-    floor = on.y.start
-    points = [(on.x.at(edges[0]), floor)]
+    floor = panel.y.start
+    points = [(panel.x.at(edges[0]), floor)]
     for place, height in enumerate(heights):
-        points += [(on.x.at(edges[place]), on.y.at(height)), (on.x.at(edges[place + 1]), on.y.at(height))]
-    return trace([*points, (on.x.at(edges[-1]), floor)], kind)
+        points += [(panel.x.at(edges[place]), panel.y.at(height)), (panel.x.at(edges[place + 1]), panel.y.at(height))]
+    return trace([*points, (panel.x.at(edges[-1]), floor)], kind)
 
 
-def curve(on: Panel, of: Callable[[float], float], kind: str) -> Html:
+def curve(panel: Panel, of: Callable[[float], float], kind: str) -> Html:
     """A power law, which is a straight line on two logarithmic axes; cut where it leaves the panel."""
     count = 64
-    low, high = math.log10(on.x.low), math.log10(on.x.high)
+    low, high = math.log10(panel.x.low), math.log10(panel.x.high)
     values = [10 ** (low + (high - low) * place / count) for place in range(count + 1)]
-    return trace([on.point(value, of(value)) for value in values if on.y.low <= of(value) <= on.y.high], kind)
+    return trace([panel.point(value, of(value)) for value in values if panel.y.low <= of(value) <= panel.y.high], kind)
 
 
 def _coordinate(value: float) -> str:
