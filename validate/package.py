@@ -19,7 +19,8 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
 from coreflow.runtime.backend import Backend, ComputeUnits, Model, NumericsName
-from coreflow.validate.diagnosis.causes import cause_of, explain
+from coreflow.validate.diagnosis.cause import find_cause
+from coreflow.validate.diagnosis.explanation import diagnose
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
 from coreflow.validate.gates.output import Comparison, differing, judge, structure_problems
@@ -165,8 +166,8 @@ def judge_package(
     if verdict == "fail" and all(each.outcome != "fail" for each in outputs.values()):
         cause = "translation"  # the outputs are right, what was asked for is not there
     elif verdict == "fail":
-        cause = cause_of(comparisons, outputs, opened, observations, same_ops=None if fp32_package is None else not other, module=module)
-    found = explain(ladder, module, observations, verdict, cause, outputs)
+        cause = find_cause(comparisons, outputs, opened, observations, same_ops=None if fp32_package is None else not other, module=module)
+    found = diagnose(ladder, module, observations, verdict, cause, outputs)
     by_unit, refused = rho_by_unit(opened.units, observations, clear, outputs)
     if by_unit:
         by_unit = {opened.compute_units: {name: each.rho_rms for name, each in outputs.items()}} | by_unit

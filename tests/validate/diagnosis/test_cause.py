@@ -1,0 +1,21 @@
+"""The cause that a failing rung stands for."""
+
+import pytest
+
+from coreflow.validate.diagnosis.cause import cause_of
+from coreflow.validate.report.model import Cause
+
+CASES: dict[str, tuple[set[str], str, bool, Cause]] = {
+    "a value that is not finite, before all else": ({"finite", "translation", "rho_rms"}, "R3", True, "non-finite"),
+    "a conversion at FLOAT32 that is off": ({"translation", "rho_rms"}, "R5", False, "translation"),
+    "float64 arithmetic, the program as converted": ({"rho_rms"}, "R3", False, "weights"),
+    "float64 arithmetic, another program": ({"rho_rms"}, "R3", True, "translation"),
+    "fp16 arithmetic": ({"rho_max"}, "R4", False, "fp16"),
+    "a device": ({"contract"}, "R5", False, "device"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cause_is_what_the_lowest_failing_rung_stands_for(case: str) -> None:
+    failed_gates, rung, wrong_program, cause = CASES[case]
+    assert cause_of(failed_gates, rung, wrong_program=wrong_program) == cause

@@ -1,0 +1,154 @@
+"""Explains a verdict by the ops of the program: what each of them loses, where it comes from, and which are to blame."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from coreflow.export.package.graph import Op
+from coreflow.models.arrays import Arrays
+from coreflow.validate.diagnosis.constants import find_fp16_constants, find_harmed_ops
+from coreflow.validate.diagnosis.lossy_ops import find_lossy_ops
+from coreflow.validate.diagnosis.matching import Matcher, match_ops
+from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
+from coreflow.validate.diagnosis.translation import find_translation_errors
+from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.ladder.ladder import Ladder, Observation, program_of
+from coreflow.validate.ladder.localise import walk
+from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
+
+# How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
+# program alone, by up to 2^-12 each, and so are weights that the converter folds. A ResNet-50 with folded norms comes to 1.6e-3, the T5
+# decoder to 1.1e-4.
+_SAVED_MATCH = 4e-3
+# A fault shows less and less in sums over a whole tensor, further on: the place where the program left torch is looked for more closely.
+_SAVED_FAULT = 2e-3
+# A fresh conversion at FLOAT32 folds constants in fp32.
+_FP32_MATCH = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Reports on the ops; empty when the ops were not looked at."""
+
+    ops: tuple[OpReport, ...] = ()
+    culprits: tuple[Culprit, ...] = ()
+    constants: tuple[ConstantReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """Ops that explain an error other than by their arithmetic."""
+
+    translation: tuple[Culprit, ...] = ()
+    constants: tuple[Culprit, ...] = ()  # ops that are harmed by their constants in fp16
+    departures: tuple[Culprit, ...] = ()  # ops of the saved program at which it leaves torch, whether they are the fault or not
+
+
+def diagnose(
+    ladder: Ladder,
+    module: nn.Module | None,
+    observations: Sequence[Observation],
+    verdict: Outcome,
+    cause: Cause | None,
+    outputs: Mapping[str, OutputReport],
+) -> Explanation:
+    """Every op with its errors and its place in the source, and the ops that explain the failure.
+
+    Origins come from one sample whose reference is finite: values name an op, and one sample has enough of them.
+    """
+    fresh = ladder.opened.graph if ladder.fp32_package is None else program_of(ladder.fp32_package)
+    constants = find_fp16_constants(fresh)
+    if ladder.localiser is None:
+        return Explanation(constants=constants)
+    if module is None:
+        reports = ladder.localiser.reports({})
+        return Explanation(ops=reports, culprits=find_lossy_ops(reports), constants=constants)
+    finite = [seen for seen in observations if all(np.isfinite(output).all() for output in seen.reference)]
+    sample = _telling_sample(finite or observations[:1], ladder.opened.last)
+    has_fp16_weights = ladder.opened.precision == "fp16"
+    traced = trace_values(module, ladder.rounded(sample), fp16_weights=has_fp16_weights)
+    results = ladder.localiser.wide_values(sample.inputs)
+    matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
+    reports = ladder.localiser.reports(matches.origins)
+    faults = Faults()
+    if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
+        faults = _find_faults(ladder, module, sample, traced, results, outputs, constants)
+    lossy = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
+    return Explanation(ops=reports, culprits=rank_culprits(cause, faults, lossy), constants=constants)
+
+
+def rank_culprits(cause: Cause | None, faults: Faults, lossy: Sequence[Culprit]) -> tuple[Culprit, ...]:
+    """All culprits, those that explain the ``cause`` first."""
+    first = [culprit for culprit in lossy if culprit.kind == "non-finite"] if cause == "non-finite" else []
+    # No constant explains an error that a conversion at FLOAT32 has too, and none that overflows a finite one: a mask of -inf may be right.
+    constants = tuple(culprit for culprit in faults.constants if cause == "non-finite" or math.isfinite(culprit.ratio))
+    ranked = (*faults.translation, *constants) if cause == "translation" else (*constants, *faults.translation)
+    return (*first, *ranked, *(culprit for culprit in lossy if culprit not in first))
+
+
+def _find_faults(
+    ladder: Ladder,
+    module: nn.Module,
+    sample: Sample,
+    traced: Sequence[TracedValue],
+    results: Sequence[Tensor | None],
+    outputs: Mapping[str, OutputReport],
+    constants: Sequence[ConstantReport],
+) -> Faults:
+    """The faults of the saved program, and of a fresh conversion where there is one and it may show them more closely."""
+    assert ladder.localiser is not None
+    ops, graph = ladder.localiser.ops, ladder.opened.graph
+    ratio = max((output.rho_rms for output in outputs.values() if output.rho_rms == output.rho_rms), default=0.0)
+    matches = match_ops(ops, results, Matcher(traced, _SAVED_FAULT if ladder.opened.precision == "fp16" else _FP32_MATCH))
+    departures = find_translation_errors(graph, ops, matches, traced, ratio)
+    gates = [gate for output in outputs.values() for gate in output.gates]
+    fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
+    if not fails_translation and (not constants or ladder.fp32_package is None):
+        return Faults(translation=departures, departures=departures)
+    fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
+    translation = (fresh.translation or departures) if fails_translation else departures
+    harmed = tuple(_under_saved_names(fresh.constants, ops))
+    explained = {culprit.name for culprit in harmed}
+    translation = tuple(culprit for culprit in _under_saved_names(translation, ops) if culprit.name not in explained)
+    return Faults(translation=translation, constants=harmed, departures=departures)
+
+
+def _faults_of_fresh_conversion(
+    ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: float, constants: Sequence[ConstantReport]
+) -> Faults:
+    """The ops at which a conversion at FLOAT32 leaves torch, and those at which it would with its ``constants`` in fp16.
+
+    Nothing else is rounded there, so that the smallest difference shows.
+    """
+    model = ladder.open_fp32()
+    traced = trace_values(module, inputs)
+    walked = walk(model, dict(zip(model.inputs, inputs.values(), strict=True)), {constant.op for constant in constants})
+    matches = match_ops(walked.ops, walked.values, Matcher(traced, _FP32_MATCH))
+    translation = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
+    return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
+
+
+def _telling_sample(observations: Sequence[Observation], rung: str) -> Sample:
+    """The first sample in which the fault shows, which it may do in some only: its error is a tenth of the largest, or more."""
+    squares = [sum(seen.squares[rung]) for seen in observations]
+    errors = [math.inf if math.isnan(square) else square for square in squares]
+    return next(seen.sample for seen, error in zip(observations, errors, strict=True) if error >= max(errors) / 100)
+
+
+def _with_origins(culprits: Sequence[Culprit], departures: Sequence[Culprit], ops: Sequence[Op]) -> Iterator[Culprit]:
+    """Culprits with origins: an op whose result torch does not have belongs to the op before it at which the program left torch."""
+    names = [op.name for op in ops]
+    for culprit in culprits:
+        before = [other for other in departures if other.name in names and names.index(other.name) <= names.index(culprit.name)]
+        yield replace(culprit, origin=before[-1].origin) if culprit.origin is None and before else culprit
+
+
+def _under_saved_names(culprits: Sequence[Culprit], ops: Sequence[Op]) -> Iterator[Culprit]:
+    """Culprits under the names that the ops have in the saved program, where it has them: a conversion to fp16 appends to names."""
+    names = {op.name for op in ops}
+    for culprit in culprits:
+        saved = f"{culprit.name}_cast_fp16"
+        yield replace(culprit, name=saved) if culprit.name not in names and saved in names else culprit

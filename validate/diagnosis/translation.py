@@ -1,0 +1,90 @@
+"""The ops at which a program leaves torch: their inputs are torch's, their results are not."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from coreflow.export.package.graph import Graph, Op
+from coreflow.runtime.lift.registry import find
+from coreflow.validate.diagnosis.matching import Matches
+from coreflow.validate.diagnosis.tracing import TracedValue
+from coreflow.validate.report.model import Culprit
+
+# Operations of torch that compute nothing new.
+_MOVING = (
+    *("_reshape_alias", "_unsafe_view", "_to_copy", "alias", "clone", "copy_", "detach", "expand", "permute", "repeat", "select", "slice"),
+    *("squeeze", "t", "transpose", "unsqueeze", "view"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _DataFlow:
+    """For every op, by its place: the places of the ops whose results it reads, and of those that read its results."""
+
+    sources: tuple[tuple[int, ...], ...]
+    readers: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(ops: Sequence[Op]) -> "_DataFlow":
+        producers = {id(value): place for place, op in enumerate(ops) for value in op.outputs}
+        sources = tuple(tuple(producers[id(value)] for value in op.input_values() if id(value) in producers) for op in ops)
+        readers: tuple[list[int], ...] = tuple([] for _ in ops)
+        for place, read in enumerate(sources):
+            for source in read:
+                readers[source].append(place)
+        return _DataFlow(sources, tuple(map(tuple, readers)))
+
+
+def find_translation_errors(
+    graph: Graph, ops: Sequence[Op], matches: Matches, traced: Sequence[TracedValue], ratio: float
+) -> tuple[Culprit, ...]:
+    """The ops at which a program leaves torch: what they read matches torch, their results do not, and nothing after them does any more.
+
+    An op whose result torch does not have, but some later one does, is another way to compute the same. ``ratio`` is how far the
+    program's outputs are off, in budgets.
+    """
+    flow = _DataFlow.of(ops)
+    lost: set[int] = set()
+    for place in range(len(ops) - 1, -1, -1):
+        if place not in matches.values and all(reader in lost for reader in flow.readers[place]):
+            lost.add(place)
+    used = {value.index for value in matches.values.values()}
+    culprits = []
+    for place in sorted(lost):
+        sources = flow.sources[place]
+        if any(source in lost for source in sources):
+            continue
+        before = max((matches.values[source].index for source in sources if source in matches.values), default=-1)
+        unused = (value for value in traced[before + 1 :] if value.index not in used)
+        culprits.append(_culprit(ops[place], _expected_value(ops[place], graph, unused), ratio))
+    return tuple(culprits)
+
+
+def _expected_value(op: Op, graph: Graph, candidates: Iterable[TracedValue]) -> TracedValue | None:
+    """The first value of torch that may have been meant: one of the same size, computed by torch if the op computes."""
+    size = math.prod(extent or 1 for extent in op.outputs[0].shape or ()) if op.outputs else 0
+    alike = (value for value in candidates if value.fingerprint.count == size)
+    return next((value for value in alike if _computes(value) or _moves_only(op, graph)), None)
+
+
+def _culprit(op: Op, expected: TracedValue | None, ratio: float) -> Culprit:
+    instead = f"; torch computes {expected.origin.operation} there" if expected is not None else ""
+    return Culprit(
+        kind="translation",
+        name=op.name,
+        type=op.type,
+        ratio=ratio,
+        text=f"what it reads is what torch has there, its result is not{instead}",
+        origin=None if expected is None else expected.origin,
+    )
+
+
+def _computes(value: TracedValue) -> bool:
+    """Whether the torch operation makes new values; a program may move them in other ways."""
+    return value.origin.operation.split(".")[1] not in _MOVING
+
+
+def _moves_only(op: Op, graph: Graph) -> bool:
+    """Whether the op only moves values: then so may the operation of torch that it stands for."""
+    lowering = find(op.type, graph.opset)
+    return lowering is not None and lowering.exact
