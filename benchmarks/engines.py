@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +209,10 @@ def _candidates(recipe: Recipe, package: Path) -> dict[str, Callable[[], object]
             return recipe.module(*tensors)
 
     direct = _direct(recipe, tensors)
-    models = {
-        name: load_model(package, "lifted", engine=engine, numerics=numerics)  # type: ignore[arg-type]
-        for name, (engine, numerics) in ENGINES.items()
-    }
+    models = {name: load_model(package, "lifted", engine=engine, numerics=numerics) for name, (engine, numerics) in ENGINES.items()}
     _settle(models[DEFAULT], inputs)
     candidates: dict[str, Callable[[], object]] = {EAGER: eager}
-    candidates |= {name: lambda model=model: model.predict(inputs) for name, model in models.items()}  # type: ignore[misc]
+    candidates |= {name: partial(model.predict, inputs) for name, model in models.items()}
     takes = {entry.name for entry in direct.get_inputs()}
     return candidates | {DIRECT: lambda: direct.run(None, {name: array for name, array in wide.items() if name in takes})}
 

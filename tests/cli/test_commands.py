@@ -132,7 +132,7 @@ def test_export_of_the_example_recipe(coreflow: Run, tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_converter_reaches_the_user(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "coreflow.cli.main", "export", f"{ROOT}/examples/recipes.py:CLASSIFIER", "--out", tmp_path / "x"]
+    command = [sys.executable, "-m", "coreflow.cli.main", "export", f"{ROOT}/examples/recipes.py:CLASSIFIER", "--out", str(tmp_path / "x")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [line.split(":")[0] for line in ran.stderr.splitlines()] == ["classifier"]
     assert ran.stdout.startswith("bundle ")

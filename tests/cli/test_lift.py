@@ -41,7 +41,7 @@ def inputs_of(package: Path, seed: int = 1) -> dict[str, Array]:
     random = np.random.default_rng(seed)
     drawn = {}
     for name, spec in load_model(package, "lifted", engine="interpreter").inputs.items():
-        values = random.uniform(*(spec.bounds or (-2, 2)), spec.shape)
+        values = random.uniform(*(spec.bounds or (-2.0, 2.0)), spec.shape)
         drawn[name] = values.astype(spec.dtype)
         if spec.dtype == "float16":
             drawn[name] = drawn[name].astype(np.float32)  # what onnxruntime takes

@@ -213,8 +213,13 @@ def test_a_folder_may_be_called_diff(instant: Any, coreflow: Run, monkeypatch: p
     from coreflow.cli import validate
 
     asked: list[Path] = []
-    found = validate.validate_with_bar
-    monkeypatch.setattr(validate, "validate_with_bar", lambda path, *_, **__: asked.append(path) or found(path))
+    validate_with_bar = validate.validate_with_bar
+
+    def record(path: Path, *_: Any, **__: Any) -> Any:
+        asked.append(path)
+        return validate_with_bar(path)
+
+    monkeypatch.setattr(validate, "validate_with_bar", record)
     assert coreflow("validate", "./diff")[0] == 0 and coreflow("validate", "--strict", "replay")[0] == 0
     assert asked == [Path("diff"), Path("replay")]
 

@@ -16,6 +16,8 @@ def recipe(module: nn.Module, outputs: tuple[str, ...] = ("y",), inputs: dict[st
 
 
 class Counts(nn.Module):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))

@@ -1,5 +1,7 @@
 """A recipe is checked when it is made."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from coreflow.export import Recipe, TensorSpec
 from coreflow.models.errors import ConfigError
 
-GOOD = {"name": "head", "module": nn.Linear(4, 2), "inputs": {"x": TensorSpec((1, 4))}, "outputs": ("y",)}
+GOOD: dict[str, Any] = {"name": "head", "module": nn.Linear(4, 2), "inputs": {"x": TensorSpec((1, 4))}, "outputs": ("y",)}
 
 
 @pytest.mark.parametrize(

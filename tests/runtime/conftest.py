@@ -87,15 +87,17 @@ def counting_package(save: Callable[..., Path]) -> Path:
     ct = quiet_coremltools()
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(
-        input_specs=[Builder.TensorSpec((2,), dtype=types.fp16), Builder.StateTensorSpec((2,), dtype=types.fp16)],
-        opset_version=ct.target.iOS18,
-    )
     def program(x: Any, total: Any) -> Any:
         held = Builder.read_state(input=total)
         return Builder.mul(x=Builder.coreml_update_state(state=total, value=Builder.add(x=held, y=x)), y=np.float16(2))
 
-    return save(program, pass_pipeline=ct.PassPipeline.EMPTY)
+    return save(
+        Builder.program(
+            input_specs=[Builder.TensorSpec((2,), dtype=types.fp16), Builder.StateTensorSpec((2,), dtype=types.fp16)],
+            opset_version=ct.target.iOS18,
+        )(program),
+        pass_pipeline=ct.PassPipeline.EMPTY,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -104,12 +106,11 @@ def classifier_package(save: Callable[..., Path]) -> Path:
     ct = quiet_coremltools()
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(input_specs=[Builder.TensorSpec((1, 3, 2, 4), dtype=types.fp32)], opset_version=ct.target.iOS16)
     def program(picture: Any) -> Any:
         return Builder.softmax(x=Builder.reduce_mean(x=picture, axes=[2, 3]), axis=-1)
 
     return save(
-        program,
+        Builder.program(input_specs=[Builder.TensorSpec((1, 3, 2, 4), dtype=types.fp32)], opset_version=ct.target.iOS16)(program),
         inputs=[ct.ImageType(name="picture", shape=(1, 3, 2, 4), color_layout=ct.colorlayout.BGR, scale=0.1)],
         classifier_config=ct.ClassifierConfig(["blue", "green", "red"]),
         minimum_deployment_target=ct.target.iOS16,
@@ -121,13 +122,14 @@ def branching_package(save: Callable[..., Path]) -> Path:
     """2 b + 1 for a positive a, else -b: control flow, which only a prediction decides."""
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(input_specs=[Builder.TensorSpec((1,), dtype=types.fp32), Builder.TensorSpec((2,), dtype=types.fp32)])
     def program(a: Any, b: Any) -> Any:
         positive = Builder.squeeze(x=Builder.greater(x=a, y=0.0))
         doubled = Builder.mul(x=b, y=2.0)
         return Builder.cond(pred=positive, _true_fn=lambda: Builder.add(x=doubled, y=1.0), _false_fn=lambda: Builder.mul(x=b, y=-1.0))
 
-    return save(program)
+    return save(
+        Builder.program(input_specs=[Builder.TensorSpec((1,), dtype=types.fp32), Builder.TensorSpec((2,), dtype=types.fp32)])(program)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -139,9 +141,11 @@ def palettized_package(save: Callable[..., Path]) -> Path:
     random = np.random.default_rng(0)
     indices, table = random.integers(0, 16, (32, 64)).astype(np.uint8), random.standard_normal((1, 1, 16, 1)).astype(np.float16)
 
-    @Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)
     def program(x: Any) -> Any:
         four_bits = indices.astype(types.np_uint4_dtype)
         return Builder.linear(x=x, weight=Builder.constexpr_lut_to_dense(indices=four_bits, lut=table), name="y")
 
-    return save(program, pass_pipeline=ct.PassPipeline.EMPTY)
+    return save(
+        Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)(program),
+        pass_pipeline=ct.PassPipeline.EMPTY,
+    )

@@ -34,7 +34,7 @@ class TestOnAMac:
         np.testing.assert_allclose(actual["probabilities"], lifted["probabilities"], atol=5e-3)
 
     def test_the_callers_arrays_stay_fp16(self, small_package: Path) -> None:
-        inputs = {"ids": IDS.copy(), "mask": MASK.copy()}
+        inputs: dict[str, np.ndarray] = {"ids": IDS.copy(), "mask": MASK.copy()}
         load_model(small_package, "coreml", compute_units="cpu_only").predict(inputs)
         assert inputs["mask"].dtype == np.float16
         np.testing.assert_array_equal(inputs["ids"], IDS)

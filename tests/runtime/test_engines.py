@@ -41,11 +41,13 @@ def test_onnxruntime_rounds_to_fp16_where_the_interpreter_does(save: Callable[..
 
     ct = quiet_coremltools()
 
-    @Builder.program(input_specs=[Builder.TensorSpec((3,), dtype=types.fp16)], opset_version=ct.target.iOS17)
     def program(x: Any) -> Any:
         return Builder.sub(x=Builder.add(x=x, y=np.float16(2048)), y=np.float16(2048), name="y")
 
-    package = save(program, pass_pipeline=ct.PassPipeline.EMPTY)
+    package = save(
+        Builder.program(input_specs=[Builder.TensorSpec((3,), dtype=types.fp16)], opset_version=ct.target.iOS17)(program),
+        pass_pipeline=ct.PassPipeline.EMPTY,
+    )
     x = np.array([1.0, 3.0, 0.3], np.float16)
     for engine in ("interpreter", "module", "onnxruntime"):
         assert lifted(package, engine=engine, numerics="fp16").predict({"x": x})["y"].tolist() == [0, 4, 0], engine

@@ -1,5 +1,7 @@
 """The check of inputs: what counts as a number."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -16,9 +18,10 @@ def test_every_pattern_of_fp16_is_a_number_or_not_as_numpy_says() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, -np.nan])
-def test_one_bad_element_is_found_wherever_it_lies(dtype: type, bad: float) -> None:
+def test_one_bad_element_is_found_wherever_it_lies(dtype: type[np.floating], bad: float) -> None:
     limits = np.finfo(dtype)
-    array = np.random.default_rng(0).choice([limits.max, limits.min, limits.tiny, -limits.tiny, 0.0, -0.0, 1.0], (7, 10)).astype(dtype)
+    numbers = np.array([limits.max, limits.min, limits.tiny, -limits.tiny, 0.0, -0.0, 1.0], dtype)
+    array = np.random.default_rng(0).choice(numbers, (7, 10))
     assert _all_finite(array) and _all_finite(array[:0]) and _all_finite(array[0, 0].reshape(()))
     for place in np.ndindex(array.shape):
         changed = array.copy()
@@ -36,7 +39,7 @@ def test_the_refusal_says_where() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_bounds_may_be_wider_than_the_dtype(dtype: str) -> None:
+def test_bounds_may_be_wider_than_the_dtype(dtype: Literal["float16", "float32"]) -> None:
     spec, feature = TensorSpec((3,), dtype, (-1e6, 1.0)), Feature("x", "array", dtype, (3,))
     assert _checked("x", np.array([-9.0, 0.5, 1.0], dtype), spec, feature).tolist() == [-9.0, 0.5, 1.0]
     with pytest.raises(InputError, match=r"'x' holds 2 at \[2\]; -1e\+06 to 1 is right"):

@@ -174,23 +174,6 @@ class TestRefusals:
 
 
 class TestMoreThanOneFunctionOrPrediction:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def counting(cls, save: Callable[..., Path]) -> Path:
-        """A state of two numbers to which every prediction adds x."""
-        ct = quiet_coremltools()
-        from coremltools.converters.mil.mil import Builder, types
-
-        @Builder.program(
-            input_specs=[Builder.TensorSpec((2,), dtype=types.fp16), Builder.StateTensorSpec((2,), dtype=types.fp16)],
-            opset_version=ct.target.iOS18,
-        )
-        def program(x: Any, total: Any) -> Any:
-            held = Builder.read_state(input=total)
-            return Builder.mul(x=Builder.coreml_update_state(state=total, value=Builder.add(x=held, y=x)), y=np.float16(2))
-
-        return save(program, pass_pipeline=ct.PassPipeline.EMPTY)
-
     def test_every_function_of_a_package_can_be_loaded(self, save: Callable[..., Path], tmp_path: Path) -> None:
         ct = quiet_coremltools()
         from coremltools.converters.mil.mil import Builder, types
@@ -198,11 +181,10 @@ class TestMoreThanOneFunctionOrPrediction:
         weight = np.arange(64 * 64, dtype=np.float16).reshape(64, 64) / 4096
 
         def scaled(factor: int) -> Any:
-            @Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)
             def program(x: Any) -> Any:
                 return Builder.mul(x=Builder.linear(x=x, weight=weight), y=np.float16(factor))
 
-            return program
+            return Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)(program)
 
         described = ct.utils.MultiFunctionDescriptor()
         for name, factor in (("once", 1), ("twice", 2)):
@@ -213,17 +195,17 @@ class TestMoreThanOneFunctionOrPrediction:
             ct.utils.save_multifunction(described, str(tmp_path / "both.mlpackage"))
             gc.collect()
         x = np.linspace(0, 1, 64)[None]
-        results = []
-        for name in (None, "once", "twice"):
-            model = load_model(tmp_path / "both.mlpackage", "lifted", function_name=name, numerics="fp64")
+        results: list[Any] = []
+        for function_name in (None, "once", "twice"):
+            model = load_model(tmp_path / "both.mlpackage", "lifted", function_name=function_name, numerics="fp64")
             assert sorted(model.metadata["functions"]) == ["once", "twice"]
             results.append(next(iter(model.predict({"x": x}).values())))
         np.testing.assert_allclose(results[0], x.astype(np.float16).astype(float) @ weight.astype(float).T)
         np.testing.assert_array_equal(results[0], results[1])
         np.testing.assert_array_equal(2 * results[0], results[2])
 
-    def test_a_state_lives_from_one_prediction_to_the_next(self, counting: Path) -> None:
-        model = load_model(counting, "lifted")
+    def test_a_state_lives_from_one_prediction_to_the_next(self, counting_package: Path) -> None:
+        model = load_model(counting_package, "lifted")
         name, state = next(iter(model.states)), model.make_state()
         (first,) = model.predict({"x": [1.0, 2.0]}, state).values()
         (second,) = model.predict({"x": [1.0, 1.0]}, state).values()
@@ -233,8 +215,8 @@ class TestMoreThanOneFunctionOrPrediction:
         assert third.tolist() == [20, 41]
         assert model.make_state().read(name).tolist() == [0, 0]
 
-    def test_a_state_must_be_given_and_be_this_programs(self, counting: Path, model: LiftedModel) -> None:
-        stateful = load_model(counting, "lifted")
+    def test_a_state_must_be_given_and_be_this_programs(self, counting_package: Path, model: LiftedModel) -> None:
+        stateful = load_model(counting_package, "lifted")
         with pytest.raises(InputError, match="make_state"):
             stateful.predict({"x": [1.0, 2.0]})
         with pytest.raises(InputError, match="keeps no state"):
@@ -244,8 +226,8 @@ class TestMoreThanOneFunctionOrPrediction:
         with pytest.raises(InputError, match="no state"):
             stateful.make_state().read("other")
 
-    def test_a_failed_prediction_leaves_the_state_alone(self, counting: Path) -> None:
-        model = load_model(counting, "lifted")
+    def test_a_failed_prediction_leaves_the_state_alone(self, counting_package: Path) -> None:
+        model = load_model(counting_package, "lifted")
         state = model.make_state()
         with pytest.raises(InputError):
             model.predict({"x": [np.nan, 1.0]}, state)
@@ -259,42 +241,24 @@ def test_coreflow_errors_are_the_only_output_of_a_load(small_package: Path) -> N
 
 
 class TestPicturesAndClasses:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def classifier(cls, save: Callable[..., Path]) -> Path:
-        """Softmax of the three mean colours of a BGR picture."""
-        ct = quiet_coremltools()
-        from coremltools.converters.mil.mil import Builder, types
-
-        @Builder.program(input_specs=[Builder.TensorSpec((1, 3, 2, 4), dtype=types.fp32)], opset_version=ct.target.iOS16)
-        def program(picture: Any) -> Any:
-            return Builder.softmax(x=Builder.reduce_mean(x=picture, axes=[2, 3]), axis=-1)
-
-        return save(
-            program,
-            inputs=[ct.ImageType(name="picture", shape=(1, 3, 2, 4), color_layout=ct.colorlayout.BGR, scale=0.1)],
-            classifier_config=ct.ClassifierConfig(["blue", "green", "red"]),
-            minimum_deployment_target=ct.target.iOS16,
-        )
-
-    def test_a_picture_is_classified(self, classifier: Path) -> None:
+    def test_a_picture_is_classified(self, classifier_package: Path) -> None:
         from PIL import Image
 
-        model = load_model(classifier, "lifted")
+        model = load_model(classifier_package, "lifted")
         label, shares = model.predict({"picture": Image.new("RGB", (4, 2), (30, 20, 10))}).values()
         want = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
         assert label == "red"
         assert list(shares) == ["blue", "green", "red"]
         np.testing.assert_allclose(list(shares.values()), want, atol=2e-3)
 
-    def test_a_picture_of_another_size_is_refused(self, classifier: Path) -> None:
+    def test_a_picture_of_another_size_is_refused(self, classifier_package: Path) -> None:
         from PIL import Image
 
         with pytest.raises(InputError, match=r"shape \[1, 3, 4, 4\]"):
-            load_model(classifier, "lifted").predict({"picture": Image.new("RGB", (4, 4))})
+            load_model(classifier_package, "lifted").predict({"picture": Image.new("RGB", (4, 4))})
 
-    def test_pixels_may_come_as_an_array(self, classifier: Path) -> None:
-        model = load_model(classifier, "lifted")
+    def test_pixels_may_come_as_an_array(self, classifier_package: Path) -> None:
+        model = load_model(classifier_package, "lifted")
         assert model.predict({"picture": np.full((1, 3, 2, 4), 255)})
         with pytest.raises(InputError, match="0 to 255 is right"):
             model.predict({"picture": np.full((1, 3, 2, 4), 256)})

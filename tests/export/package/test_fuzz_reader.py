@@ -88,7 +88,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, ...]:
     ct = quiet_coremltools()
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(input_specs=[Builder.TensorSpec((1, 48), dtype=types.fp16)], opset_version=ct.target.iOS16)
     def weights(x: Any) -> Any:
         dense = np.arange(64 * 48, dtype=np.float16).reshape(64, 48) / 1024
         small = Builder.constexpr_affine_dequantize(
@@ -99,10 +98,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, ...]:
         )
         return Builder.linear(x=Builder.linear(x=Builder.linear(x=x, weight=dense), weight=small), weight=table)
 
-    @Builder.program(
-        input_specs=[Builder.TensorSpec((3,), dtype=types.fp16), Builder.StateTensorSpec((3,), dtype=types.fp16)],
-        opset_version=ct.target.iOS18,
-    )
     def blocks(x: Any, memory: Any) -> Any:
         _, items = Builder.while_loop(
             _cond=lambda i, ls: Builder.less(x=i, y=3),
@@ -116,19 +111,31 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, ...]:
         )
         return Builder.coreml_update_state(state=memory, value=chosen)
 
-    @Builder.program(input_specs=[Builder.TensorSpec((1, 3, 8, 8))], opset_version=ct.target.iOS17)
     def picture(x: Any) -> Any:
         return Builder.softmax(x=Builder.reduce_mean(x=x, axes=[2, 3]), axis=-1)
 
     folder = tmp_path_factory.mktemp("packages")
     target = ct.target
     return (
-        save(folder, "weights", weights, minimum_deployment_target=target.iOS16),
-        save(folder, "blocks", blocks, minimum_deployment_target=target.iOS18),
+        save(
+            folder,
+            "weights",
+            Builder.program(input_specs=[Builder.TensorSpec((1, 48), dtype=types.fp16)], opset_version=ct.target.iOS16)(weights),
+            minimum_deployment_target=target.iOS16,
+        ),
+        save(
+            folder,
+            "blocks",
+            Builder.program(
+                input_specs=[Builder.TensorSpec((3,), dtype=types.fp16), Builder.StateTensorSpec((3,), dtype=types.fp16)],
+                opset_version=ct.target.iOS18,
+            )(blocks),
+            minimum_deployment_target=target.iOS18,
+        ),
         save(
             folder,
             "picture",
-            picture,
+            Builder.program(input_specs=[Builder.TensorSpec((1, 3, 8, 8))], opset_version=ct.target.iOS17)(picture),
             minimum_deployment_target=target.iOS17,
             inputs=[ct.ImageType(name="x", shape=(1, 3, 8, 8))],
             classifier_config=ct.ClassifierConfig(["red", "green", "blue"]),

@@ -31,10 +31,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ct = quiet_coremltools()
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(
-        input_specs=[Builder.TensorSpec((1, 48), dtype=types.fp16), Builder.TensorSpec((1, 64), dtype=types.fp16)],
-        opset_version=ct.target.iOS17,
-    )
     def program(x: Any, y: Any) -> Any:
         product = Builder.linear(x=x, weight=WEIGHTS, bias=np.zeros(64, np.float16), name="product")
         return Builder.concat(values=(product, y), axis=-1, name="joined")
@@ -43,7 +39,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # coremltools leaves its temporary folder to the garbage collector
         model = ct.convert(
-            program,
+            Builder.program(
+                input_specs=[Builder.TensorSpec((1, 48), dtype=types.fp16), Builder.TensorSpec((1, 64), dtype=types.fp16)],
+                opset_version=ct.target.iOS17,
+            )(program),
             convert_to="mlprogram",
             minimum_deployment_target=ct.target.iOS17,
             skip_model_load=True,

@@ -99,7 +99,6 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from coremltools.converters.mil.mil import Builder, types
 
     def make(weight: Callable[[Any, Any], Any]) -> Path:
-        @Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)
         def program(x: Any) -> Any:
             return Builder.linear(x=x, weight=weight(Builder, types), bias=np.ones(32, np.float16), name="y")
 
@@ -107,7 +106,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = ct.convert(
-                program,
+                Builder.program(input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18)(program),
                 convert_to="mlprogram",
                 skip_model_load=True,
                 minimum_deployment_target=ct.target.iOS18,
@@ -174,6 +173,6 @@ def test_shapes_and_axes_are_no_weights(exported: Path) -> None:
     (package,) = (exported / "bundle").glob("packages/*/mapper_out.mlpackage")
     summary = summarize(read_program(package))
     graph, _ = summary.program.function()
-    floats = [value for value in graph.constants if value.dtype == "float16" and value.shape]
-    assert summary.parameters == sum(int(np.prod(value.shape)) for value in floats)
+    weights = [value.data for value in graph.constants if isinstance(value.data, np.ndarray) and value.dtype == "float16" and value.shape]
+    assert summary.parameters == sum(weight.size for weight in weights)
     assert [group.dtype for group in summary.weights] == ["float16"]

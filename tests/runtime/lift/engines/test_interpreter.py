@@ -164,16 +164,8 @@ class TestControlFlow:
 
         return Builder, types
 
-    def test_a_branch_is_taken_by_its_condition(self, save: Callable[..., Path], tools: Any) -> None:
-        mb, types = tools
-
-        @mb.program(input_specs=[mb.TensorSpec((1,), dtype=types.fp32), mb.TensorSpec((2,), dtype=types.fp32)])
-        def program(a: Any, b: Any) -> Any:
-            positive = mb.squeeze(x=mb.greater(x=a, y=0.0))
-            doubled = mb.mul(x=b, y=2.0)
-            return mb.cond(pred=positive, _true_fn=lambda: mb.add(x=doubled, y=1.0), _false_fn=lambda: mb.mul(x=b, y=-1.0))
-
-        model = load_model(save(program), "lifted")
+    def test_a_branch_is_taken_by_its_condition(self, branching_package: Path) -> None:
+        model = load_model(branching_package, "lifted")
         for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
             (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
             assert found.tolist() == want
@@ -181,7 +173,6 @@ class TestControlFlow:
     def test_a_loop_runs_until_its_condition_fails(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
 
-        @mb.program(input_specs=[mb.TensorSpec((1,), dtype=types.int32), mb.TensorSpec((1,), dtype=types.int32)])
         def program(count: Any, start: Any) -> Any:
             def body(left: Any, total: Any) -> Any:
                 return mb.sub(x=left, y=1), mb.add(x=total, y=left)
@@ -189,7 +180,8 @@ class TestControlFlow:
             _, total = mb.while_loop(_cond=lambda left, total: mb.squeeze(x=mb.greater(x=left, y=0)), _body=body, loop_vars=(count, start))
             return total
 
-        model = load_model(save(program), "lifted")
+        specs = [mb.TensorSpec((1,), dtype=types.int32), mb.TensorSpec((1,), dtype=types.int32)]
+        model = load_model(save(mb.program(input_specs=specs)(program)), "lifted")
         for count, want in ((4, 110), (0, 100)):
             (found,) = model.predict({"count": [count], "start": [100]}).values()
             assert found.tolist() == [want]
@@ -197,7 +189,6 @@ class TestControlFlow:
     def test_a_list_collects_what_a_loop_writes(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
 
-        @mb.program(input_specs=[mb.TensorSpec((2,), dtype=types.fp32)])
         def program(x: Any) -> Any:
             squares = mb.make_list(init_length=1, dynamic_length=True, elem_shape=(2,), dtype="fp32")
 
@@ -208,5 +199,6 @@ class TestControlFlow:
             _, full = mb.while_loop(_cond=lambda index, ls: mb.less(x=index, y=3), _body=body, loop_vars=(0, squares))
             return mb.list_gather(ls=full, indices=[2, 0, 1])
 
-        (found,) = load_model(save(program), "lifted").predict({"x": [1.0, 10.0]}).values()
+        package = save(mb.program(input_specs=[mb.TensorSpec((2,), dtype=types.fp32)])(program))
+        (found,) = load_model(package, "lifted").predict({"x": [1.0, 10.0]}).values()
         assert found.tolist() == [[2, 20], [0, 0], [1, 10]]

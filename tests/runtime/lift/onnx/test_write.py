@@ -109,12 +109,13 @@ def test_control_flow_is_refused_and_not_frozen(branching_package: Path, tmp_pat
 def test_random_numbers_are_refused_and_not_frozen(save: Callable[..., Path], tmp_path: Path) -> None:
     from coremltools.converters.mil.mil import Builder, types
 
-    @Builder.program(input_specs=[Builder.TensorSpec((2,), dtype=types.fp32)])
     def program(x: Any) -> Any:
         return Builder.add(x=x, y=Builder.random_normal(shape=[2], mean=0.0, stddev=1.0, seed=3))
 
     with pytest.raises(UnsupportedError, match="random_normal draws numbers"):
-        write_onnx(read_program(save(program)), tmp_path / "x.onnx")
+        write_onnx(
+            read_program(save(Builder.program(input_specs=[Builder.TensorSpec((2,), dtype=types.fp32)])(program))), tmp_path / "x.onnx"
+        )
 
 
 def test_fp64_is_refused(small_package: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.plain import numerics_named
 from coreflow.runtime.lift.plan import cpu
+from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 
 # Every number of fp16: both zeros, subnormals, both infinities, all NaNs.
@@ -32,6 +33,10 @@ needs_onednn = pytest.mark.skipif(not cpu.ONEDNN, reason="this torch has no oneD
 
 def ignore(op: Op, results: tuple[Any, ...]) -> None:
     """Who looks at ops and does nothing."""
+
+
+def interpreted(package: Path, numerics: str = "fp16") -> LiftedModel:
+    return LiftedModel(read_program(package), numerics, engine="interpreter")
 
 
 def half(name: str, shape: tuple[int, ...], data: Any = None) -> Value:
@@ -60,7 +65,7 @@ def exact(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, 
     inputs = {"x": half("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): half("w", weight.shape, weight), **rest}
     if bias is not None:
         inputs["bias"] = half("b", bias.shape, bias)
-    return Interpreter(one_op(kind, inputs), numerics_named("fp64")).run({"x": x.double()})["y"]  # type: ignore[no-any-return]
+    return Interpreter(one_op(kind, inputs), numerics_named("fp64")).run({"x": x.double()})["y"]
 
 
 class TestRoundedOnce:
@@ -242,15 +247,15 @@ class TestMemory:
 
 
 def test_the_other_plan_is_made_only_for_who_looks(small_package: Path) -> None:
-    interpreter = load_model(small_package, "lifted", engine="interpreter").interpreter  # type: ignore[union-attr]
+    interpreter = interpreted(small_package).interpreter
     assert "_open" not in vars(interpreter)
     assert interpreter.plan and "_open" in vars(interpreter)
 
 
 def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> None:
-    model = load_model(tied, "lifted", engine="interpreter")
+    model = interpreted(tied)
     before = model.predict({"ids": np.array([7], np.int32)})["scores"]
-    interpreter = model.interpreter  # type: ignore[union-attr]
+    interpreter = model.interpreter
     held = weakref.ref(interpreter._closed)
     interpreter.rest()
     gc.collect()
@@ -260,9 +265,9 @@ def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> N
 
 @pytest.mark.parametrize("numerics", ["fp16", "fp32"])
 def test_a_state_goes_from_plan_to_plan(counting_package: Path, numerics: str) -> None:
-    model = load_model(counting_package, "lifted", engine="interpreter", numerics=numerics)  # type: ignore[arg-type]
+    model = interpreted(counting_package, numerics)
     state = model.make_state()
     for observe in (None, ignore, None):
-        (found,) = model.predict({"x": [1.0, 2.0]}, state, observe).values()  # type: ignore[call-arg]
+        (found,) = model.predict({"x": [1.0, 2.0]}, state, observe).values()
     assert state.read(next(iter(model.states))).tolist() == [3, 6]
     assert found.dtype == np.float32
