@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,27 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_no_source_file_is_longer_than_600_lines() -> None:
-    long = {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 600}
-    assert not long
+# What is over a limit today. Nothing may be added; a line goes when its room is tidied.
+TOO_LONG_FUNCTIONS = {"energy_stages", "train", "judge_cascade", "judge", "judge_package", "validate"}
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and length of every function, from its ``def`` to its last line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_no_file_is_longer_than_500_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules().values()}
+    assert not {path for path, lines in lengths.items() if lines > 500}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    lengths = [function for path in modules().values() for function in functions(path)]
+    assert {name for name, lines in lengths if lines > 60} <= TOO_LONG_FUNCTIONS
+
+
+def test_no_folder_holds_more_than_15_modules() -> None:
+    sizes = Counter(str(path.parent.relative_to(ROOT)) for path in modules().values() if path.name != "__init__.py")
+    assert not {folder for folder, count in sizes.items() if count > 15}
