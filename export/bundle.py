@@ -231,8 +231,12 @@ def _package_path(stage: str, fingerprint: str) -> str:
 
 def _reusable(out: Path, manifest: Manifest) -> dict[str, str]:
     """Fingerprint -> path of every package of the present bundle whose files are all as recorded."""
-    damaged = " ".join(damaged_files(out, manifest))
-    return {stage.fingerprint: stage.package for stage in manifest.stages.values() if stage.package not in damaged}
+    problems = damaged_files(out, manifest)
+    return {
+        stage.fingerprint: stage.package
+        for stage in manifest.stages.values()
+        if not any(problem.is_in(stage.package) for problem in problems)
+    }
 
 
 def _move(source: Path, target: Path) -> None:

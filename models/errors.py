@@ -7,14 +7,52 @@
     ├── UnsupportedError         a program that uses what a backend does not execute
     └── ExportError              a stage that could not be converted or written
 
-The commands print the text of a ``CoreflowError`` after ``error:`` and exit with ``exit_code``.
+The commands print the text of a ``CoreflowError`` after ``error:`` and exit with ``exit_code``. What a program may want to know of it
+stands in its attributes: nobody has to read the text.
 """
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file or folder of a bundle that is not as its manifest records it."""
+
+    path: str  # below the bundle, with forward slashes
+    kind: Literal["outside", "missing", "size", "digest", "unlisted"]
+    text: str  # the whole sentence, beginning with the path
+
+    def is_in(self, folder: str) -> bool:
+        """Whether it is ``folder``, or lies below it; both below the bundle."""
+        return self.path == folder or self.path.startswith(f"{folder}/")
 
 
 class CoreflowError(Exception):
-    """Base of every error that coreflow raises on purpose."""
+    """Base of every error that coreflow raises on purpose.
+
+    >>> try:
+    ...     Chain.load("artifacts/demo")
+    ... except BundleError as error:
+    ...     print(error.path, [problem.path for problem in error.problems if problem.kind == "missing"])
+    """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: Path | str | None = None,  # of the bundle, package or file that it is about
+        problems: Iterable[FileProblem] = (),
+        expected: Iterable[str] = (),  # what would have been right, where that is a list of names
+    ) -> None:
+        super().__init__(message)
+        self.path = None if path is None else Path(path)
+        self.problems = tuple(problems)
+        self.expected = tuple(expected)
 
 
 class ConfigError(CoreflowError):

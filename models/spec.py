@@ -29,7 +29,7 @@ class TensorSpec:
         if any(extent < 1 for extent in self.shape):
             raise ConfigError(f"shape {self.shape} has an extent below 1; fixed shapes are positive")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+            raise ConfigError(f"dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}", expected=DTYPES)
         if self.bounds is not None:
             low, high = self.bounds
             object.__setattr__(self, "bounds", (float(low), float(high)))

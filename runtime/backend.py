@@ -37,9 +37,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise UnsupportedError(f"backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+            raise UnsupportedError(f"backend {self.backend!r}; choose one of {', '.join(BACKENDS)}", expected=BACKENDS)
         if self.compute_units not in COMPUTE_UNITS:
-            raise UnsupportedError(f"compute units {self.compute_units!r}; choose one of {', '.join(COMPUTE_UNITS)}")
+            text = f"compute units {self.compute_units!r}; choose one of {', '.join(COMPUTE_UNITS)}"
+            raise UnsupportedError(text, expected=COMPUTE_UNITS)
 
 
 DEFAULT = LoadOptions()

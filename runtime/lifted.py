@@ -51,7 +51,8 @@ class LiftedModel:
     def __init__(self, program: Program, options: LoadOptions = DEFAULT) -> None:
         if options.engine not in ENGINES:
             raise UnsupportedError(
-                f"engine {options.engine!r}; choose one of {', '.join(ENGINES)}, of which auto takes the fastest that is sure to work"
+                f"engine {options.engine!r}; choose one of {', '.join(ENGINES)}, of which auto takes the fastest that is sure to work",
+                expected=ENGINES,
             )
         self.numerics = numerics_named(options.numerics)
         self.device = _device(options.device, options.numerics)

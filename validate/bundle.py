@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coreflow.export.package.manifest import OUTSIDE, Manifest, damaged_files, read_manifest
+from coreflow.export.package.manifest import Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.errors import BundleError, ConfigError
@@ -79,10 +79,11 @@ def judge_bundle(
     started = time.monotonic()
     folder = Path(bundle)
     manifest = read_manifest(folder, verify=False)
-    changed = tuple(damaged_files(folder, manifest))
-    packages = tuple(f"{stage.package}/" for stage in manifest.stages.values())
-    if verify and not all(line.startswith(packages) and not line.endswith(OUTSIDE) for line in changed):
+    damaged = damaged_files(folder, manifest)
+    packages = [stage.package for stage in manifest.stages.values()]
+    if verify and any(problem.kind in ("outside", "unlisted") or not any(map(problem.is_in, packages)) for problem in damaged):
         read_manifest(folder, verify=True)  # which refuses it
+    changed = tuple(problem.text for problem in damaged)
     judging = _Judging(folder, manifest, recipes, backend, numerics, compute_units, tolerance, texts, sweep, evidence)
     total = len(manifest.stages) + judging.has_cascade
     reports: dict[str, Report] = {}

@@ -134,7 +134,8 @@ class Program:
         """The graph and interface of one function, the default one for None."""
         chosen = self.default_function if name is None else name
         if chosen not in self.functions:
-            raise UnsupportedError(f"{self.path.name}: no function {chosen!r}; it has {', '.join(sorted(self.functions))}")
+            names = sorted(self.functions)
+            raise UnsupportedError(f"{self.path.name}: no function {chosen!r}; it has {', '.join(names)}", path=self.path, expected=names)
         return self.functions[chosen], self.interfaces[chosen]
 
 
@@ -239,7 +240,7 @@ class _Reader:
         self._weight_files: dict[str, WeightFile] = {}
 
     def _error(self, text: str) -> BundleError:
-        return BundleError(f"{self._package.name}: {text}")
+        return BundleError(f"{self._package.name}: {text}", path=self._package)
 
     def program(self, model: Any) -> Program:
         functions = {name: self._function(name, model.mlProgram.functions[name]) for name in sorted(model.mlProgram.functions)}

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from coreflow.models.errors import BundleError, ConfigError
+from coreflow.models.errors import BundleError, ConfigError, FileProblem
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 PACKAGES, COMPANIONS = "packages", "companions"
-OUTSIDE = "leads out of the bundle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,36 +126,37 @@ def read_manifest(bundle: Path, *, verify: bool = True) -> Manifest:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; `coreflow export` makes one") from None
+        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; `coreflow export` makes one", path=bundle) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
+        raise BundleError(f"{path} cannot be read: {error}", path=path) from error
     try:
         manifest = manifest_from_json(plain)
     except BundleError as error:
-        raise BundleError(f"{path} {error}") from error
+        raise BundleError(f"{path} {error}", path=path) from error
     if verify and (problems := damaged_files(bundle, manifest)):
-        raise BundleError(f"{bundle}: {'; '.join(problems)}. Export it again, or copy it again from where it came")
+        text = f"{bundle}: {'; '.join(problem.text for problem in problems)}. Export it again, or copy it again from where it came"
+        raise BundleError(text, path=bundle, problems=problems)
     return manifest
 
 
-def damaged_files(bundle: Path, manifest: Manifest) -> list[str]:
-    """A line for every file that is missing, changed, or outside the bundle through a link; empty when all are as recorded."""
+def damaged_files(bundle: Path, manifest: Manifest) -> list[FileProblem]:
+    """Every file that is missing, changed, or outside the bundle through a link, and every package without a recorded file."""
     problems = []
     root = bundle.resolve()
     for name, entry in manifest.files.items():
         path = bundle / name
         if not path.resolve().is_relative_to(root):
-            problems.append(f"{name} {OUTSIDE}")
+            problems.append(FileProblem(name, "outside", f"{name} leads out of the bundle"))
         elif not path.is_file():
-            problems.append(f"{name} is missing")
+            problems.append(FileProblem(name, "missing", f"{name} is missing"))
         elif path.stat().st_size != entry.size_bytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}")
+            problems.append(FileProblem(name, "size", f"{name} has {path.stat().st_size} bytes, not {entry.size_bytes}"))
         elif file_digest(path) != entry.sha256:
-            problems.append(f"{name} was changed: its digest is not the recorded one")
+            problems.append(FileProblem(name, "digest", f"{name} was changed: its digest is not the recorded one"))
     unlisted = [
         stage.package for stage in manifest.stages.values() if not any(name.startswith(f"{stage.package}/") for name in manifest.files)
     ]
-    return problems + [f"{package} has no recorded file" for package in unlisted]
+    return problems + [FileProblem(package, "unlisted", f"{package} has no recorded file") for package in unlisted]
 
 
 def list_files(bundle: Path, folders: list[str]) -> dict[str, FileEntry]:
@@ -180,7 +180,7 @@ def _inside(path: Any) -> str:
     """``path`` if it is a relative path that stays where it is resolved; ``ValueError`` otherwise."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in str(path) or ":" in pure.parts[0]:
-        raise ValueError(f"the path {str(path)!r} {OUTSIDE}")
+        raise ValueError(f"the path {str(path)!r} leads out of the bundle")
     return str(pure)
 
 

@@ -115,8 +115,9 @@ def _bundle_recipe(folder: Path, package: Path) -> Recipe | None:
     family = find_family(manifest.kind)
     if family is None or manifest.companions is None or not stages:
         return None
-    if changed := [line for line in damaged_files(folder, manifest) if line.startswith(f"{manifest.companions}/")]:
-        raise BundleError(f"{folder}: {'; '.join(changed)}; the reference in it is another one")
+    if problems := [problem for problem in damaged_files(folder, manifest) if problem.is_in(manifest.companions)]:
+        text = f"{folder}: {'; '.join(problem.text for problem in problems)}; the reference in it is another one"
+        raise BundleError(text, path=folder, problems=problems)
     reference = family.open_companions(folder / manifest.companions).stages()
     return next((recipe for recipe in stage_recipes(reference) if recipe.name == stages[0]), None)
 

@@ -68,5 +68,5 @@ def whole_products(device: torch.device) -> Iterator[None]:
 def numerics_named(name: NumericsName) -> Numerics:
     """The numerics of that name."""
     if name not in NUMERICS:
-        raise UnsupportedError(f"numerics {name!r}; choose one of {', '.join(NUMERICS)}")
+        raise UnsupportedError(f"numerics {name!r}; choose one of {', '.join(NUMERICS)}", expected=NUMERICS)
     return NUMERICS[name]

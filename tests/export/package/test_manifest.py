@@ -61,16 +61,22 @@ def test_one_flipped_bit_is_refused_by_the_name_of_the_file(bundle: Path, positi
     data = bytearray(weights.read_bytes())
     data[position] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(BundleError, match=r"weight\.bin was changed"):
+    with pytest.raises(BundleError, match=r"weight\.bin was changed") as refusal:
         read_manifest(bundle)
+    assert [(bundle / problem.path, problem.kind) for problem in refusal.value.problems] == [(weights, "digest")]
     read_manifest(bundle, verify=False)
 
 
 def test_missing_and_shortened_files_are_all_named(bundle: Path) -> None:
     (bundle / "packages/00ff/head.mlpackage/Manifest.json").unlink()
     (bundle / "packages/00ff/head.mlpackage/weight.bin").write_bytes(b"short")
-    with pytest.raises(BundleError, match=r"Manifest\.json is missing; .*weight\.bin has 5 bytes, not 200"):
+    with pytest.raises(BundleError, match=r"Manifest\.json is missing; .*weight\.bin has 5 bytes, not 200") as refusal:
         read_manifest(bundle)
+    assert refusal.value.path == bundle
+    assert [(Path(problem.path).name, problem.kind) for problem in refusal.value.problems] == [
+        ("Manifest.json", "missing"),
+        ("weight.bin", "size"),
+    ]
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "packages/../../outside", "C:\\windows", "a\\..\\b", ""])
@@ -94,8 +100,9 @@ def test_a_link_may_not_leave_the_bundle(bundle: Path, tmp_path_factory: pytest.
     outside.write_bytes(weights.read_bytes())
     weights.unlink()
     weights.symlink_to(outside)
-    with pytest.raises(BundleError, match="leads out of the bundle"):
+    with pytest.raises(BundleError, match="leads out of the bundle") as refusal:
         read_manifest(bundle)
+    assert [problem.kind for problem in refusal.value.problems] == ["outside"]
 
 
 def test_a_newer_schema_asks_for_a_newer_coreflow(bundle: Path) -> None:
@@ -133,5 +140,6 @@ def test_a_stage_without_recorded_files_is_refused(bundle: Path) -> None:
         bundle,
         Manifest(**{**{name: getattr(manifest, name) for name in manifest.__slots__}, "files": {"x": FileEntry(sha256="0", size_bytes=0)}}),
     )
-    with pytest.raises(BundleError, match=r"head\.mlpackage has no recorded file"):
+    with pytest.raises(BundleError, match=r"head\.mlpackage has no recorded file") as refusal:
         read_manifest(bundle)
+    assert {problem.kind for problem in refusal.value.problems} == {"missing", "unlisted"}
