@@ -204,8 +204,6 @@ class SurfaceCache(Generic[Value]):
             raise ConfigError(f"surface cache: capacity={capacity}, decimals={decimals}; at least 1 and 0")
         self.capacity = capacity
         self.decimals = decimals
-        self.hits = 0
-        self.misses = 0
         self._entries: OrderedDict[tuple[tuple[int, ...], bytes], Value] = OrderedDict()
 
     def __len__(self) -> int:
@@ -215,10 +213,8 @@ class SurfaceCache(Generic[Value]):
         """The value kept for ``surface``, or ``compute(surface)``, kept from now on; the one unused longest makes room."""
         key = self._key(surface)
         if key in self._entries:
-            self.hits += 1
             self._entries.move_to_end(key)
             return self._entries[key]
-        self.misses += 1
         value = compute(surface)
         self._entries[key] = value
         if len(self._entries) > self.capacity:

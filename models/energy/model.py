@@ -28,10 +28,6 @@ class EnergyFlow(nn.Module):
 
             self.decoder = CubeToTextDecoder(config, load_decoder(t5_directory))
 
-    def text_logits(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Encoder ids and mask (B, L), decoder tokens (B, T) -> logits (B, T, V)."""
-        return self.decoder(self.lattice(self.encoder(ids, mask)), tokens)
-
     def carry_embedding(self, embedding: Tensor) -> Tensor:
         """(B, E) -> (B, E) through the lattice."""
         return self.mapper_out(self.lattice(self.mapper_in(embedding)))

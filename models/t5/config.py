@@ -86,30 +86,3 @@ class T5Config:
 
 
 T5_SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, d_ff=2048, num_heads=8, num_layers=6, layer_norm_epsilon=1e-6)
-
-
-def mini(
-    vocab_size: int,
-    *,
-    d_model: int = 64,
-    d_kv: int = 16,
-    d_ff: int = 128,
-    num_heads: int = 4,
-    num_layers: int = 2,
-    dropout: float = 0.0,
-    pad_id: int = 0,
-    eos_id: int = 1,
-) -> T5Config:
-    """A decoder small enough to train in a minute on a CPU."""
-    return T5Config(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=d_kv,
-        d_ff=d_ff,
-        num_heads=num_heads,
-        num_layers=num_layers,
-        layer_norm_epsilon=1e-4,  # a normal number in fp16; what lies below 6.1e-5 may be flushed to 0 on the engine
-        dropout=dropout,
-        pad_id=pad_id,
-        eos_id=eos_id,
-    )

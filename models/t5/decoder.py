@@ -9,15 +9,13 @@ as (B, H, D, S) and values as (B, H, S, D), so that neither product of attention
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coreflow.models.arrays import Array
-from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.config import T5Config
 
@@ -132,11 +130,11 @@ class Block(nn.Module):
         nn.init.normal_(self.feed_in.weight, std=config.d_model**-0.5)
         nn.init.normal_(self.feed_out.weight, std=config.d_ff**-0.5)
 
-    def forward(self, x: Tensor, memory: Tensor, self_bias: Tensor, cross_bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, self_bias: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         normed = self.self_norm(x)
         x = x + self.dropout(self.self_attention(normed, *self.self_attention.keys_values(normed), self_bias))
-        cross = self.cross_attention(self.cross_norm(x), *self.cross_attention.keys_values(memory), cross_bias)
+        cross = self.cross_attention(self.cross_norm(x), *self.cross_attention.keys_values(memory), None)
         return self._feed(x + self.dropout(cross))
 
     def step(self, x: Tensor, slot: Slot, bias: Tensor, own: KeyValue, cross: KeyValue) -> tuple[Tensor, KeyValue]:
@@ -178,16 +176,12 @@ class T5Decoder(nn.Module):
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=config.d_model**-0.5)
 
-    def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of ``tokens`` (B, T), which begin with ``pad_id``.
-
-        ``memory`` is (B, M, C); ``memory_mask`` (B, M) is 1 where a memory vector counts, 0 where it is padding.
-        """
-        cross_bias = None if memory_mask is None else ((1 - memory_mask.to(memory.dtype)) * MASKED).unsqueeze(1).unsqueeze(1)
+    def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Logits (B, T, V) of the token after each of ``tokens`` (B, T), which begin with ``pad_id``; ``memory`` is (B, M, C)."""
         self_bias = self.causal_bias(tokens.shape[1])
         x = self.dropout(self.embedding(tokens))
         for block in self.blocks:
-            x = block(x, memory, self_bias, cross_bias)
+            x = block(x, memory, self_bias)
         return self._logits(x)
 
     def causal_bias(self, length: int) -> Tensor:
@@ -237,23 +231,6 @@ class T5Decoder(nn.Module):
         return self.head(x)
 
 
-class CrossMemory(nn.Module):
-    """The stage that runs once a memory: (1, M, C) -> cross_key_0, cross_value_0, cross_key_1, ..."""
-
-    def __init__(self, decoder: T5Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs, in order."""
-        return _names("cross", self.decoder.config.num_layers)
-
-    def forward(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """Shapes as in ``T5Decoder.cross_keys_values``."""
-        return _flat(self.decoder.cross_keys_values(memory))
-
-
 class DecoderStep(nn.Module):
     """The stage that runs once a token, with a cache of ``length`` slots held by the caller.
 
@@ -294,28 +271,6 @@ class DecoderStep(nn.Module):
         own, cross = _pairs(cache[: len(cache) // 2]), _pairs(cache[len(cache) // 2 :])
         logits, updated = self.decoder.step(token, position, own, cross, self.bias_table)
         return logits, *_flat(updated)
-
-
-def step_function(
-    decoder: T5Decoder, memory: Tensor, length: int
-) -> tuple[Callable[[int, int, KeysValues], tuple[Array, KeysValues]], KeysValues]:
-    """A step for ``coreflow.models.energy.decoding.decode`` over one memory (1, M, C), and its initial state.
-
-    The step raises InputError at position ``length`` and beyond.
-    """
-    device, dtype = memory.device, memory.dtype
-    with torch.inference_mode():
-        cross, table = decoder.cross_keys_values(memory), decoder.bias_table(length)
-        one_hot = torch.eye(length, device=device, dtype=dtype)
-
-    @torch.inference_mode()
-    def step(token: int, position: int, own: KeysValues) -> tuple[Array, KeysValues]:
-        if not 0 <= position < length:
-            raise InputError(f"position {position} is outside the decoder's cache of {length} slots")
-        logits, updated = decoder.step(torch.tensor([[token]], device=device), one_hot[position : position + 1], own, cross, table)
-        return logits[0].float().cpu().numpy(), updated
-
-    return step, decoder.empty_cache(length)
 
 
 def _names(kind: str, layers: int) -> tuple[str, ...]:

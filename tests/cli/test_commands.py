@@ -91,7 +91,7 @@ def test_run_saves_a_picture(coreflow: Run, exported: Path, tmp_path: Path) -> N
         (("run", "{bundle}", ""), 2, "no word in the text"),
         (("run", "nowhere", "x"), 3, "nowhere is not a bundle"),
         (("run", "{bundle}", "x", "--numerics", "fp8"), 2, "fp8"),
-        (("run", "{bundle}", "x", "--backend", "onnx"), 2, "choose auto, coreml or lifted"),
+        (("run", "{bundle}", "x", "--backend", "onnx"), 2, "choose one of auto, coreml, lifted"),
         (("run", "{bundle}", "x", "--max-tokens", "99"), 2, "max_tokens=99; this decoder writes 32 at most"),
         (("run", "{bundle}", "x", "--beams", "2", "--top-k", "3"), 2, "give one or the other"),
         (("run", "{bundle}", "x", "--top-p", "1.5"), 2, "top_p=1.5"),

@@ -16,7 +16,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from coreflow.models.energy.decoding import DecodingOptions, SurfaceCache, decode, refine, sampling_probabilities
 from coreflow.models.errors import ConfigError, InputError
-from coreflow.models.t5.decoder import step_function
 from coreflow.models.t5.load import load_decoder
 
 EOS = 1
@@ -187,14 +186,14 @@ CASES = {
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CASES.values(), ids=CASES)
-def test_tokens_equal_those_of_transformers(ours, theirs, t5):
+def test_tokens_equal_those_of_transformers(ours, theirs, t5, steps_over):
     model, decoder = t5
     lengths = set()
     for seed in range(12):
         memory = 3 * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(seed))
         beams = {"early_stopping": "never"} if "num_beams" in theirs else {}
         generated = model.generate(encoder_outputs=BaseModelOutput(memory), max_new_tokens=10, do_sample=False, **theirs, **beams)
-        step, state = step_function(decoder, memory, 10)
+        step, state = steps_over(decoder, memory, 10)
         decoded = decode(step, state, DecodingOptions(max_tokens=10, **ours))
         assert with_end(decoded) == tuple(generated[0, 1:].tolist())
         lengths.add(len(decoded.tokens))
@@ -344,7 +343,7 @@ def test_surfaces_that_round_alike_are_computed_once():
     for surface in surfaces(0.5, 0.5004, 0.51, -0.001, 0.0):
         cache.get_or_compute(surface, lambda surface: computed.append(surface[0, 0]) or len(computed))
     assert computed == [0.5, 0.51, -0.001]  # -0.001 rounds to the -0.0 that equals 0.0
-    assert (cache.hits, cache.misses, len(cache)) == (2, 3, 3)
+    assert len(cache) == 3
 
 
 def test_dtype_does_not_matter_and_shape_does():

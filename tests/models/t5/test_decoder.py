@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
-from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
-from coreflow.models.t5.config import mini
-from coreflow.models.t5.decoder import MASKED, CrossMemory, DecoderStep, RMSNorm, T5Decoder, relative_buckets, step_function
+from coreflow.models.t5.config import T5Config
+from coreflow.models.t5.decoder import MASKED, DecoderStep, RMSNorm, T5Decoder, relative_buckets
 
-CONFIG = mini(50)
+CONFIG = T5Config(vocab_size=50, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2, layer_norm_epsilon=1e-4, dropout=0.0)
 T, M = 12, 5
 
 
@@ -92,14 +91,6 @@ def test_logits_do_not_depend_on_later_tokens(decoder, tokens, memory):
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
-def test_masked_memory_is_as_if_it_were_absent(decoder, tokens, memory, dtype):
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).to(dtype)
-    masked = decoder(tokens, memory, mask)
-    torch.testing.assert_close(masked[:1], decoder(tokens[:1], memory[:1, :3]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(masked[1:], decoder(tokens[1:], memory[1:]), rtol=0, atol=1e-5)
-
-
 def test_every_parameter_receives_a_gradient(tokens, memory):
     torch.manual_seed(0)
     trained = T5Decoder(replace(CONFIG, dropout=0.1, tie_word_embeddings=False)).train()
@@ -152,7 +143,7 @@ def test_a_step_writes_its_slot_and_no_other_and_leaves_its_inputs_alone(decoder
 
 @settings(deadline=None, max_examples=25)
 @given(length=st.integers(1, 40), heads=st.integers(1, 3), width=st.integers(1, 9), layers=st.integers(1, 3), seed=st.integers(0, 99))
-def test_steps_equal_the_plain_form_for_any_dimensions(length, heads, width, layers, seed):
+def test_steps_equal_the_plain_form_for_any_dimensions(steps_over, length, heads, width, layers, seed):
     torch.manual_seed(seed)
     config = replace(
         CONFIG,
@@ -165,18 +156,12 @@ def test_steps_equal_the_plain_form_for_any_dimensions(length, heads, width, lay
     )
     decoder = T5Decoder(config).eval()
     tokens, memory = torch.randint(0, 50, (1, length)), torch.randn(1, 3, 11)
-    step, state = step_function(decoder, memory, length)
+    step, state = steps_over(decoder, memory, length)
     with torch.no_grad():
         want = decoder(tokens, memory)[0].numpy()
     for position in range(length):
         logits, state = step(int(tokens[0, position]), position, state)
         np.testing.assert_allclose(logits, want[position], rtol=0, atol=2e-5)
-
-
-def test_step_function_refuses_a_position_beyond_its_cache(decoder, memory):
-    step, state = step_function(decoder, memory[:1], T)
-    with pytest.raises(InputError, match=r"position 12 .* 12 slots"):
-        step(0, 12, state)
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
@@ -199,16 +184,16 @@ def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder):
         ("cross_value_1", cross_value),
     ]
     assert stage.output_names == ("logits", "self_key_0_out", "self_value_0_out", "self_key_1_out", "self_value_1_out")
-    assert CrossMemory(decoder).output_names == ("cross_key_0", "cross_value_0", "cross_key_1", "cross_value_1")
 
 
 def test_stages_equal_the_plain_form(decoder, tokens, memory):
     """Flat tensors through the stages, by their names only."""
     want = decoder(tokens[:1], memory[:1])
-    stage, crossing = DecoderStep(decoder, T), CrossMemory(decoder)
+    stage = DecoderStep(decoder, T)
     specs = stage.input_specs(M)
     values = {name: torch.zeros(spec.shape) for name, spec in specs.items()}
-    values |= zip(crossing.output_names, crossing(memory[:1]), strict=True)
+    for layer, (key, value) in enumerate(decoder.cross_keys_values(memory[:1])):
+        values |= {f"cross_key_{layer}": key, f"cross_value_{layer}": value}
     for position in range(T):
         values |= {"token": tokens[:1, position : position + 1].int(), "position": torch.eye(T)[position : position + 1]}
         assert {name: tuple(value.shape) for name, value in values.items()} == {name: spec.shape for name, spec in specs.items()}
@@ -226,9 +211,7 @@ def test_stages_become_small_fp16_programs_without_transposes_in_the_step(decode
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the converter, about versions and machines it was not tried with
         step = program_of(DecoderStep(decoder, T).eval(), DecoderStep(decoder, T).input_specs(M), DecoderStep(decoder, T).output_names)
-        crossing = program_of(CrossMemory(decoder).eval(), {"memory": TensorSpec((1, M, 64))}, CrossMemory(decoder).output_names)
     assert [output.name for output in step.functions["main"].outputs] == list(DecoderStep(decoder, T).output_names)
-    assert [output.name for output in crossing.functions["main"].outputs] == list(CrossMemory(decoder).output_names)
     kinds = [operation.op_type for operation in step.functions["main"].operations if operation.op_type != "const"]
     assert len(kinds) <= 105
     assert kinds.count("gather") == 1  # the token's embedding

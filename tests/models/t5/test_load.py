@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from coreflow.models.errors import BundleError
 from coreflow.models.t5.config import T5_SMALL
-from coreflow.models.t5.decoder import step_function
 from coreflow.models.t5.load import load_decoder, read_config
 
 TINY = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3}
@@ -50,8 +49,8 @@ def inputs(vocabulary=40, width=32, length=T):
 
 
 @torch.no_grad()
-def their_logits(model, tokens, memory, mask=None):
-    return model(encoder_outputs=BaseModelOutput(memory), decoder_input_ids=tokens, attention_mask=mask).logits
+def their_logits(model, tokens, memory):
+    return model(encoder_outputs=BaseModelOutput(memory), decoder_input_ids=tokens).logits
 
 
 # --- equality with transformers -----------------------------------------------------------------------------------------
@@ -64,19 +63,11 @@ def test_plain_form_equals_transformers(stored):
     torch.testing.assert_close(load_decoder(directory)(tokens, memory), their_logits(theirs, tokens, memory), rtol=0, atol=1e-5)
 
 
-@torch.no_grad()
-def test_masked_memory_equals_transformers(stored):
-    directory, theirs = stored
-    tokens, memory = inputs(length=9)
-    mask = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1]])
-    torch.testing.assert_close(load_decoder(directory)(tokens, memory, mask), their_logits(theirs, tokens, memory, mask), rtol=0, atol=1e-5)
-
-
-def test_steps_equal_transformers_beyond_the_maximal_distance(stored):
+def test_steps_equal_transformers_beyond_the_maximal_distance(stored, steps_over):
     directory, theirs = stored
     tokens, memory = inputs()
     want = their_logits(theirs, tokens, memory)[0].numpy()
-    step, state = step_function(load_decoder(directory), memory[:1], T)
+    step, state = steps_over(load_decoder(directory), memory[:1], T)
     for position in range(T):
         logits, state = step(int(tokens[0, position]), position, state)
         np.testing.assert_allclose(logits, want[position], rtol=0, atol=1e-5)
@@ -149,7 +140,7 @@ def test_loaded_decoder_evaluates_and_can_be_trained(stored):
 
 
 @pytest.mark.slow
-def test_t5_small_dimensions_equal_transformers(tmp_path):
+def test_t5_small_dimensions_equal_transformers(tmp_path, steps_over):
     torch.manual_seed(0)
     T5ForConditionalGeneration(HuggingFaceConfig(decoder_start_token_id=0)).save_pretrained(tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -159,7 +150,7 @@ def test_t5_small_dimensions_equal_transformers(tmp_path):
     want = their_logits(theirs, tokens, memory)
     with torch.no_grad():
         torch.testing.assert_close(decoder(tokens, memory), want, rtol=0, atol=1e-5)
-    step, state = step_function(decoder, memory[:1], 20)
+    step, state = steps_over(decoder, memory[:1], 20)
     for position in range(20):
         logits, state = step(int(tokens[0, position]), position, state)
         np.testing.assert_allclose(logits, want[0, position].numpy(), rtol=0, atol=1e-5)
