@@ -19,7 +19,7 @@ from coreflow.validate.ladder.ladder import OpenPackage, open_package
 from coreflow.validate.package import describer, judge_package, versions
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.evidence import Evidence
-from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, Report, first_cause, worst
+from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, Report, first_cause, worst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ class _Judging:
             given += self._read_texts(self._entry)
         return judge_package(target, recipe, given, recipe.inputs_for, sweep=self._sweep, evidence=self._evidence)
 
-    def cascade(self, reports: Mapping[str, Report]) -> CascadeReport:
+    def cascade(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
         assert self._companions is not None
         models = {name: target.model for name, target in self._targets.items()}
@@ -204,13 +204,13 @@ def _conclude(
     folder: Path,
     manifest: Manifest,
     reports: Mapping[str, Report],
-    cascade: CascadeReport | None,
+    cascade: ChainReport | None,
     warnings: tuple[str, ...],
     problems: tuple[str, ...],
     seconds: float,
 ) -> BundleReport:
     """The worst of the parts, and the parts that are to blame."""
-    parts: dict[str, Report | CascadeReport] = {**reports, **({} if cascade is None else {"cascade": cascade})}
+    parts: dict[str, Report | ChainReport] = {**reports, **({} if cascade is None else {"cascade": cascade})}
     verdict = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])
     blamed = {name: part for name, part in parts.items() if part.verdict == verdict}
     if set(blamed) > {"cascade"} and verdict == "fail":

@@ -24,8 +24,8 @@ from coreflow.validate.package import too_ambiguous, verdict_text
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.report.model import (
     AmbiguousSample,
-    CascadeReport,
     Cause,
+    ChainReport,
     ChainRow,
     OutputReport,
     Report,
@@ -53,7 +53,7 @@ def judge_cascade(
     models: Mapping[str, Model],
     stages: Mapping[str, Report],
     tolerance: Tolerance,
-) -> CascadeReport:
+) -> ChainReport:
     """The verdict on the chain of ``models``; ``stages`` are the reports on each of them alone."""
     started = time.monotonic()
     runs = _run_all(trial.samples, recipes, references, models)
@@ -100,7 +100,7 @@ def judge_cascade(
         for output in trial.outputs
         for stage in output.stages
     )
-    return CascadeReport(
+    return ChainReport(
         verdict=verdict,
         cause=cause,
         text=text,

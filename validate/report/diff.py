@@ -1,6 +1,6 @@
-"""What changed between two reports, and whether anything got worse. Reports are plain data, as ``read_report`` gives them."""
+"""Changes between two reports, and whether anything got worse. Reports are plain data, as ``read_report`` returns them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -15,13 +15,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """A ratio got worse when it grew by more than both: the share lets large ratios move, the step small ones."""
+    """A ratio got worse when it grew by more than both: the share lets large ratios move, the step small ones.
+
+    >>> Growth(share=0.10, step=0.05).exceeded(1.0, 1.2)
+    True
+    """
 
     share: float
     step: float
 
     def exceeded(self, before: float | None, after: float | None) -> bool:
-        """None stands for a number that is not finite: nothing is worse than that, and it is no worse than itself."""
+        """Whether ``after`` is worse; None is a number that is not finite, worse than any other and no worse than itself."""
         if before is None or after is None:
             return before is not None
         return after > before * (1 + self.share) and after > before + self.step
@@ -38,7 +42,11 @@ COUNTS = ("flips", "non_finite", "overflowed")  # any growth is worse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One thing that is not as it was."""
+    """One difference between the reports.
+
+    >>> f"{change.direction}: {change.part}: {change.what}: {change.before} -> {change.after}"
+    'worse: encoder: surface: rho_rms: 1.02 -> 1.40'
+    """
 
     part: str  # a package of the bundle, "cascade", or the name of the whole
     what: str  # "verdict", an output, an output and its gate, ...
@@ -49,7 +57,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputChange:
-    """An output of both reports; None is a number that is not finite."""
+    """Errors of an output that both reports have; None is a number that is not finite.
+
+    >>> [output.output for output in diff.outputs if output.worse]
+    ['surface']
+    """
 
     part: str
     output: str
@@ -62,7 +74,12 @@ class OutputChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportDiff:
-    """Everything that changed, what got worse first."""
+    """All changes, what got worse first.
+
+    >>> diff = compare(read_report(old), read_report(new))
+    >>> diff.exit_code, [change.what for change in diff.worse]
+    (1, ['surface: rho_rms'])
+    """
 
     old_verdict: str
     new_verdict: str
@@ -71,7 +88,7 @@ class ReportDiff:
 
     @property
     def worse(self) -> tuple[Change, ...]:
-        """What got worse."""
+        """Changes for the worse."""
         return tuple(change for change in self.changes if change.direction == "worse")
 
     @property
@@ -91,28 +108,28 @@ def compare(old: Plain, new: Plain) -> ReportDiff:
     before, after = _parts(old), _parts(new)
     changes = [*_verdict(new["name"], old, new), *_versions(old, new), *_presence(before, after, "not judged")]
     outputs: list[OutputChange] = []
-    for name, was, becomes in _both(before, after):
-        if was is not old:  # of a package the part is the whole
-            changes += _verdict(name, was, becomes)
-        changes += _run(name, was, becomes)
-        changes += _presence(was["outputs"], becomes["outputs"], "not compared", part=name)
-        for output, one, other in _both(was["outputs"], becomes["outputs"]):
-            found = [*_gates(name, output, one, other), *_numbers(name, output, one, other)]
-            changes += found
-            outputs.append(_output(name, output, one, other, any(each.direction == "worse" for each in found)))
-        changes += _culprits(name, was, becomes)
-        changes += _tokens(name, was, becomes)
+    for name, old_part, new_part in _both(before, after):
+        if old_part is not old:  # of a package the part is the whole
+            changes += _verdict(name, old_part, new_part)
+        changes += _run(name, old_part, new_part)
+        changes += _presence(old_part["outputs"], new_part["outputs"], "not compared", part=name)
+        for output, one, other in _both(old_part["outputs"], new_part["outputs"]):
+            of_output = [*_gates(name, output, one, other), *_numbers(name, output, one, other)]
+            changes += of_output
+            outputs.append(_output(name, output, one, other, any(change.direction == "worse" for change in of_output)))
+        changes += _culprits(name, old_part, new_part)
+        changes += _tokens(name, old_part, new_part)
     order = ("worse", "changed", "better")
     return ReportDiff(
         old_verdict=old["verdict"],
         new_verdict=new["verdict"],
-        changes=tuple(sorted(changes, key=lambda each: order.index(each.direction))),
+        changes=tuple(sorted(changes, key=lambda change: order.index(change.direction))),
         outputs=tuple(outputs),
     )
 
 
 def direction_of(before: str, after: str) -> Direction:
-    """Of outcomes. What is no longer judged has not got better, even where it failed before."""
+    """Direction of a change of outcomes. An outcome that became incomplete is not better, even where it was a failure."""
     if before == after:
         return "changed"
     if SEVERITY.index(after) < SEVERITY.index(before):
@@ -121,7 +138,7 @@ def direction_of(before: str, after: str) -> Direction:
 
 
 def _parts(report: Plain) -> dict[str, Plain]:
-    """The package, or the stages and the cascade."""
+    """Name to package, or name to stage and the chain, which reports call cascade."""
     if "stages" not in report:
         return {report["name"]: report}
     return {**report["stages"], **({} if report["cascade"] is None else {"cascade": report["cascade"]})}
@@ -132,20 +149,20 @@ def _both(old: Mapping[str, _T], new: Mapping[str, _T]) -> Iterator[tuple[str, _
 
 
 def _verdict(part: str, old: Plain, new: Plain) -> Iterator[Change]:
-    before, after = ((each["verdict"] if each["cause"] is None else f"{each['verdict']} ({each['cause']})") for each in (old, new))
+    before, after = (report["verdict"] if report["cause"] is None else f"{report['verdict']} ({report['cause']})" for report in (old, new))
     if before != after:
         yield Change(part=part, what="verdict", before=before, after=after, direction=direction_of(old["verdict"], new["verdict"]))
 
 
-def _presence(old: Mapping[str, Plain], new: Mapping[str, Plain], unjudged: str, part: str | None = None) -> Iterator[Change]:
+def _presence(old: Mapping[str, Plain], new: Mapping[str, Plain], missing: str, part: str | None = None) -> Iterator[Change]:
     """Packages or outputs that are gone, which is worse, or new, which is worse unless they pass."""
     for name in old:
         if name not in new:
-            yield Change(part=part or name, what=name, before=_outcome(old[name]), after=f"gone: {unjudged}", direction="worse")
+            yield Change(part=part or name, what=name, before=_outcome(old[name]), after=f"gone: {missing}", direction="worse")
     for name in new:
         if name not in old:
-            found = _outcome(new[name])
-            yield Change(part=part or name, what=name, before="new", after=found, direction="changed" if found == "pass" else "worse")
+            outcome = _outcome(new[name])
+            yield Change(part=part or name, what=name, before="new", after=outcome, direction="changed" if outcome == "pass" else "worse")
 
 
 def _outcome(part: Plain) -> str:
@@ -156,30 +173,30 @@ def _run(part: str, old: Plain, new: Plain) -> Iterator[Change]:
     """Other circumstances: ratios of different executions are not alike."""
     for key in ("backend", "numerics", "compute_units", "precision", "reference", "budget", "digest", "weights_digest"):
         if old.get(key) != new.get(key):
-            before, after = (str(each.get(key))[: 12 if key.endswith("digest") else None] for each in (old, new))
+            before, after = (str(report.get(key))[: 12 if key.endswith("digest") else None] for report in (old, new))
             yield Change(part=part, what=key, before=before, after=after, direction="changed")
-    before, after = (each["samples"]["total"] - each["samples"]["left_out"] for each in (old, new))
+    before, after = (report["samples"]["total"] - report["samples"]["left_out"] for report in (old, new))
     if before != after:
         yield Change(part=part, what="samples judged", before=str(before), after=str(after), direction="changed")
 
 
 def _versions(old: Plain, new: Plain) -> Iterator[Change]:
     for name in {**old["versions"], **new["versions"]}:
-        before, after = (each["versions"].get(name, "absent") for each in (old, new))
+        before, after = (report["versions"].get(name, "absent") for report in (old, new))
         if before != after:
             yield Change(part=new["name"], what=f"version of {name}", before=before, after=after, direction="changed")
 
 
 def _gates(part: str, output: str, old: Plain, new: Plain) -> Iterator[Change]:
-    before, after = ({gate["name"]: gate for gate in each["gates"]} for each in (old, new))
-    for name, was, becomes in _both(before, after):
-        if was["outcome"] != becomes["outcome"]:
+    before, after = ({gate["name"]: gate for gate in report["gates"]} for report in (old, new))
+    for name, old_gate, new_gate in _both(before, after):
+        if old_gate["outcome"] != new_gate["outcome"]:
             yield Change(
                 part=part,
                 what=f"{output}: {name}",
-                before=f"{was['outcome']} at {_gate_number(was['value'])}",
-                after=f"{becomes['outcome']} at {_gate_number(becomes['value'])}, limit {_gate_number(becomes['limit'])}",
-                direction=direction_of(was["outcome"], becomes["outcome"]),
+                before=f"{old_gate['outcome']} at {_gate_number(old_gate['value'])}",
+                after=f"{new_gate['outcome']} at {_gate_number(new_gate['value'])}, limit {_gate_number(new_gate['limit'])}",
+                direction=direction_of(old_gate["outcome"], new_gate["outcome"]),
             )
     for name, gate in before.items():
         if name not in after:  # a check that passed and is no longer made
@@ -217,29 +234,30 @@ def _output(part: str, output: str, old: Plain, new: Plain, worse: bool) -> Outp
 
 
 def _culprits(part: str, old: Plain, new: Plain) -> Iterator[Change]:
-    """New ones are told, and judged by the gates that they break: an op that is renamed is new too."""
-    for kind, listed in (("culprit", "culprits"), ("constant", "constants")):
-        known = {_key(each) for each in old.get(listed, ())}
-        for each in new.get(listed, ()):
-            if _key(each) not in known:
-                text = each.get("text") or each.get("problem", "")
-                yield Change(part=part, what=f"{kind} {each['name']}", before="new", after=text, direction="changed")
+    """New culprits and constants. None is worse by itself, since an op that is renamed is new too; the gates that it breaks are."""
+    for kind, key in (("culprit", "culprits"), ("constant", "constants")):
+        known = {_identity(item) for item in old.get(key, ())}
+        for item in new.get(key, ()):
+            if _identity(item) not in known:
+                text = item.get("text") or item.get("problem", "")
+                yield Change(part=part, what=f"{kind} {item['name']}", before="new", after=text, direction="changed")
 
 
-def _key(found: Plain) -> tuple[str, ...]:
-    return found["name"], found.get("kind", ""), found.get("problem", "")
+def _identity(item: Plain) -> tuple[str, ...]:
+    """Name, kind and problem of a culprit or constant."""
+    return item["name"], item.get("kind", ""), item.get("problem", "")
 
 
 def _tokens(part: str, old: Plain, new: Plain) -> Iterator[Change]:
     if "tokens" not in old:
         return
-    counts: Sequence[int] = [len(each["tokens"]["unexplained"]) for each in (old, new)]
-    if counts[0] != counts[1]:
-        direction: Direction = "worse" if counts[1] > counts[0] else "better"
-        yield Change(part=part, what="unexplained tokens", before=str(counts[0]), after=str(counts[1]), direction=direction)
-    equal = [f"{each['tokens']['equal']} of {each['tokens']['tokens']}" for each in (old, new)]
-    if equal[0] != equal[1]:
-        yield Change(part=part, what="equal tokens", before=equal[0], after=equal[1], direction="changed")
+    before, after = (len(report["tokens"]["unexplained"]) for report in (old, new))
+    if before != after:
+        direction: Direction = "worse" if after > before else "better"
+        yield Change(part=part, what="unexplained tokens", before=str(before), after=str(after), direction=direction)
+    old_share, new_share = (f"{report['tokens']['equal']} of {report['tokens']['tokens']}" for report in (old, new))
+    if old_share != new_share:
+        yield Change(part=part, what="equal tokens", before=old_share, after=new_share, direction="changed")
 
 
 def _number(value: float | None) -> str:

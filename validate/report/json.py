@@ -9,7 +9,7 @@ from typing import Any
 
 from coreflow.models.errors import InputError
 from coreflow.models.storage import write_json
-from coreflow.validate.report.model import BundleReport, CascadeReport, OutputReport, Plots, Report
+from coreflow.validate.report.model import BundleReport, OutputReport, Plots, Report
 from coreflow.validate.report.schema import COMPUTED, KINDS, SCHEMA_VERSION, misfit, schema
 
 
@@ -24,7 +24,11 @@ def write_report(path: Path, report: Report | BundleReport) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report as ``to_json`` gave it. Anything else is an ``InputError`` that says what is wrong with it."""
+    """A report as ``to_json`` wrote it; any other file is an ``InputError`` that says what is wrong with it.
+
+    >>> read_report(Path("report.json"))["verdict"]
+    'pass'
+    """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
@@ -39,20 +43,20 @@ def read_report(path: Path) -> dict[str, Any]:
             "validate again to write a new one"
         )
     rules = schema()
-    kind = next(kind for kind, said in KINDS.items() if said == plain["report"])
+    kind = next(kind for kind, title in KINDS.items() if title == plain["report"])
     if wrong := misfit(plain, rules["$defs"][f"{kind.__name__}File"], rules["$defs"]):
         raise InputError(f"{path} is not a whole report: {wrong}")
     return plain
 
 
 def without_pictures(report: Report | BundleReport) -> Report | BundleReport:
-    """The report without plots and op table: what a baseline that is committed needs."""
+    """The report without plots and op table, small enough to commit as a baseline."""
     if isinstance(report, Report):
         return replace(report, ops=(), outputs=_bare(report.outputs))
-    cascade = report.cascade
+    chain = report.cascade
     stages = {name: replace(stage, ops=(), outputs=_bare(stage.outputs)) for name, stage in report.stages.items()}
-    bare: CascadeReport | None = None if cascade is None else replace(cascade, outputs=_bare(cascade.outputs))
-    return replace(report, stages=stages, cascade=bare)
+    bare_chain = None if chain is None else replace(chain, outputs=_bare(chain.outputs))
+    return replace(report, stages=stages, cascade=bare_chain)
 
 
 def _bare(outputs: Mapping[str, OutputReport]) -> dict[str, OutputReport]:
@@ -65,12 +69,12 @@ def _refuse(constant: str) -> None:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)] + list(COMPUTED.get(type(value).__name__, ()))
+        names = [field.name for field in fields(value)] + list(COMPUTED.get(type(value), ()))
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""What a validation found, as frozen values. Standard library only; ``terminal`` and ``json`` render it."""
+"""Reports of a validation, as frozen values. Standard library only; ``terminal`` and ``formats`` render them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,14 @@ from typing import Literal
 
 Outcome = Literal["pass", "warn", "fail", "fp16-unsafe", "incomplete"]
 Cause = Literal["translation", "weights", "fp16", "device", "non-finite", "structure"]
-# From the worst to the best: what a whole made of parts is.
+# From the worst to the best: the outcome of a whole is the worst of its parts'.
 SEVERITY: tuple[Outcome, ...] = ("fail", "fp16-unsafe", "incomplete", "warn", "pass")
+# From the one that explains most to the one that explains least.
 CAUSES: tuple[Cause, ...] = ("structure", "non-finite", "translation", "weights", "fp16", "device")
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """The worst of them; nothing at all is incomplete."""
+    """The worst of ``outcomes``; incomplete where there are none."""
     return min(outcomes, key=SEVERITY.index, default="incomplete")
 
 
@@ -25,7 +26,11 @@ def exit_code_of(verdict: Outcome, cause: Cause | None, *, strict: bool = False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One condition and how it came out; ``value <= limit`` passes."""
+    """One condition and how it came out; ``value <= limit`` passes.
+
+    >>> Gate(name="rho_rms", outcome="pass", value=1.2, limit=1.5).used
+    0.8
+    """
 
     name: str  # finite, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, exact, cosine, neighbours
     outcome: Outcome
@@ -41,7 +46,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """How far one execution of the ladder is from R0 at one output."""
+    """How far one execution of the ladder is from R0 at one output.
+
+    >>> output.rungs["R4"].rho
+    1.02
+    """
 
     relative_rms: float  # RMS(error) / RMS(reference)
     rho: float  # RMS(error) / budget
@@ -49,7 +58,12 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """One element of an output, with what everything made of it."""
+    """One element of an output, with what everything made of it.
+
+    >>> element = output.worst_elements[0]
+    >>> f"{element.sample} {element.index}: {element.actual} instead of {element.reference}"
+    'seed 3 (0, 17): 1.49 instead of 1.5'
+    """
 
     sample: str
     index: tuple[int, ...]
@@ -60,7 +74,11 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plots:
-    """What the pictures of one output show; a fixed choice of elements where there are too many."""
+    """What the pictures of one output show; a fixed choice of elements where there are too many.
+
+    >>> list(zip(output.plots.reference, output.plots.error))  # points of the scatter plot
+    [(0.5, 0.0001), ...]
+    """
 
     reference: tuple[float, ...] = ()  # |reference| and |error| of the same elements
     error: tuple[float, ...] = ()
@@ -73,7 +91,12 @@ class Plots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReport:
-    """One output over all samples. Errors are against float64; the unit is the output's."""
+    """One output over all samples. Errors are against float64; the unit is the output's.
+
+    >>> output = report.outputs["surface"]
+    >>> output.outcome, output.headroom, [gate.name for gate in output.failed_gates]
+    ('fail', -0.4, ['rho_rms'])
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -106,28 +129,32 @@ class OutputReport:
         for name, rung in self.rungs.items():
             jumps[name] = rung.relative_rms - before
             before = rung.relative_rms
-        found = max(jumps, key=lambda name: jumps[name] if jumps[name] == jumps[name] else float("inf"), default=None)
-        return found if found is not None and not jumps[found] <= 0 else None
+        largest = max(jumps, key=lambda name: jumps[name] if jumps[name] == jumps[name] else float("inf"), default=None)
+        return largest if largest is not None and not jumps[largest] <= 0 else None
 
     @property
     def outcome(self) -> Outcome:
-        """The worst of the gates."""
+        """The worst outcome of the gates."""
         return worst(gate.outcome for gate in self.gates)
 
     @property
     def headroom(self) -> float:
-        """What is left of the tightest limit, as a share of it; below 0 when it is exceeded."""
+        """Share of the tightest limit that is left; below 0 when it is exceeded."""
         return 1 - max((gate.used for gate in self.gates if gate.used == gate.used), default=0.0)
 
     @property
     def failed_gates(self) -> tuple[Gate, ...]:
-        """Those that did not pass, the worst first."""
+        """Gates that did not pass, the worst first."""
         return tuple(sorted((gate for gate in self.gates if gate.outcome != "pass"), key=lambda gate: SEVERITY.index(gate.outcome)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AmbiguousSample:
-    """A sample in which a hard decision lies within fp16 noise of its border."""
+    """A sample in which a hard decision lies within fp16 noise of its border.
+
+    >>> [sample.label for sample in report.samples.ambiguous if sample.left_out]
+    ['seed 3']
+    """
 
     label: str
     left_out: bool  # a decision fell otherwise in the package or in torch's own fp16: not in the ratios
@@ -137,7 +164,11 @@ class AmbiguousSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """What was compared."""
+    """What was compared.
+
+    >>> Samples(seeds=(0, 1), drawn=2, given=3).total
+    5
+    """
 
     seeds: tuple[int, ...]
     drawn: int  # samples made from the seeds
@@ -146,18 +177,22 @@ class Samples:
 
     @property
     def total(self) -> int:
-        """All samples."""
+        """Count of all samples."""
         return self.drawn + self.given
 
     @property
     def left_out(self) -> int:
-        """Ambiguous ones that are not in the ratios."""
-        return sum(each.left_out for each in self.ambiguous)
+        """Count of ambiguous samples that are not in the ratios."""
+        return sum(sample.left_out for sample in self.ambiguous)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where in the torch source a value of the program comes from."""
+    """Where in the torch source a value of the program comes from.
+
+    >>> f"{origin.module}, {origin.file}:{origin.line}"
+    'layers.0.attention, model.py:31'
+    """
 
     module: str  # path in the module tree, "layers.0.attention"; empty for the module itself
     operation: str  # of torch: "aten.gelu.default"
@@ -167,28 +202,36 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpReport:
-    """One op of the program over all samples; sizes are of its first output that holds floats."""
+    """One op of the program over all samples; sizes are of its first output that holds floats.
+
+    >>> [op.name for op in report.ops if op.overflowed]
+    ['scores']
+    """
 
     index: int  # place in execution order
     name: str
     type: str
     shape: tuple[int, ...]
     origin: Origin | None  # None where no torch operation gives the same numbers
-    local_rho: float  # RMS error against a wide evaluation on the same inputs, in roundings of the result: about 1 is healthy
+    local_rho: float  # RMS error against a float64 evaluation on the same inputs, in roundings of the result: about 1 is healthy
     ulps: float  # the largest local error, in units of the last place of the largest result
     ulps_limit: float
     accumulated: float  # relative RMS error against the program in fp64
     amplification: float  # accumulated error of the result / the largest one among the inputs (at least one rounding)
     largest: float  # |result|, finite values only
     smallest: float  # smallest |result| that is not zero
-    overflowed: int  # results that are not finite where the wide evaluation is
-    underflowed: float  # share of results below 6.1e-5, the smallest normal fp16 number, where the wide evaluation is not zero
+    overflowed: int  # results that are not finite where the float64 evaluation is
+    underflowed: float  # share of results below 6.1e-5, the smallest normal fp16 number, where the float64 evaluation is not zero
     never_exercised: tuple[str, ...] = ()  # ranges in which such an op misbehaves and that no input reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Culprit:
-    """An op that explains an error."""
+    """An op that explains an error.
+
+    >>> report.culprits[0].kind, report.culprits[0].module, report.culprits[0].line
+    ('rounding', 'layers.0.attention', 31)
+    """
 
     kind: Literal["translation", "non-finite", "constant", "underflow", "rounding", "amplification"]
     name: str  # of the op in the program
@@ -215,7 +258,11 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstantReport:
-    """A constant that fp16 does not hold well."""
+    """A constant that fp16 does not hold well.
+
+    >>> [f"{constant.name} {constant.problem}" for constant in report.constants]
+    ['eps is 0 in fp16']
+    """
 
     name: str
     op: str  # that reads it
@@ -226,7 +273,12 @@ class ConstantReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The verdict on one package."""
+    """The verdict on one package.
+
+    >>> report = validate("encoder.mlpackage", recipe)
+    >>> report.verdict, report.cause, report.exit_code
+    ('fail', 'weights', 1)
+    """
 
     name: str
     package: str
@@ -256,22 +308,26 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """See ``exit_code_of``."""
+        """Exit code of the command; see ``exit_code_of``."""
         return exit_code_of(self.verdict, self.cause)
 
     def exit_code_for(self, *, strict: bool) -> int:
-        """``strict`` makes a warning a failure."""
+        """Exit code of the command; ``strict`` makes a warning a failure."""
         return exit_code_of(self.verdict, self.cause, strict=strict)
 
     @property
     def by_headroom(self) -> tuple[OutputReport, ...]:
         """The outputs, the tightest first."""
-        return tuple(sorted(self.outputs.values(), key=lambda each: (SEVERITY.index(each.outcome), each.headroom)))
+        return tuple(sorted(self.outputs.values(), key=lambda output: (SEVERITY.index(output.outcome), output.headroom)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAgreement:
-    """Greedy decoding by the packages against greedy decoding in float64."""
+    """Greedy decoding by the packages against greedy decoding in float64.
+
+    >>> TokenAgreement(sentences=1, tokens=9, equal=8, explained=("'a b', token 3",), unexplained=()).share
+    0.8888888888888888
+    """
 
     sentences: int
     tokens: int
@@ -287,7 +343,11 @@ class TokenAgreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainRow:
-    """One stage fed with the reference's inputs, beside the chain up to and with it."""
+    """One stage fed with the reference's inputs, beside the chain up to and with it.
+
+    >>> [(row.stage, row.teacher_forced, row.cascaded) for row in report.cascade.rows]
+    [('encoder', 1.0, 1.1), ...]
+    """
 
     stage: str
     output: str  # of the chain
@@ -298,8 +358,12 @@ class ChainRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CascadeReport:
-    """The stages wired together, against torch wired the same way."""
+class ChainReport:
+    """The stages wired together, against torch wired the same way.
+
+    >>> report.cascade.verdict, report.cascade.tokens.share
+    ('pass', 1.0)
+    """
 
     verdict: Outcome
     cause: Cause | None
@@ -314,7 +378,12 @@ class CascadeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleReport:
-    """The verdict on a bundle: the worst of its stages and of the cascade."""
+    """The verdict on a bundle: the worst of its stages and of the cascade.
+
+    >>> report = validate_bundle("artifacts/demo")
+    >>> report.verdict, report.failing_stages, report.stages["encoder"].verdict
+    ('fail', ('mapper_out',), 'pass')
+    """
 
     bundle: str
     name: str
@@ -324,7 +393,7 @@ class BundleReport:
     cause: Cause | None
     text: str
     stages: Mapping[str, Report]
-    cascade: CascadeReport | None
+    cascade: ChainReport | None
     versions: Mapping[str, str]
     seconds: float
     warnings: tuple[str, ...] = ()
@@ -332,11 +401,11 @@ class BundleReport:
 
     @property
     def exit_code(self) -> int:
-        """See ``exit_code_of``."""
+        """Exit code of the command; see ``exit_code_of``."""
         return exit_code_of(self.verdict, self.cause)
 
     def exit_code_for(self, *, strict: bool) -> int:
-        """``strict`` makes a warning a failure."""
+        """Exit code of the command; ``strict`` makes a warning a failure."""
         return exit_code_of(self.verdict, self.cause, strict=strict)
 
     @property
@@ -346,5 +415,5 @@ class BundleReport:
 
 
 def first_cause(causes: Sequence[Cause | None]) -> Cause | None:
-    """The one that explains most: structure before arithmetic."""
+    """The cause that explains most, structure before arithmetic; None where there is none."""
     return min((cause for cause in causes if cause is not None), key=CAUSES.index, default=None)

@@ -7,28 +7,30 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from coreflow.validate.report.model import BundleReport, Report
+from coreflow.validate.report.model import BundleReport, ChainReport, OutputReport, Report, Samples, TokenAgreement
 
 SCHEMA_VERSION = 2
-# What this version's first reports do not have; they are read all the same, baselines in other people's repositories among them.
+# Keys that the first reports of this version lack; they are read all the same, baselines in other people's repositories among them.
 _ADDED = frozenset({"replay_package"})
 KINDS: Mapping[type, str] = {Report: "coreflow validation of a package", BundleReport: "coreflow validation of a bundle"}
-# Values that a dataclass computes and a reader of the file wants.
-COMPUTED: Mapping[str, tuple[str, ...]] = {
-    "OutputReport": ("outcome", "headroom", "largest_jump"),
-    "Report": ("exit_code",),
-    "BundleReport": ("exit_code", "failing_stages"),
-    "Samples": ("total", "left_out"),
-    "TokenAgreement": ("share",),
+# Properties that are written beside the fields.
+COMPUTED: Mapping[type, tuple[str, ...]] = {
+    OutputReport: ("outcome", "headroom", "largest_jump"),
+    Report: ("exit_code",),
+    BundleReport: ("exit_code", "failing_stages"),
+    Samples: ("total", "left_out"),
+    TokenAgreement: ("share",),
 }
+# Definitions that were published under another name than the class has now.
+_PUBLISHED: Mapping[type, str] = {ChainReport: "CascadeReport"}
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema, draft 2020-12."""
     definitions: dict[str, Any] = {}
     roots = [_of_type(kind, definitions) for kind in KINDS]
-    for kind, said in KINDS.items():
-        properties = {"schema_version": {"const": SCHEMA_VERSION}, "report": {"const": said}}
+    for kind, title in KINDS.items():
+        properties = {"schema_version": {"const": SCHEMA_VERSION}, "report": {"const": title}}
         known = definitions[kind.__name__]
         # A stage inside a bundle is a Report without these two.
         definitions[f"{kind.__name__}File"] = _object({**properties, **known["properties"]}, known["description"])
@@ -43,33 +45,44 @@ def schema() -> dict[str, Any]:
 
 
 def misfit(plain: Any, rule: Mapping[str, Any], definitions: Mapping[str, Any], at: str = "") -> str | None:
-    """The first place where ``plain`` is not what ``rule`` says, in words; None where it fits.
+    """The first place where ``plain`` breaks ``rule``, in words; None where it keeps to it.
 
     Knows the keywords that ``schema`` writes and no others.
     """
     if "$ref" in rule:
         return misfit(plain, definitions[rule["$ref"].rpartition("/")[2]], definitions, at)
     if "anyOf" in rule:
-        found = [misfit(plain, each, definitions, at) for each in rule["anyOf"]]
-        return None if None in found else found[0]
-    if right := _not_allowed(plain, rule):
-        return f"{at.lstrip('.') or 'the report'} is {_shown(plain)}; {right} is right"
+        choices = [misfit(plain, choice, definitions, at) for choice in rule["anyOf"]]
+        return None if None in choices else choices[0]
+    if not _is_allowed(plain, rule):
+        return f"{at.lstrip('.') or 'the report'} is {_shown(plain)}; {_allowed(rule)} is right"
     if isinstance(plain, Mapping):
         return _object_misfit(plain, rule, definitions, at)
     if isinstance(plain, list):
-        items = (misfit(each, rule["items"], definitions, f"{at}[{place}]") for place, each in enumerate(plain))
-        return next((each for each in items if each is not None), None)
+        misfits = (misfit(item, rule["items"], definitions, f"{at}[{place}]") for place, item in enumerate(plain))
+        return next((text for text in misfits if text is not None), None)
     return None
 
 
-def _not_allowed(plain: Any, rule: Mapping[str, Any]) -> str:
-    """What would be right; empty where ``plain`` is."""
+def _is_allowed(plain: Any, rule: Mapping[str, Any]) -> bool:
     if "const" in rule:
-        return "" if plain == rule["const"] else _shown(rule["const"])
+        return bool(plain == rule["const"])
     if "enum" in rule:
-        return "" if plain in rule["enum"] else f"one of {', '.join(map(_shown, rule['enum']))}"
-    kinds = [rule["type"]] if isinstance(rule["type"], str) else list(rule["type"])
-    return "" if any(_is_a(plain, kind) for kind in kinds) else " or ".join(kinds)
+        return plain in rule["enum"]
+    return any(_is_a(plain, kind) for kind in _types(rule))
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    """Values or types that a rule allows, in words."""
+    if "const" in rule:
+        return _shown(rule["const"])
+    if "enum" in rule:
+        return f"one of {', '.join(map(_shown, rule['enum']))}"
+    return " or ".join(_types(rule))
+
+
+def _types(rule: Mapping[str, Any]) -> list[str]:
+    return [rule["type"]] if isinstance(rule["type"], str) else list(rule["type"])
 
 
 def _object_misfit(plain: Mapping[str, Any], rule: Mapping[str, Any], definitions: Mapping[str, Any], at: str) -> str | None:
@@ -79,8 +92,8 @@ def _object_misfit(plain: Mapping[str, Any], rule: Mapping[str, Any], definition
         return f"{where} lacks {', '.join(missing)}"
     if others is False and (unknown := [name for name in plain if name not in known]):
         return f"{where} has {', '.join(unknown)}, which no report has"
-    found = (misfit(value, known.get(name, others), definitions, f"{at}.{name}") for name, value in plain.items())
-    return next((each for each in found if each is not None), None)
+    misfits = (misfit(value, known.get(name, others), definitions, f"{at}.{name}") for name, value in plain.items())
+    return next((text for text in misfits if text is not None), None)
 
 
 def _of_type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +106,7 @@ def _of_type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_of_type(each, definitions) for each in arguments]}
+        return {"anyOf": [_of_type(choice, definitions) for choice in arguments]}
     if origin is tuple and arguments[1:] == (...,):
         return {"type": "array", "items": _of_type(arguments[0], definitions)}
     if origin is not None and issubclass(origin, Mapping) and arguments[0] is str:
@@ -111,14 +124,14 @@ _NAMES: Mapping[Any, Any] = {
 
 
 def _of_dataclass(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    name = kind.__name__
+    name = _PUBLISHED.get(kind, kind.__name__)
     if name not in definitions:
         definitions[name] = {}  # so that a type that holds itself ends
         hints = get_type_hints(kind)
         properties = {field.name: _of_type(hints[field.name], definitions) for field in fields(kind)}
-        for computed in COMPUTED.get(name, ()):
+        for computed in COMPUTED.get(kind, ()):
             properties[computed] = _of_type(get_type_hints(getattr(kind, computed).fget)["return"], definitions)
-        definitions[name] = _object(properties, kind.__doc__ or "")
+        definitions[name] = _object(properties, (kind.__doc__ or "").partition("\n")[0])
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -133,7 +146,7 @@ def _object(properties: Mapping[str, Any], description: str) -> dict[str, Any]:
 
 
 def _is_a(plain: Any, kind: str) -> bool:
-    """JSON's types; a number without a fraction is an integer, however it is written."""
+    """Whether ``plain`` has a type of JSON; a number without a fraction is an integer, however it is written."""
     if isinstance(plain, bool):
         return kind == "boolean"
     if kind == "integer":

@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from coreflow.validate.report.model import BundleReport, CascadeReport, Culprit, Element, Origin, Outcome, OutputReport, Report, Samples
+from coreflow.validate.report.model import BundleReport, ChainReport, Culprit, Element, Origin, Outcome, OutputReport, Report, Samples
 
 # A sign beside every verdict's word, so that neither colour nor reading is needed to tell them apart.
 SIGNS: Mapping[Outcome, str] = {"pass": "✓", "warn": "!", "fail": "✗", "fp16-unsafe": "⚠", "incomplete": "?"}
@@ -213,7 +213,7 @@ def title_of(report: Report | BundleReport) -> str:
     return f"{report.name}  {report.package}  sha256 {report.digest[:12]}"
 
 
-def coverage(reports: Sequence[Report], chain: CascadeReport | None) -> str:
+def coverage(reports: Sequence[Report], chain: ChainReport | None) -> str:
     """One line on everything that was compared and everything that was not."""
     outputs = [output for report in reports for output in report.outputs.values()]
     samples = sum(report.samples.total for report in reports)

@@ -16,7 +16,7 @@ from coreflow.validate import validate
 from coreflow.validate.report.model import (
     AmbiguousSample,
     BundleReport,
-    CascadeReport,
+    ChainReport,
     ChainRow,
     ConstantReport,
     Culprit,
@@ -136,7 +136,7 @@ def bundle(*stages: Report, **found: Any) -> BundleReport:
         AmbiguousSample(label="seed 3", left_out=True, nearness=0.2, differing=5),
         AmbiguousSample(label="seed 4", left_out=False, nearness=0.5, differing=0),
     )
-    cascade = CascadeReport(
+    cascade = ChainReport(
         verdict="pass", cause=None, text="", outputs={"decoder.logits": output("decoder.logits")},
         samples=Samples(seeds=(0,), drawn=2, given=1, ambiguous=ambiguous),
         rows=(ChainRow(stage="encoder", output="decoder.logits", alone="pass", teacher_forced=1.0, cascaded=1.1, outcome="pass"),),

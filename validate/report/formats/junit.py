@@ -6,7 +6,7 @@ A gate that could not be judged is an error, not a skipped case: several viewers
 from collections.abc import Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from coreflow.validate.report.model import BundleReport, CascadeReport, Gate, Outcome, OutputReport, Report
+from coreflow.validate.report.model import BundleReport, ChainReport, Gate, Outcome, OutputReport, Report
 from coreflow.validate.report.wording import (
     SHOWN_CULPRITS,
     coverage,
@@ -56,7 +56,7 @@ def _package(root: Element, name: str, report: Report, strict: bool) -> None:
         _gates(suite, name, output, strict)
 
 
-def _chain(root: Element, name: str, chain: CascadeReport, strict: bool) -> None:
+def _chain(root: Element, name: str, chain: ChainReport, strict: bool) -> None:
     suite = _suite(root, name, chain.seconds, {})
     differences = (f"token differs: {sentence}" for sentence in chain.tokens.unexplained)
     lines = [chain.text, *differences, *(f"not judged: {problem}" for problem in chain.problems)]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from coreflow.validate.report.columns import LARGEST_JUMP, OUTPUTS, Column, pick
-from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report
+from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, OutputReport, Report
 from coreflow.validate.report.wording import (
     SHOWN_CULPRITS,
     SIGNS,
@@ -87,7 +87,7 @@ def _culprits(report: Report) -> Iterator[str]:
         yield f"Replay: {code(command)}"
 
 
-def _tokens(chain: CascadeReport) -> Iterator[str]:
+def _tokens(chain: ChainReport) -> Iterator[str]:
     tokens = chain.tokens
     yield ""
     yield f"Tokens of {tokens.sentences} golden sentences: {tokens.equal} of {tokens.tokens} equal."

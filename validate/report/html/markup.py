@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG in which every text is escaped, because nothing but ``tag`` makes ``Html``."""
+"""Elements of HTML and SVG in which every text is escaped, because only ``tag`` and ``trusted`` make ``Html``."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -7,7 +7,11 @@ from coreflow.validate.report.wording import printable
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is markup already.
+
+    >>> tag("p", "1 < 2, ", tag("b", "always"))
+    '<p>1 &lt; 2, <b>always</b></p>'
+    """
 
     __slots__ = ()
 
@@ -21,15 +25,15 @@ def tag(name: str, /, *children: Child, **attributes: str | float | bool | None)
 
     ``class_`` and ``for_`` become ``class`` and ``for``; other underscores become hyphens.
     """
-    written = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None and value is not False)
+    pairs = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None and value is not False)
     if name in _VOID:
-        return Html(f"<{name}{written}>")
-    return Html(f"<{name}{written}>{join(children)}</{name}>")
+        return Html(f"<{name}{pairs}>")
+    return Html(f"<{name}{pairs}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[Child]) -> Html:
     """Children beside each other."""
-    return Html("".join(_child(each) for each in children))
+    return Html("".join(_child(child) for child in children))
 
 
 def trusted(text: str) -> Html:
@@ -54,7 +58,7 @@ def table(
 
 
 def details(summary: Child, *children: Child, open: bool = False) -> Html:
-    """What unfolds when asked."""
+    """Children that unfold when the summary is clicked."""
     return tag("details", tag("summary", summary), *children, open=open)
 
 

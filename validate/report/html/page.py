@@ -10,7 +10,7 @@ from coreflow.validate.report.html.markup import Html, details, join, table, tag
 from coreflow.validate.report.html.plots import output_plots
 from coreflow.validate.report.html.program import op_table, program_plots
 from coreflow.validate.report.html.tables import column_table, outcome_badge
-from coreflow.validate.report.model import BundleReport, CascadeReport, Outcome, OutputReport, Report, Samples
+from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, OutputReport, Report, Samples
 from coreflow.validate.report.wording import (
     NOT_LOOKED_AT,
     ambiguity,
@@ -206,7 +206,7 @@ def _elements(output: OutputReport) -> Html:
     return column_table(f"Worst elements of {output.name}", ELEMENTS, output.worst_elements)
 
 
-def _chain(chain: CascadeReport) -> Iterator[Html | None]:
+def _chain(chain: ChainReport) -> Iterator[Html | None]:
     yield tag("p", "The stages wired together, from text and embeddings to logits, each on what the package before it gave.")
     yield _lead(chain.verdict, chain.cause, chain.text)
     yield _list("Not judged", chain.problems)

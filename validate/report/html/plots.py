@@ -1,4 +1,4 @@
-"""The pictures of one output. Each is a figure with a heading, the picture, a sentence on how to read it, and the table behind it.
+"""Pictures of one output. Each is a figure with a heading, the picture, a sentence on how to read it, and the table behind it.
 
 Where nothing was recorded, the sentence says so and no axes are drawn.
 """
@@ -22,13 +22,13 @@ def figure(title: str, drawn: Html, reading: Child, *behind: Child) -> Html:
     return tag("figure", tag("h4", title), drawn, tag("figcaption", reading), details("The numbers", *behind))
 
 
-def absent(title: str, why: str) -> Html:
-    """In place of a picture."""
-    return tag("figure", tag("h4", title), tag("p", why, class_="absent"))
+def absent(title: str, reason: str) -> Html:
+    """A figure without a picture that says why there is none."""
+    return tag("figure", tag("h4", title), tag("p", reason, class_="absent"))
 
 
 def output_plots(output: OutputReport) -> Html:
-    """Everything about one output."""
+    """All pictures of one output."""
     return tag("div", ladder(output), error_over_reference(output), histogram(output), margins(output), class_="plots")
 
 
@@ -40,7 +40,7 @@ def ladder(output: OutputReport) -> Html:
     budget = output.budget / output.reference_rms if output.reference_rms > 0 else math.nan
     values = [rung.relative_rms for rung in output.rungs.values()]
     low, high = svg.log_bounds([*values, budget])
-    names, most = list(RUNGS), output.largest_jump
+    names, largest = list(RUNGS), output.largest_jump
     height = _ROW * len(names) + 62
     panel = svg.panel((low, high), (0, 1), height=height, log_x=True, log_y=False)
     top, bottom = panel.y.end, panel.y.start
@@ -51,14 +51,14 @@ def ladder(output: OutputReport) -> Html:
         if rung is None:
             parts.append(svg.label(panel.x.start + 4, above + 22, "not run", kind="muted"))
             continue
-        marked = name == most
+        marked = name == largest
         text = number(rung.relative_rms) + (" ◀ largest jump" if marked else "")
         parts.append(svg.box(panel.x.start, above + 15, panel.x.at(rung.relative_rms) - panel.x.start, 9, "bar bad" if marked else "bar"))
         parts.append(svg.label(panel.x.start + 2, above + 11, text, kind="strong" if marked else ""))
     if math.isfinite(budget) and budget > 0:
         parts.append(svg.line(panel.x.at(budget), top, panel.x.at(budget), bottom, "limit"))
     parts.append(svg.label((panel.x.start + panel.x.end) / 2, bottom + 32, "RMS(error) / RMS(reference)", "middle"))
-    said = f"{output.name}: ladder of relative RMS errors; largest jump: {jump(output)}"
+    label = f"{output.name}: ladder of relative RMS errors; largest jump: {jump(output)}"
     rows = [
         (name, RUNGS.get(name, ""), *(("not run", "not run") if rung is None else (number(rung.relative_rms), number(rung.rho))))
         for name in names
@@ -66,7 +66,7 @@ def ladder(output: OutputReport) -> Html:
     ]
     return figure(
         title,
-        svg.picture(said, height, *parts),
+        svg.picture(label, height, *parts),
         ("Largest jump: ", tag("strong", jump(output)), ". Dashed: the budget."),
         table(
             f"Ladder of {output.name}",
@@ -93,8 +93,8 @@ def error_over_reference(output: OutputReport) -> Html:
         svg.crosses((panel.point(*pair) for pair in pairs if not math.isfinite(pair[1])), "cross"),
         svg.curve(panel, lambda size: _U * size, "limit"),
     )
-    unseen = len(plots.reference) - len(pairs)
-    left_out = f" {unseen:,} with an error or a reference of exactly 0 are not drawn." if unseen else ""
+    zeros = len(plots.reference) - len(pairs)
+    left_out = f" {zeros:,} with an error or a reference of exactly 0 are not drawn." if zeros else ""
     return figure(
         title,
         svg.picture(f"{output.name}: error over the size of the reference, both logarithmic", height, *parts),
@@ -112,14 +112,14 @@ def _by_decade(pairs: Sequence[tuple[float, float]]) -> Iterator[Sequence[Child]
     for size, error in pairs:
         decades.setdefault(math.floor(math.log10(size)) if math.isfinite(size) else 309, []).append((size, error))
     for decade in sorted(decades, reverse=True):
-        found = decades[decade]
-        errors = sorted(error for _, error in found)
+        members = decades[decade]
+        errors = sorted(error for _, error in members)
         yield (
             f"1e{decade} to 1e{decade + 1}" if decade < 309 else "infinite",
-            f"{len(found):,}",
+            f"{len(members):,}",
             number(errors[len(errors) // 2]),
             number(errors[-1]),
-            number(max(error / (_U * size) for size, error in found)),
+            number(max(error / (_U * size) for size, error in members)),
         )
 
 
@@ -187,8 +187,8 @@ def margins(output: OutputReport) -> Html:
 def compute_units(report: Report) -> Html:
     """rho_rms of the worst outputs on every compute unit that ran."""
     title = "Compute units"
-    if why := why_no_units(report):
-        return absent(title, f"{why[0].upper()}{why[1:]}.")
+    if reason := why_no_units(report):
+        return absent(title, f"{reason[0].upper()}{reason[1:]}.")
     units = list(report.compute_unit_rho)
     names = sorted(
         {name for rho in report.compute_unit_rho.values() for name in rho}, key=lambda name: _worst_rho(report, name), reverse=True
@@ -200,8 +200,8 @@ def compute_units(report: Report) -> Html:
     parts = [svg.x_grid(panel)]
     for place, (name, unit) in enumerate((name, unit) for name in shown for unit in units):
         rho, above = report.compute_unit_rho[unit].get(name), panel.y.end + 24 * place
-        said = f"{name}, {unit}: {NOT_LOOKED_AT if rho is None else number(rho)}"
-        parts.append(svg.label(panel.x.start + 2, above + 10, said))
+        text = f"{name}, {unit}: {NOT_LOOKED_AT if rho is None else number(rho)}"
+        parts.append(svg.label(panel.x.start + 2, above + 10, text))
         if rho is not None:
             parts.append(svg.box(panel.x.start, above + 13, panel.x.at(rho) - panel.x.start, 6, "bar"))
     parts.append(svg.line(panel.x.at(1), panel.y.end, panel.x.at(1), panel.y.start, "limit"))
@@ -223,8 +223,8 @@ def _worst_rho(report: Report, name: str) -> float:
     return max((nan_as_infinite(rho[name]) for rho in report.compute_unit_rho.values() if name in rho), default=0.0)
 
 
-def _nothing(what: str, recorded: int, why: str) -> str:
-    return f"{what}: nothing to draw, since {why}." if recorded else f"{what}: {NOT_LOOKED_AT}."
+def _nothing(title: str, recorded: int, reason: str) -> str:
+    return f"{title}: nothing to draw, since {reason}." if recorded else f"{title}: {NOT_LOOKED_AT}."
 
 
 def _key(kind: str, text: str) -> Html:

@@ -21,7 +21,11 @@ _MAX_DEPTH = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """Ops that follow each other and come from one module."""
+    """Ops that follow each other and come from one module.
+
+    >>> [(band.module, band.last - band.first + 1) for band in bands(report.ops)]
+    [('layers.0', 12), ('layers.1', 12)]
+    """
 
     module: str
     first: int  # places in the sequence of ops

@@ -16,7 +16,11 @@ _TICKS = 6  # at most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Values between ``low`` and ``high`` to places between ``start`` and ``end``; what lies outside is drawn at the border."""
+    """Values between ``low`` and ``high`` to places between ``start`` and ``end``; values outside go to the border.
+
+    >>> Scale(low=1.0, high=100.0, start=0.0, end=200.0, log=True).at(10.0)
+    100.0
+    """
 
     low: float
     high: float
@@ -25,13 +29,13 @@ class Scale:
     log: bool
 
     def at(self, value: float) -> float:
-        """The place; NaN and what is above all go to the far end, zero and below of a logarithm to the near one."""
+        """The place of ``value``; NaN and values above ``high`` go to the far end, values below ``low`` to the near one."""
         if math.isnan(value) or value >= self.high:
             return self.end
         if value <= self.low:
             return self.start
-        low, high, found = (math.log10(each) if self.log else each for each in (self.low, self.high, value))
-        return self.start + (found - low) / (high - low) * (self.end - self.start)
+        low, high, at = (math.log10(bound) if self.log else bound for bound in (self.low, self.high, value))
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     @property
     def ticks(self) -> tuple[tuple[float, str], ...]:
@@ -47,16 +51,20 @@ class Scale:
 
 def log_bounds(values: Iterable[float], *always: float) -> tuple[float, float]:
     """Whole powers of ten around the positive finite values and ``always``; never an empty range."""
-    fine = [value for value in (*values, *always) if math.isfinite(value) and value > 0]
-    if not fine:
+    positive = [value for value in (*values, *always) if math.isfinite(value) and value > 0]
+    if not positive:
         return 1e-1, 1e1
-    low, high = math.floor(math.log10(min(fine))), math.ceil(math.log10(max(fine)))
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     return 10.0 ** max(low, -300), 10.0 ** min(max(high, low + 1), 300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes inside a picture."""
+    """One pair of axes inside a picture.
+
+    >>> panel((1, 100), (1e-6, 1), height=300.0, log_x=True).point(10, 1e-3)
+    (213.0, 143.0)
+    """
 
     x: Scale
     y: Scale

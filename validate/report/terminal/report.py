@@ -6,7 +6,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
 from coreflow.validate.report.columns import CHAIN, ELEMENTS, OUTPUTS, Column, pick
-from coreflow.validate.report.model import BundleReport, CascadeReport, Element, OutputReport, Report, Samples
+from coreflow.validate.report.model import BundleReport, ChainReport, Element, OutputReport, Report, Samples
 from coreflow.validate.report.terminal.ladder import Ladder
 from coreflow.validate.report.terminal.text import STYLES, column_table, empty_table, line
 from coreflow.validate.report.wording import (
@@ -135,7 +135,7 @@ def _units(report: Report) -> Iterator[RenderableType]:
     yield table
 
 
-def _chain(chain: CascadeReport) -> Iterator[RenderableType]:
+def _chain(chain: ChainReport) -> Iterator[RenderableType]:
     if chain.verdict != "pass":
         yield _verdict(chain)
     yield OutputsTable(tuple(chain.outputs.values()))
@@ -174,8 +174,8 @@ def _samples(samples: Samples) -> Iterator[RenderableType]:
         yield line(f"  {text}", style)
 
 
-def _verdict(part: Report | BundleReport | CascadeReport) -> Text:
-    text = Text("  " if isinstance(part, CascadeReport) else "")
+def _verdict(part: Report | BundleReport | ChainReport) -> Text:
+    text = Text("  " if isinstance(part, ChainReport) else "")
     text.append(part.verdict.upper(), style=STYLES[part.verdict])
     if part.cause is not None:
         text.append(f" ({part.cause})", style=STYLES[part.verdict])
