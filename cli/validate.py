@@ -128,7 +128,7 @@ def replay(
     """Run the worst sample of a failed validation again, alone."""
 
     check_formats(report or ())
-    from coreflow.validate.replay.replay import replay as judge_again
+    from coreflow.validate.recorded import replay as judge_again
 
     found = judge_again(file, reference=reference, package=package, backend=backend)  # type: ignore[arg-type]
     return _present(found, report or (), strict=strict, as_json=as_json)
@@ -204,7 +204,7 @@ def _judge_one(
     from coreflow.export.package.graph import read_program
     from coreflow.runtime.interface import input_specs
     from coreflow.validate import validate as judge
-    from coreflow.validate.inputs.samples import read_samples
+    from coreflow.validate.inputs.sample_files import read_samples
     from coreflow.validate.replay.evidence import Evidence
 
     given = None

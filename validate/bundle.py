@@ -14,7 +14,8 @@ from coreflow.models.family import Companions, Stage, TextEntry, find_family
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.chain import judge_cascade
 from coreflow.validate.gates.tolerance import SEEDS, Tolerance
-from coreflow.validate.inputs.samples import Sample, read_samples
+from coreflow.validate.inputs.sample_files import read_samples
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import OpenPackage, open_package
 from coreflow.validate.package import describer, judge_package, versions
 from coreflow.validate.references.torch_module import TorchReference

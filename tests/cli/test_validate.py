@@ -234,7 +234,7 @@ def test_a_replay_is_reported_like_a_validation(
         asked.append((path, options))
         return report
 
-    monkeypatch.setitem(sys.modules, "coreflow.validate.replay.replay", types.SimpleNamespace(replay=again))
+    monkeypatch.setitem(sys.modules, "coreflow.validate.recorded", types.SimpleNamespace(replay=again))
     code, out, _ = coreflow("validate", "replay", "worst.safetensors", "--report", tmp_path / "report.md", "--package", "here.mlpackage")
     assert code == 1 and "FAIL (fp16)  again" in out
     assert asked == [(Path("worst.safetensors"), {"reference": None, "package": Path("here.mlpackage"), "backend": None})]

@@ -1,7 +1,7 @@
-"""Programs that keep states, looked at as functions: what a state holds before a prediction is an input, what it holds after, an output.
+"""Programs that keep states, seen as functions: a state before a prediction is an input, and the state after it is an output.
 
 One prediction from any state is then all that a program can do, and every rung, gate and picture works as it does without states. Outputs
-that stand for states are named as ``LiftedModule`` and the ONNX file of ``coreflow lift`` name them: with ``_out`` behind.
+that stand for states end in ``_out``, as in ``LiftedModule`` and in the ONNX file of ``coreflow lift``.
 """
 
 from collections.abc import Mapping
@@ -25,52 +25,56 @@ from coreflow.runtime.lifted import LiftedModel
 
 
 class StatelessLifted(LiftedModel):
-    """A lifted program whose states are inputs and outputs; a program without any is what it was."""
+    """A lifted program whose states are inputs and outputs; a program without any stays as it is.
+
+    >>> model = StatelessLifted(read_program(path), "fp64")
+    >>> model.predict({"x": x, "cache": cache})["cache_out"]
+    """
 
     def __init__(self, program: Program, numerics: NumericsName = "fp16") -> None:
         super().__init__(program, LoadOptions(numerics=numerics, engine="interpreter"))
-        self.held, self.states = self.states, {}
-        self._names = state_output_names(self.inputs, self.held, self.outputs)
-        self.inputs |= self.held
-        self.outputs |= {self._names[name]: spec for name, spec in self.held.items()}
-        self._buffers: dict[str, StateBuffer] = {}  # of the prediction that was prepared last
+        self._state_specs, self.states = self.states, {}
+        self._names = state_output_names(self.inputs, self._state_specs, self.outputs)
+        self.inputs |= self._state_specs
+        self.outputs |= {self._names[name]: spec for name, spec in self._state_specs.items()}
+        self._buffers: dict[str, StateBuffer] = {}  # of the latest prediction
 
     def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as the interpreter takes them, and a buffer for every state."""
-        found: dict[str, Any] = dict(super().prepared({name: array for name, array in inputs.items() if name not in self.held}))
+        arguments: dict[str, Any] = dict(super().prepared({name: array for name, array in inputs.items() if name not in self._state_specs}))
         self._buffers = {
-            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self.held).copy()).to(self.numerics.dtype))
+            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self._state_specs).copy()).to(self.numerics.dtype))
             if name in inputs
             else StateBuffer(torch.zeros(spec.shape, dtype=self.numerics.dtype))
-            for name, spec in self.held.items()
+            for name, spec in self._state_specs.items()
         }
-        return found | self._buffers
+        return arguments | self._buffers
 
     def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """What a prediction gave, and what the states hold now."""
-        wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
-        states = {self._names[name]: np.array(buffer.tensor.numpy(), dtype=wide) for name, buffer in self._buffers.items()}
+        """The outputs of a prediction, and the states after it."""
+        dtype = np.float64 if self.numerics.dtype == torch.float64 else np.float32
+        states = {self._names[name]: np.array(buffer.tensor.numpy(), dtype=dtype) for name, buffer in self._buffers.items()}
         return super().finished(results) | states
 
 
 class StatelessModel:
-    """The same for a model of any backend, through its ``make_state``."""
+    """A model of any backend whose states are inputs and outputs, through its ``make_state``."""
 
     def __init__(self, model: Model) -> None:
         self.states: dict[str, TensorSpec] = {}
-        self._model, self.held = model, model.states
+        self._model, self._state_specs = model, model.states
         self._names = state_output_names(model.inputs, model.states, model.outputs)
         self.inputs = model.inputs | model.states
         self.outputs = model.outputs | {self._names[name]: spec for name, spec in model.states.items()}
         self.backend, self.metadata = model.backend, model.metadata
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
-        """One prediction from the states among ``inputs``; ``state`` is not looked at."""
-        kept = self._model.make_state()
-        for name in self.held.keys() & inputs.keys():
-            kept.write(name, inputs[name])
-        found = self._model.predict({name: array for name, array in inputs.items() if name not in self.held}, kept)
-        return found | {self._names[name]: kept.read(name).astype(np.float32) for name in self.held}
+        """One prediction from the states among ``inputs``; ``state`` is ignored."""
+        written = self._model.make_state()
+        for name in self._state_specs.keys() & inputs.keys():
+            written.write(name, inputs[name])
+        outputs = self._model.predict({name: array for name, array in inputs.items() if name not in self._state_specs}, written)
+        return outputs | {self._names[name]: written.read(name).astype(np.float32) for name in self._state_specs}
 
     def make_state(self) -> State:
         """A fresh state of the model itself."""
@@ -78,7 +82,7 @@ class StatelessModel:
 
 
 class StatelessModule(nn.Module):
-    """A module whose buffers of the given names come in behind its inputs and go out behind its outputs.
+    """A module that takes the buffers of these names after its inputs, and returns them after its outputs.
 
     ``ConfigError`` names the buffers that there are where one is missing.
     """
@@ -95,20 +99,20 @@ class StatelessModule(nn.Module):
         self._places = tuple(buffers[name.replace(".", "_")].rpartition(".") for name in states)
         self.training = module.training
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """(*inputs, *states) -> (*outputs, *states)."""
-        count = len(given) - len(self._places)
+        count = len(inputs) - len(self._places)
         owners = [(self.module.get_submodule(path)._buffers, leaf) for path, _, leaf in self._places]
         before = [buffers[leaf] for buffers, leaf in owners]
         try:
-            for (buffers, leaf), state in zip(owners, given[count:], strict=True):
+            for (buffers, leaf), state in zip(owners, inputs[count:], strict=True):
                 buffers[leaf] = state.clone()  # a module may write into it
-            made = self.module(*given[:count])
+            result = self.module(*inputs[:count])
             states = [buffers[leaf] for buffers, leaf in owners]
         finally:
             for (buffers, leaf), tensor in zip(owners, before, strict=True):
                 buffers[leaf] = tensor
-        outputs = tuple(made.values()) if isinstance(made, Mapping) else (made,) if isinstance(made, Tensor) else tuple(made)
+        outputs = tuple(result.values()) if isinstance(result, Mapping) else (result,) if isinstance(result, Tensor) else tuple(result)
         return (*outputs, *(state for state in states if state is not None))
 
 
@@ -126,20 +130,20 @@ def stateless(source: nn.Module | Recipe, states: Mapping[str, TensorSpec]) -> n
 
 
 def with_states(draw: Draw, states: Mapping[str, TensorSpec]) -> Draw:
-    """``draw`` with states beside what it draws, unless it draws them itself.
+    """``draw`` and states with it, unless it draws them itself.
 
     The first seed starts from zeros, as every use does, the others from standard normal numbers: a state that has been written to.
     """
 
-    def drawn(seed: int) -> Arrays:
-        found = dict(draw(seed))
-        random = np.random.default_rng((seed, len(found)))
+    def draw_with_states(seed: int) -> Arrays:
+        inputs = dict(draw(seed))
+        random = np.random.default_rng((seed, len(inputs)))
         for name, spec in states.items():
-            if name not in found:
-                found[name] = (random.standard_normal(spec.shape) * (seed != 0)).astype(spec.dtype)
-        return found
+            if name not in inputs:
+                inputs[name] = (random.standard_normal(spec.shape) * (seed != 0)).astype(spec.dtype)
+        return inputs
 
-    return drawn
+    return draw_with_states
 
 
 def from_fresh(inputs: Arrays, states: Mapping[str, TensorSpec]) -> Arrays:

@@ -1,8 +1,8 @@
 """Inputs at the edges of what a program takes, where random ones seldom go: extreme sizes, padding, extreme ids.
 
 A softplus that vanishes above 10.4 or a mask that lets a padded place through is not seen with inputs from 0 to 1 and full masks.
-The reference itself may overflow or give nothing but NaN on some of these (a softmax over a wholly masked row): who judges leaves
-such samples out, and says so.
+The reference itself may overflow or give nothing but NaN on some of these (a softmax over a wholly masked row): such samples are left out,
+and the report says so.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ _ADDITIVE = -100.0
 
 
 def sweep_samples(specs: Specs, draw: Draw) -> list[Sample]:
-    """The sweeps that inputs like ``specs`` can have, always the same ones, each within the bounds and no two alike.
+    """Extreme samples for inputs like ``specs``: always the same ones, each within the bounds and no two alike.
 
-    What a sweep does not vary is as ``draw`` gives it for seed 0; an input that is varied keeps its dtype and shape.
+    Inputs that a sweep does not vary are those of ``draw`` for seed 0; an input that is varied keeps its dtype and shape.
     """
     drawn = {name: np.asarray(array) for name, array in draw(_SEED).items()}
     plain = {name: drawn[name].astype(spec.dtype) for name, spec in specs.items()}

@@ -36,7 +36,7 @@ class Evidence:
             package=opened.path,
             sample=seen.sample,
             report=report,
-            exact=dict(zip(outputs, seen.reference, strict=True)),
+            outputs=dict(zip(outputs, seen.reference, strict=True)),
             simulated=None if seen.simulated is None else dict(zip(outputs, seen.simulated, strict=True)),
             reference=self.reference,
         )

@@ -1,17 +1,17 @@
-"""One sample that failed, in a file of its own.
+"""A sample that failed, in a file of its own.
 
-The file is a .safetensors: the inputs as ``input.NAME``, what the reference gave in float64 as ``exact.NAME`` and in simulated fp16 as
-``simulated.NAME``, and one metadata entry of JSON that says which package, by its digest, and how it was judged. It holds neither the
-package nor the reference and no code. ``replay`` judges it again.
+The file is a .safetensors: the inputs as ``input.NAME``, the outputs of the reference in float64 as ``exact.NAME`` and in simulated fp16
+as ``simulated.NAME``, and one metadata entry of JSON that says which package, by its digest, and how it was judged. It holds neither the
+package nor the reference and no code. ``recorded.replay`` judges it again.
 """
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -29,9 +29,23 @@ Kind = Literal["recipe", "bundle", "package", "onnx", "none"]
 _PARTS = ("input", "exact", "simulated")
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+_CHECKS: Mapping[str, Callable[[object], bool]] = {  # of the metadata, by key
+    **dict.fromkeys(("name", "package", "digest"), _is_text),
+    "reference_kind": lambda value: value in get_args(Kind),
+    **dict.fromkeys(("reference", "label", "numerics", "backend", "compute_units", "verdict"), _is_text),
+    "cause": lambda value: value is None or isinstance(value, str),
+    "seed": lambda value: value is None or type(value) is int,
+    "culprits": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Replay:
-    """What such a file holds; paths are as they are written in it, relative to its folder."""
+    """Contents of a replay file; paths are relative to its folder, as they are written in it."""
 
     name: str  # of the report: the recipe's, or the package's
     package: str
@@ -47,32 +61,33 @@ class Replay:
     cause: str | None
     culprits: tuple[str, ...]  # names of ops, the worst first
     inputs: Arrays
-    exact: Arrays
-    simulated: Arrays | None
+    outputs: Arrays  # of the reference, in float64
+    simulated: Arrays | None  # outputs of the reference in simulated fp16
 
 
-def worst_sample(report: Report, samples: Sequence[Sample], exact: Sequence[Sequence[Array]], actual: Sequence[Arrays]) -> int:
-    """The place of the sample whose worst output is furthest off, in multiples of the output's budget; NaN and inf before all else.
+def worst_sample(report: Report, samples: Sequence[Sample], reference: Sequence[Sequence[Array]], actual: Sequence[Arrays]) -> int:
+    """Index of the sample whose worst output is furthest off, in multiples of the output's budget; NaN and inf before all else.
 
-    ``exact`` and ``actual`` hold what the reference and the judged package gave for each sample, outputs in the package's order. A
-    sample that was left out as ambiguous is not the worst, unless all were.
+    ``reference`` and ``actual`` hold the outputs of the reference and of the package for each sample, in the package's order. A sample
+    that was left out as ambiguous is not the worst, unless all were.
     """
-    left_out = {each.label for each in report.samples.ambiguous if each.left_out}
+    left_out = {sample.label for sample in report.samples.ambiguous if sample.left_out}
 
     def excess(place: int) -> float:
-        pairs = zip(exact[place], actual[place].items(), strict=True)
-        ratios = [_excess(as_float64(truth), as_float64(given), report.outputs[name].budget) for truth, (name, given) in pairs]
+        pairs = zip(reference[place], actual[place].items(), strict=True)
+        ratios = [_excess(as_float64(expected), as_float64(output), report.outputs[name].budget) for expected, (name, output) in pairs]
         return max(ratios, default=0.0)
 
     places = range(len(samples))
     return max([place for place in places if samples[place].label not in left_out] or places, key=excess)
 
 
-def _excess(truth: Floats, given: Floats, budget: float) -> float:
-    finite = np.isfinite(truth)
+def _excess(reference: Floats, actual: Floats, budget: float) -> float:
+    """The error of one output, in budgets."""
+    finite = np.isfinite(reference)
     with np.errstate(invalid="ignore", over="ignore"):
-        found = ratio(rms((given.reshape(truth.shape) - truth)[finite]), budget) if finite.any() else 0.0
-    return math.inf if math.isnan(found) else found
+        excess = ratio(rms((actual.reshape(reference.shape) - reference)[finite]), budget) if finite.any() else 0.0
+    return math.inf if math.isnan(excess) else excess
 
 
 def is_reachable(path: Path, source: Path) -> bool:
@@ -86,13 +101,13 @@ def write_replay(
     package: str | Path,
     sample: Sample,
     report: Report,
-    exact: Arrays,
+    outputs: Arrays,
     simulated: Arrays | None = None,
     reference: str | Path | None = None,
 ) -> Path:
-    """Write the file ``path`` (.safetensors) that judges ``sample`` alone again; ``report`` is what was found of ``package``.
+    """Write the file ``path`` (.safetensors) that judges ``sample`` alone again; ``report`` is the report on ``package``.
 
-    ``exact`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be the heuristic one.
+    ``outputs`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be the heuristic one.
     ``reference`` is how the reference was named: ``FILE.py:NAME``, a bundle, a package, an ONNX file, or None.
     """
     from safetensors.numpy import save_file
@@ -115,9 +130,9 @@ def write_replay(
         "compute_units": report.compute_units,
         "verdict": report.verdict,
         "cause": report.cause,
-        "culprits": [each.name for each in report.culprits],
+        "culprits": [culprit.name for culprit in report.culprits],
     }
-    parts = zip(_PARTS, (sample.inputs, exact, simulated or {}), strict=True)
+    parts = zip(_PARTS, (sample.inputs, outputs, simulated or {}), strict=True)
     # Copied in order: the writer takes the memory of an array as it lies.
     tensors = {f"{part}.{name}": np.array(array, order="C") for part, arrays in parts for name, array in arrays.items()}
     write_atomically(target, lambda file: save_file(tensors, file, {KEY: json.dumps(entry)}))
@@ -125,7 +140,7 @@ def write_replay(
 
 
 def read_replay(path: str | Path) -> Replay:
-    """What the file ``path`` holds; ``InputError`` for one that is missing, cut short, foreign or of another format."""
+    """The contents of the file ``path``; ``InputError`` for one that is missing, cut short, foreign or of another format."""
     from safetensors import SafetensorError, safe_open
 
     source = Path(path)
@@ -141,18 +156,18 @@ def read_replay(path: str | Path) -> Replay:
         raise InputError(f"{source} is no replay file: its metadata has no {KEY!r}")
     if entry.get("format") != FORMAT:
         raise InputError(f"{source} has replay format {entry.get('format')!r}; this coreflow reads {FORMAT}")
-    sides = {part: {name.removeprefix(f"{part}."): each for name, each in arrays.items() if name.startswith(f"{part}.")} for part in _PARTS}
-    if not sides["input"] or not sides["exact"]:
-        raise InputError(f"{source} holds no {'outputs' if sides['input'] else 'inputs'}; it has to be recorded again")
-    text, names = _checked(entry, source)
-    return Replay(
-        **text,
-        culprits=names,
-        seed=entry["seed"],
-        inputs=sides["input"],
-        exact=sides["exact"],
-        simulated=sides["simulated"] or None,
-    )
+    inputs, outputs, simulated = (_part(arrays, part) for part in _PARTS)
+    if not inputs or not outputs:
+        raise InputError(f"{source} holds no {'outputs' if inputs else 'inputs'}; it has to be recorded again")
+    if unusable := [key for key, is_usable in _CHECKS.items() if key not in entry or not is_usable(entry[key])]:
+        raise InputError(f"{source} is no replay file: {', '.join(unusable)} in its metadata cannot be used")
+    fields = {key: entry[key] for key in _CHECKS} | {"culprits": tuple(entry["culprits"])}
+    return Replay(**fields, inputs=inputs, outputs=outputs, simulated=simulated or None)
+
+
+def _part(arrays: Arrays, part: str) -> dict[str, Array]:
+    """The arrays under ``part.NAME``, by NAME."""
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
 def _kind(reference: str | Path | None) -> Kind:
@@ -167,21 +182,3 @@ def _kind(reference: str | Path | None) -> Kind:
 def _relative(path: str | Path, target: Path) -> str:
     """``path`` as seen from the folder of ``target``."""
     return Path(os.path.relpath(Path(path).resolve(), target.parent.resolve())).as_posix()
-
-
-def _checked(entry: Mapping[str, Any], source: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The texts of the metadata and the names of the culprits, if all are what they should be."""
-    keys = ("name", "package", "digest", "reference_kind", "reference", "label", "numerics", "backend", "compute_units", "verdict")
-    text = {key: entry.get(key) for key in keys}
-    names, seed, cause = entry.get("culprits"), entry.get("seed", ""), entry.get("cause", 0)
-    wrong = [key for key, value in text.items() if not isinstance(value, str) or "\0" in value]
-    wrong += [
-        key for key, fine in (("cause", cause is None or isinstance(cause, str)), ("seed", seed is None or type(seed) is int)) if not fine
-    ]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        wrong.append("culprits")
-    elif text["reference_kind"] not in get_args(Kind):
-        wrong.append("reference_kind")
-    if wrong:
-        raise InputError(f"{source} is no replay file: {', '.join(wrong)} in its metadata cannot be used")
-    return {**text, "cause": cause}, tuple(names or ())

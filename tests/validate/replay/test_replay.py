@@ -27,9 +27,9 @@ from coreflow.models.training.checkpoint import load_tensors
 from coreflow.runtime.load import load_model
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.package import validate
+from coreflow.validate.recorded import replay
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.replay.recording import KEY, read_replay, worst_sample, write_replay
-from coreflow.validate.replay.replay import replay
 from coreflow.validate.report.model import AmbiguousSample, Culprit, OutputReport, Report, Samples
 
 if TYPE_CHECKING:
@@ -50,15 +50,15 @@ def judged_again(package: Path, recipe: Recipe, path: Path, *, simulated: bool =
     report = validate(package, recipe)
     torch_reference, model = TorchReference(recipe.module), load_model(package, "lifted", engine="interpreter")
     samples = [Sample(label=f"seed {seed}", inputs=recipe.inputs_for(seed), seed=seed) for seed in range(8)]
-    exact = [torch_reference.outputs(dict(sample.inputs)) for sample in samples]
-    worst = worst_sample(report, samples, exact, [model.predict(sample.inputs) for sample in samples])
+    expected = [torch_reference.outputs(dict(sample.inputs)) for sample in samples]
+    worst = worst_sample(report, samples, expected, [model.predict(sample.inputs) for sample in samples])
     in_fp16 = torch_reference.simulated_outputs(dict(samples[worst].inputs))
     write_replay(
         path,
         package=package,
         sample=samples[worst],
         report=report,
-        exact=dict(zip(recipe.outputs, exact[worst], strict=True)),
+        outputs=dict(zip(recipe.outputs, expected[worst], strict=True)),
         simulated=dict(zip(recipe.outputs, in_fp16, strict=True)) if simulated else None,
         reference=reference,
     )
@@ -136,10 +136,10 @@ class TestWriting:
         assert found.seed is not None
         np.testing.assert_array_equal(found.inputs["x"], recipe.inputs_for(found.seed)["x"])
         with torch.no_grad():
-            exact = recipe.module.double()(torch.from_numpy(recipe.inputs_for(found.seed)["x"]).double()).numpy()
-        assert found.exact["y"].dtype == np.float64
-        np.testing.assert_allclose(found.exact["y"], exact, rtol=1e-12, atol=1e-12)
-        assert found.simulated is not None and 0 < np.abs(found.simulated["y"] - found.exact["y"]).max() < 0.1
+            expected = recipe.module.double()(torch.from_numpy(recipe.inputs_for(found.seed)["x"]).double()).numpy()
+        assert found.outputs["y"].dtype == np.float64
+        np.testing.assert_allclose(found.outputs["y"], expected, rtol=1e-12, atol=1e-12)
+        assert found.simulated is not None and 0 < np.abs(found.simulated["y"] - found.outputs["y"]).max() < 0.1
 
     @pytest.mark.parametrize(("name", "kind"), [("demo", "bundle"), ("other.mlpackage", "package"), ("net.onnx", "onnx"), (None, "none")])
     def test_the_way_to_the_reference_is_relative_to_the_file(self, name: str | None, kind: str, judged: Report, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class TestWriting:
             package=tmp_path / "a/net.mlpackage",
             sample=sample,
             report=judged,
-            exact={"y": np.ones(2)},
+            outputs={"y": np.ones(2)},
             reference=given,
         )
         found = read_replay(path)
@@ -165,13 +165,13 @@ class TestWriting:
             package=tmp_path,
             sample=Sample(label="one", inputs=inputs),
             report=judged,
-            exact={"y": values[:, ::2]},
+            outputs={"y": values[:, ::2]},
         )
         found = read_replay(path)
         for name, array in inputs.items():
             assert found.inputs[name].dtype == array.dtype
             np.testing.assert_array_equal(found.inputs[name], array)
-        np.testing.assert_array_equal(found.exact["y"], values[:, ::2])
+        np.testing.assert_array_equal(found.outputs["y"], values[:, ::2])
 
     def test_a_write_that_fails_leaves_the_old_file(self, folder: Path, judged: Report, monkeypatch: pytest.MonkeyPatch) -> None:
         path = folder / "worst.safetensors"
@@ -182,13 +182,15 @@ class TestWriting:
 
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
-            write_replay(path, package=folder, sample=Sample(label="one", inputs={"x": np.ones(3)}), report=judged, exact={"y": np.ones(2)})
+            write_replay(
+                path, package=folder, sample=Sample(label="one", inputs={"x": np.ones(3)}), report=judged, outputs={"y": np.ones(2)}
+            )
         assert path.read_bytes() == before and not list(folder.glob(".worst*"))
 
     def test_another_suffix_is_refused(self, judged: Report, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"NAME\.safetensors"):
             write_replay(
-                tmp_path / "one.npz", package=tmp_path, sample=Sample(label="one", inputs={}), report=judged, exact={"y": np.ones(2)}
+                tmp_path / "one.npz", package=tmp_path, sample=Sample(label="one", inputs={}), report=judged, outputs={"y": np.ones(2)}
             )
 
 
@@ -364,13 +366,13 @@ class TestBundles:
         stage = validate(package, recipe)
         assert stage.verdict == "fail"
         sample = Sample(label="seed 0", inputs=recipe.inputs_for(0), seed=0)
-        names, exact = list(recipe.outputs), TorchReference(recipe.module).outputs(dict(sample.inputs))
+        names, expected = list(recipe.outputs), TorchReference(recipe.module).outputs(dict(sample.inputs))
         path = write_replay(
             bundle.parent / "worst.safetensors",
             package=package,
             sample=sample,
             report=stage,
-            exact=dict(zip(names, exact, strict=True)),
+            outputs=dict(zip(names, expected, strict=True)),
             reference=bundle,
         )
         report = replay(path)

@@ -19,7 +19,7 @@ from coreflow.export.package.graph import Feature, Interface
 from coreflow.models.data.tokenizers import TextTokenizer, train_wordpiece
 from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.inputs.samples import read_samples
+from coreflow.validate.inputs.sample_files import read_samples
 
 X = TensorSpec((2, 3))
 IDS = TensorSpec((1, 8), "int32", (0, 999))
