@@ -24,6 +24,19 @@ ALLOWED = {
 }
 SHARED = "coreflow.export.package"  # of export, all that other rooms may import
 
+# The rooms of validate, in the order of a judgement: on which inputs, against which reference, what runs, by which limits, why, again.
+VALIDATE_ROOMS: dict[str, set[str]] = {
+    "report": set(),
+    "inputs": set(),
+    "references": {"inputs"},
+    "ladder": {"inputs", "references"},
+    "gates": {"inputs", "references", "ladder"},
+    "diagnosis": {"inputs", "references", "ladder", "gates"},
+    "replay": {"inputs", "ladder"},
+}
+# Values and arithmetic that every room may import; they import one another only.
+VALIDATE_LEAVES = {f"coreflow.validate.{leaf}" for leaf in ("report.model", "gates.metrics", "gates.tolerance", "options")}
+
 
 def modules() -> dict[str, Path]:
     return {
@@ -51,6 +64,10 @@ def test_every_package_of_the_tree_is_listed() -> None:
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
+def test_every_room_of_validate_has_a_row() -> None:
+    assert {path.parent.name for path in (ROOT / "validate").glob("*/__init__.py")} == set(VALIDATE_ROOMS)
+
+
 def test_type_checkers_find_every_folder() -> None:
     links = {link.name: link.resolve() for link in (ROOT / ".typing/coreflow").iterdir()}
     own = {name: ROOT / "coreflow" / name for name in ("__init__.py", "py.typed")}
@@ -67,6 +84,18 @@ def test_imports_point_one_way(name: str) -> None:
             assert parts[1] in ALLOWED[folder], f"{name} imports {imported}"
             if folder == "runtime" and parts[1] == "export":
                 assert f"{imported}.".startswith(f"{SHARED}."), f"{name} imports {imported}; of export, runtime may import {SHARED}"
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.startswith("coreflow.validate.")])
+def test_rooms_of_validate_import_one_way(name: str) -> None:
+    """A room imports itself, the rooms in its row and the leaves; no room imports the modules beside the rooms, which call all of them."""
+    ours = {imported for imported in imports(modules()[name]) if imported.startswith("coreflow.validate.")}
+    room = name.split(".")[2]
+    if name in VALIDATE_LEAVES:
+        assert ours <= VALIDATE_LEAVES, name
+    elif room in VALIDATE_ROOMS:
+        allowed = {room, *VALIDATE_ROOMS[room]}
+        assert not {imported for imported in ours - VALIDATE_LEAVES if imported.split(".")[2] not in allowed}
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if name.startswith("coreflow.models")])

@@ -1,4 +1,4 @@
-"""What enters an op when a sample runs through its package: the inputs of the small package that ``export.cut`` makes of that op."""
+"""Records the inputs of one op while a sample runs: those of the small package that ``export.cut`` makes of that op."""
 
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,35 @@ from coreflow.validate.inputs.samples import Sample
 def record_inputs(
     package: str | Path, op_name: str, sample: Sample, numerics: NumericsName = "fp16", *, radius: int = 0, function_name: str | None = None
 ) -> dict[str, Array]:
-    """The inputs, by name and in the dtypes, of ``cut(package, op_name, ..., radius)``, as they are when ``sample`` is executed.
+    """Inputs of ``cut(package, op_name, ..., radius)``, by name and in its dtypes, recorded while ``sample`` is executed.
 
-    Under numerics ``fp16`` every value is one that fp16 holds, and the cut gives what the op gave, to the last bit; under wider ones the
-    values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or inf enters,
-    which no model takes: an earlier op is to blame, and a larger radius goes back to it.
+    Under numerics ``fp16`` every value is an fp16 number, and the cut reproduces the results of the op to the last bit; under wider ones
+    the values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or inf
+    enters, which no model takes: an earlier op is to blame, and a larger radius goes back to it.
     """
     program = read_program(package)
-    planned = plan_cut(program, op_name, radius, function_name)
+    plan = plan_cut(program, op_name, radius, function_name)
     model = LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter", function_name=function_name))
     graph, interface = program.function(function_name)
-    passed = {name: array for name, array in sample.inputs.items() if name not in model.states}
-    given = checked_inputs(passed, model.inputs, interface)
-    defaults = {each.name: np.full(each.shape, each.default or 0.0, model.inputs[each.name].dtype) for each in interface.inputs}
-    found: dict[int, Array] = {id(value): {**defaults, **given}[value.name] for value in graph.inputs if value.kind != "state"}
-    wanted = {id(port.value) for port in planned.inputs}
+    inputs = {name: array for name, array in sample.inputs.items() if name not in model.states}
+    checked = checked_inputs(inputs, model.inputs, interface)
+    defaults = {
+        feature.name: np.full(feature.shape, feature.default or 0.0, model.inputs[feature.name].dtype) for feature in interface.inputs
+    }
+    recorded: dict[int, Array] = {id(value): {**defaults, **checked}[value.name] for value in graph.inputs if value.kind != "state"}
+    wanted = {id(port.value) for port in plan.inputs}
 
-    def keep(op: Op, results: tuple[Any, ...]) -> None:
+    def record(op: Op, results: tuple[Any, ...]) -> None:
         for value, result in zip(op.outputs, results, strict=True):
             if id(value) in wanted:
-                found[id(value)] = result.cpu().numpy().copy()
+                recorded[id(value)] = result.cpu().numpy().copy()
 
     state = model.make_state() if model.states else None
     if state is not None:
         for name in model.states.keys() & sample.inputs.keys():
             state.write(name, sample.inputs[name])
-    model.predict(passed, state, observe=keep)
-    return {port.name: _as_input(port, found[id(port.value)], f"{planned.op.type} {planned.op.name!r}") for port in planned.inputs}
+    model.predict(inputs, state, observe=record)
+    return {port.name: _as_input(port, recorded[id(port.value)], f"{plan.op.type} {plan.op.name!r}") for port in plan.inputs}
 
 
 def _as_input(port: Port, values: Array, user: str) -> Array:
