@@ -123,10 +123,10 @@ def _bundle_recipe(folder: Path, package: Path) -> Recipe | None:
 
 def _check_outputs(record: Replay, opened: OpenPackage, source: Path) -> None:
     """Raise ``InputError`` unless R0 and the simulation hold numbers for every output."""
-    wanted = list(opened.model.outputs)
+    expected = list(opened.model.outputs)
     for outputs in (record.outputs, record.simulated):
-        if outputs is not None and sorted(outputs) != sorted(wanted):
-            raise InputError(f"{source} records {', '.join(outputs)}; the outputs of its package are {', '.join(wanted)}")
+        if outputs is not None and sorted(outputs) != sorted(expected):
+            raise InputError(f"{source} records {', '.join(outputs)}; the outputs of its package are {', '.join(expected)}")
     for name, output in record.outputs.items():
         simulated = output if record.simulated is None else record.simulated[name]
         if output.shape != simulated.shape or output.dtype.kind not in "fi" or simulated.dtype.kind not in "fi":

@@ -56,11 +56,11 @@ class Matcher:
 
         Of equal values (zeros, copies) it is the first with an index above ``after``, else the first; constants come last.
         """
-        wanted = fingerprint(values)
-        group = self._groups.get((wanted.count, wanted.non_finite))
+        sums = fingerprint(values)
+        group = self._groups.get((sums.count, sums.non_finite))
         if group is None:
             return None
-        distance = distances(group.moments, moments_of(wanted))
+        distance = distances(group.moments, moments_of(sums))
         nearest = distance.min()
         if not nearest <= self._tolerance:
             return None

@@ -40,10 +40,10 @@ class PackageReference(WithoutMargins):
         return tuple(outputs[name] for name in self._outputs)
 
 
-def check_output_names(path: Path, names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """``wanted``, the names of the package's outputs in its order, if ``names`` are the same ones; no matching by place or likeness."""
-    if sorted(names) != sorted(wanted):
+def check_output_names(path: Path, names: Sequence[str], expected: Sequence[str]) -> list[str]:
+    """``expected``, the names of the package's outputs in its order, if ``names`` are the same ones; no matching by place or likeness."""
+    if sorted(names) != sorted(expected):
         raise ConfigError(
-            f"{path.name} gives {', '.join(names)}; the package gives {', '.join(wanted)}, and these names have to be the same"
+            f"{path.name} gives {', '.join(names)}; the package gives {', '.join(expected)}, and these names have to be the same"
         )
-    return list(wanted)
+    return list(expected)

@@ -34,11 +34,11 @@ def record_inputs(
         feature.name: np.full(feature.shape, feature.default or 0.0, model.inputs[feature.name].dtype) for feature in interface.inputs
     }
     recorded: dict[int, Array] = {id(value): {**defaults, **checked}[value.name] for value in graph.inputs if value.kind != "state"}
-    wanted = {id(port.value) for port in plan.inputs}
+    recorded_ids = {id(port.value) for port in plan.inputs}
 
     def record(op: Op, results: tuple[Any, ...]) -> None:
         for value, result in zip(op.outputs, results, strict=True):
-            if id(value) in wanted:
+            if id(value) in recorded_ids:
                 recorded[id(value)] = result.cpu().numpy().copy()
 
     state = model.make_state() if model.states else None
