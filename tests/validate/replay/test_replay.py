@@ -302,7 +302,7 @@ class TestPlaces:
 
     def test_a_backend_that_is_not_here_is_named_and_another_can_be_taken(self, folder: Path) -> None:
         edit(folder / "worst.safetensors", lambda entry, _: entry.update(backend="abacus", numerics="device"))
-        with pytest.raises(UnsupportedError, match="backend 'abacus'; choose auto, coreml or lifted"):
+        with pytest.raises(UnsupportedError, match="backend 'abacus'; choose one of auto, coreml, lifted"):
             replay(folder / "worst.safetensors")
         assert replay(folder / "worst.safetensors", backend="lifted").numerics == "fp16"
 
