@@ -44,4 +44,4 @@ def test_it_is_imported_in_one_place() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if re.search(r"^\s*(import|from) onnxruntime", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    assert importing == {str(Path("runtime", "lift", "ort.py"))}
+    assert importing == {str(Path("runtime", "lift", "onnx", "session.py"))}
