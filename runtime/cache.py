@@ -1,4 +1,4 @@
-"""What can be made again, kept between runs: whole or not at all, and checked before it is used."""
+"""The cache: folders that can be made again, kept between runs; whole or not at all, and checked before they are used."""
 
 import hashlib
 import logging
@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from coreflow.models.storage import write_folder_atomically
+from coreflow.models.storage import write_atomically, write_folder_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -28,31 +29,63 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "coreflow"
 
 
-def cached_entry(path: Path, make: Callable[[Path], object]) -> Path:
-    """The folder ``path`` as ``make`` filled it, now or before; what does not have the digests that were noted is made again.
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """All entries of one kind, each a folder under its key: what decides the bytes of an entry is in its key.
 
-    Entries beside it that nobody used for ``KEPT_S``, and files as old, go when a new one is made. Where it cannot be written, the error is
-    the system's (``OSError``).
+    >>> cache = Cache("onnx")
+    >>> folder = cache.entry(key, make=lambda folder: write_onnx(program, folder / "model.onnx"))
+
+    A key may hold the reason why it has no entry instead, where it takes long to find that out.
     """
-    if path.exists():
-        if _is_whole(path):
-            with suppress(OSError):  # a cache that can only be read
-                os.utime(path / _NOTE)
-            return path
-        logger.info("%s is damaged or incomplete; it is made again", path.name)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def fill(folder: Path) -> None:
-        make(folder)
-        (folder / _NOTE).write_text(_digests(folder), encoding="utf-8")
+    kind: str
 
-    try:
-        write_folder_atomically(path, fill)
-    except OSError:
-        if not _is_whole(path):  # it is, when another process was first
-            raise
-    _forget_unused(path.parent)
-    return path
+    def entry(self, key: str, make: Callable[[Path], object]) -> Path:
+        """The folder of ``key`` as ``make`` filled it, now or before; one that does not have the digests that were noted is made again.
+
+        Entries of this kind that nobody used for ``KEPT_S``, and reasons as old, go when a new one is made. Where it cannot be written, the
+        error is the system's (``OSError``).
+        """
+        path = self._folder() / key
+        if path.exists():
+            if _is_whole(path):
+                with suppress(OSError):  # a cache that can only be read
+                    os.utime(path / _NOTE)
+                return path
+            logger.info("%s is damaged or incomplete; it is made again", path.name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        def fill(folder: Path) -> None:
+            make(folder)
+            (folder / _NOTE).write_text(_digests(folder), encoding="utf-8")
+
+        try:
+            write_folder_atomically(path, fill)
+        except OSError:
+            if not _is_whole(path):  # it is, when another process was first
+                raise
+        _forget_unused(path.parent)
+        return path
+
+    def knows(self, key: str) -> bool:
+        """Whether ``key`` has an entry, or a reason why it has none."""
+        return (self._folder() / key).exists() or self._refusal(key).exists()
+
+    def refusal(self, key: str) -> str | None:
+        """The reason why ``key`` has no entry; None where none was given."""
+        path = self._refusal(key)
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def refuse(self, key: str, reason: str) -> None:
+        """Keeps the reason why ``key`` has no entry."""
+        write_atomically(self._refusal(key), lambda temporary: temporary.write_text(reason, encoding="utf-8"))
+
+    def _folder(self) -> Path:
+        return cache_folder() / self.kind
+
+    def _refusal(self, key: str) -> Path:
+        return self._folder() / f"{key}.refused.txt"
 
 
 def _forget_unused(folder: Path) -> None:
@@ -73,7 +106,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _digests(folder: Path) -> str:
-    return "".join(f"{_digest(file)} {file.name}\n" for file in sorted(folder.iterdir()) if file.name != _NOTE)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return "".join(f"{_digest(folder / name)} {name}\n" for name in names if name != _NOTE)
 
 
 def _digest(path: Path) -> str:

@@ -32,11 +32,15 @@ from coreflow.runtime.interface import (
     program_metadata,
     state_specs,
 )
-from coreflow.runtime.lift.engines.auto import AutoEngine, ModuleEngine, Runs
-from coreflow.runtime.lift.engines.interpreter import Interpreter, Observer
-from coreflow.runtime.lift.numerics.plain import numerics_named, whole_products
-from coreflow.runtime.lift.onnx.write import OnnxEngine
+from coreflow.runtime.lift.engines.auto import AutoEngine
+from coreflow.runtime.lift.engines.base import Engine
+from coreflow.runtime.lift.engines.interpreter import Interpreter
+from coreflow.runtime.lift.engines.module import ModuleEngine
+from coreflow.runtime.lift.engines.onnxruntime import OnnxEngine
+from coreflow.runtime.lift.numerics.named import numerics_named
+from coreflow.runtime.lift.numerics.plain import without_tf32
 from coreflow.runtime.lift.ops.state import StateBuffer
+from coreflow.runtime.lift.plan.plan import Observer
 
 
 class LiftedModel:
@@ -88,7 +92,7 @@ class LiftedModel:
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
         tensors.update(written)
-        with whole_products(self.device):
+        with without_tf32(self.device):
             results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
         return self.finished(results)
@@ -117,7 +121,7 @@ class LiftedModel:
         tensor = torch.from_numpy(array)
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
-    def _engine(self, options: LoadOptions) -> Runs:
+    def _engine(self, options: LoadOptions) -> Engine:
         """The engine that was asked for."""
         if options.engine == "interpreter":
             return self.interpreter

@@ -103,7 +103,7 @@ def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str
     makers = {id(value): each for each in graph.ops for value in each.outputs}
     chosen = _chosen(op, makers, radius)
     kept = tuple(each for each in graph.ops if id(each) in chosen)
-    made, read = {id(value) for each in kept for value in each.outputs}, {id(value) for each in kept for value in _reads(each)}
+    made, read = {id(value) for each in kept for value in each.outputs}, {id(value) for each in kept for value in each.reads()}
     # In the order in which they are made, not in that of the arguments: a protobuf map has another in every process.
     values = (*graph.inputs, *(value for each in graph.ops for value in each.outputs))
     entering = [value for value in values if id(value) in read and id(value) not in made]
@@ -146,12 +146,12 @@ def _chosen(op: Op, makers: dict[int, Op], radius: int) -> set[int]:
     """Ids of the ops to keep: up to ``radius`` steps back, and every constant expression that one of them reads."""
     chosen, frontier = {id(op): op}, [op]
     for _ in range(radius):
-        before = [makers[id(value)] for each in frontier for value in _reads(each) if id(value) in makers]
+        before = [makers[id(value)] for each in frontier for value in each.reads() if id(value) in makers]
         frontier = [each for each in before if id(each) not in chosen and not _is_constant(each) and _is_plain(each)]
         chosen.update((id(each), each) for each in frontier)
     pending = list(chosen.values())
     while pending:
-        read = [makers[id(value)] for value in _reads(pending.pop()) if id(value) in makers]
+        read = [makers[id(value)] for value in pending.pop().reads() if id(value) in makers]
         constants = [each for each in read if _is_constant(each) and id(each) not in chosen]
         chosen.update((id(each), each) for each in constants)
         pending.extend(constants)
@@ -164,16 +164,7 @@ def _is_constant(op: Op) -> bool:
 
 def _is_plain(op: Op) -> bool:
     """Whether only tensors go in and come out."""
-    return bool(op.outputs) and all(value.kind == "tensor" for value in (*_reads(op), *op.outputs) if value.data is None)
-
-
-def _reads(op: Op) -> Iterator[Value]:
-    """What ``op`` reads, its blocks included, and what the blocks make for themselves."""
-    yield from op.input_values()
-    for block in op.blocks:
-        yield from block.outputs
-        for inner in block.ops:
-            yield from _reads(inner)
+    return bool(op.outputs) and all(value.kind == "tensor" for value in (*op.reads(), *op.outputs) if value.data is None)
 
 
 def _port(value: Value, taken: set[str], user: str, *, halves: bool) -> Port:

@@ -58,6 +58,19 @@ class Op:
             else:
                 yield value
 
+    def argument(self, name: str) -> tuple[Value, ...]:
+        """The values of one argument, however many."""
+        values = self.inputs[name]
+        return values if isinstance(values, tuple) else (values,)
+
+    def reads(self) -> Iterator[Value]:
+        """Every value that the op reads, its blocks included, with those that the blocks make for themselves."""
+        yield from self.input_values()
+        for block in self.blocks:
+            yield from block.outputs
+            for op in block.ops:
+                yield from op.reads()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:

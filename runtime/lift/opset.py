@@ -9,8 +9,8 @@ from typing import Any
 
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.ops.state import StateBuffer
-from coreflow.runtime.lift.plan.planner import convert, load_lowerings
-from coreflow.runtime.lift.registry import OPSETS, find, supported_ops
+from coreflow.runtime.lift.plan.arguments import convert
+from coreflow.runtime.lift.registry import OPSETS, find, load_lowerings, supported_ops
 
 __all__ = ["StateBuffer", "as_number", "as_numbers", "opset"]
 
@@ -20,12 +20,12 @@ def opset(name: str) -> SimpleNamespace:
     if name not in OPSETS:
         raise UnsupportedError(f"opset {name!r}; known are {', '.join(OPSETS)}")
     load_lowerings()
-    found = {op: find(op, name) for op in supported_ops()}
-    return SimpleNamespace(**{op: entry.function for op, entry in found.items() if entry is not None})
+    lowerings = {op: find(op, name) for op in supported_ops()}
+    return SimpleNamespace(**{op: lowering.function for op, lowering in lowerings.items() if lowering is not None})
 
 
 def as_number(value: Any) -> Any:
-    """A computed tensor of one element as the Python number that an op's attribute wants."""
+    """A computed tensor of one element as the Python number that an op's attribute takes."""
     return convert("scalar", value)
 
 

@@ -11,7 +11,9 @@ Three parameters are not MIL's: ``float_dtype`` receives the torch dtype in whic
 the callables of a control-flow op.
 """
 
+import importlib
 import inspect
+import pkgutil
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Graph
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.lift import ops
 
 Form = Literal["tensor", "tensors", "scalar", "sequence", "raw"]
 Function = Callable[..., Any]
@@ -81,6 +84,12 @@ def lowering(op: str, *, since: str = "iOS15", exact: bool = False, guard: Funct
         return function
 
     return register
+
+
+def load_lowerings() -> None:
+    """Imports every module of ``ops``; that is all of registration."""
+    for module in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+        importlib.import_module(module.name)
 
 
 def find(op: str, opset: str) -> Lowering | None:

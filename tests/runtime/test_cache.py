@@ -1,65 +1,89 @@
-"""An entry of the cache: whole, or made again; several processes may make it at a time."""
+"""The entries of a cache: whole, or made again; several processes may make one at a time."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from coreflow.runtime.cache import cached_entry
+from coreflow.runtime.cache import Cache
 
 
-def test_an_entry_is_made_once(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "coreflow" / "kind"
+
+
+CACHE = Cache("kind")
+
+
+def test_an_entry_is_made_once(folder: Path) -> None:
     made: list[Path] = []
 
-    def make(folder: Path) -> None:
-        made.append(folder)
-        (folder / "a").write_text("1")
-        (folder / "b").write_text("2")
+    def make(entry: Path) -> None:
+        made.append(entry)
+        (entry / "a").write_text("1")
+        (entry / "below").mkdir()
+        (entry / "below" / "b").write_text("2")
 
-    entry = tmp_path / "below" / "entry"
     for _ in range(2):
-        assert cached_entry(entry, make) == entry
-        assert {file.name: file.read_text() for file in entry.iterdir() if file.name != "sha256"} == {"a": "1", "b": "2"}
+        assert CACHE.entry("key", make) == folder / "key"
+        assert {str(file.relative_to(folder / "key")) for file in (folder / "key").rglob("*")} == {"a", "below", "below/b", "sha256"}
     assert len(made) == 1
 
 
-def test_who_comes_second_takes_what_the_first_made(tmp_path: Path) -> None:
-    entry = tmp_path / "entry"
+@pytest.mark.parametrize("name", ["a", "below/b"])
+def test_an_entry_of_which_a_file_changed_is_made_again(folder: Path, name: str) -> None:
+    def make(entry: Path) -> None:
+        (entry / "below").mkdir()
+        for file in ("a", "below/b"):
+            (entry / file).write_text("as made")
 
-    def first(folder: Path) -> None:
-        (folder / "a").write_text("first")
-
-    def second(folder: Path) -> None:
-        cached_entry(entry, first)  # another process, in the meantime
-        (folder / "a").write_text("second")
-
-    assert cached_entry(entry, second) == entry
-    assert (entry / "a").read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["entry"]
+    CACHE.entry("key", make)
+    (folder / "key" / name).write_text("changed")
+    assert (CACHE.entry("key", make) / name).read_text() == "as made"
 
 
-def test_what_nobody_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
-    def make(folder: Path) -> None:
-        (folder / "a").write_text("1")
+def test_who_comes_second_takes_what_the_first_made(folder: Path) -> None:
+    def first(entry: Path) -> None:
+        (entry / "a").write_text("first")
 
-    entries = [cached_entry(tmp_path / name, make) for name in ("forgotten", "used")]
-    for entry in entries:
-        os.utime(entry / "sha256", (0, 0))
-    for name in ("old.refused.txt", "refused.txt"):
-        (tmp_path / name).write_text("no")
-    (tmp_path / "not ours").mkdir()
+    def second(entry: Path) -> None:
+        CACHE.entry("key", first)  # another process, in the meantime
+        (entry / "a").write_text("second")
+
+    assert (CACHE.entry("key", second) / "a").read_text() == "first"
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+def test_what_nobody_used_for_long_goes_when_something_new_comes(folder: Path) -> None:
+    def make(entry: Path) -> None:
+        (entry / "a").write_text("1")
+
+    for path in [CACHE.entry(key, make) for key in ("forgotten", "used")]:
+        os.utime(path / "sha256", (0, 0))
+    for key in ("old", "recent"):
+        CACHE.refuse(key, "no")
+    (folder / "not ours").mkdir()
     for name in ("old.refused.txt", "not ours"):
-        os.utime(tmp_path / name, (0, 0))
-    cached_entry(tmp_path / "used", make)
-    assert (tmp_path / "forgotten").exists()
-    cached_entry(tmp_path / "new", make)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "not ours", "refused.txt", "used"]
+        os.utime(folder / name, (0, 0))
+    CACHE.entry("used", make)
+    assert (folder / "forgotten").exists()
+    CACHE.entry("new", make)
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "not ours", "recent.refused.txt", "used"]
 
 
-def test_nothing_is_left_of_what_failed(tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
-        (folder / "a").write_text("half")
+def test_nothing_is_left_of_what_failed(folder: Path) -> None:
+    def fail(entry: Path) -> None:
+        (entry / "a").write_text("incomplete")
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        cached_entry(tmp_path / "entry", fail)
-    assert list(tmp_path.iterdir()) == []
+        CACHE.entry("key", fail)
+    assert list(folder.iterdir()) == [] and not CACHE.knows("key")
+
+
+def test_a_reason_is_kept_in_place_of_an_entry(folder: Path) -> None:
+    assert CACHE.refusal("key") is None and not CACHE.knows("key")
+    CACHE.refuse("key", "it has no such form")
+    assert CACHE.refusal("key") == "it has no such form" and CACHE.knows("key") and not CACHE.knows("another")

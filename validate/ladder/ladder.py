@@ -28,16 +28,14 @@ from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
 from coreflow.export.package.graph import Graph, Program, read_program
 from coreflow.export.recipe import Recipe, Target
-from coreflow.export.targets.mlprogram import convert
+from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
-from coreflow.models.storage import write_folder_atomically
 from coreflow.runtime.backend import Backend, ComputeUnits, LoadOptions, Model, NumericsName
-from coreflow.runtime.cache import cache_folder
+from coreflow.runtime.cache import Cache
 from coreflow.runtime.interface import output_specs
-from coreflow.runtime.lift.plan.planner import load_lowerings
-from coreflow.runtime.lift.registry import require_all
+from coreflow.runtime.lift.registry import load_lowerings, require_all
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.gates.metrics import as_float64
@@ -242,17 +240,15 @@ def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, 
         draw=None if source is None else _as_taken(source, opened.model.inputs, tuple(specs)),
     )
     captured = capture(fp32_recipe)
-    holder = cache_folder() / "wide" / captured.fingerprint
-    if not holder.exists():
-        conversion = replace(conversion_of(fp32_recipe, captured), name="wide")
-        try:
-            write_folder_atomically(holder, lambda folder: convert(conversion, folder / "wide.mlpackage"))
-            del captured, conversion
-            gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
-        except OSError:
-            if not holder.exists():  # otherwise another process was first
-                raise
-    return holder / "wide.mlpackage"
+    conversion = replace(conversion_of(fp32_recipe, captured), name="wide")
+    package = Cache("wide").entry(captured.fingerprint, partial(_convert_into, conversion)) / "wide.mlpackage"
+    del captured, conversion
+    gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
+    return package
+
+
+def _convert_into(conversion: Conversion, folder: Path) -> None:
+    convert(conversion, folder / "wide.mlpackage")
 
 
 def program_of(package: Path) -> Graph:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.lift.plan.planner import Step, arguments_of
+from coreflow.runtime.lift.plan.plan import Step
 from coreflow.runtime.lift.registry import find
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.gates.metrics import ratio
@@ -155,7 +155,7 @@ class Localiser:
             yield from self._walk(samples[first : first + together])
 
     def _walk(self, samples: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        models, package = (self.narrow, self.wide), self.narrow.program.path.name
+        models = self.narrow, self.wide
         narrows, wides = ([model.interpreter.environment(model.prepared(each)) for each in samples] for model in models)
         for value, slot in zip(self.narrow.interpreter.graph.inputs, self.narrow.interpreter.plan.inputs, strict=True):
             for side in narrows:
@@ -164,18 +164,17 @@ class Localiser:
         with torch.inference_mode():
             plans = (model.interpreter.plan.steps for model in models)
             for narrow, wide, tally, exact in zip(*plans, self._tallies, self._exact, strict=True):
-                references = _call_all(wide, wides, package)
+                references = _call_all(wide, wides)
                 for side, reference in zip(narrows, references, strict=True):
-                    raw, results = _call(narrow, side, package)
-                    for place, result in enumerate(results):
+                    raw = narrow.call(side)
+                    for place, result in enumerate(narrow.results(side)):
                         if isinstance(result, Tensor) and result.is_floating_point():
-                            given = (side[slot] for slot in _slots(narrow))
+                            given = (side[slot] for slot in narrow.sources())
                             _count(tally, result if exact else raw[place], result, reference[place], given)
                             break
                 for step, sides in ((narrow, narrows), (wide, wides)):
                     for side in sides:
-                        for slot in step.frees:
-                            side[slot] = None
+                        step.free(side)
         return [
             (_finished(self.narrow, narrow_side), _finished(self.wide, wide_side))
             for narrow_side, wide_side in zip(narrows, wides, strict=True)
@@ -257,32 +256,21 @@ def _finished(model: LiftedModel, environment: Sequence[Any]) -> dict[str, Any]:
     return model.finished({value.name: environment[slot] for value, slot in outputs})
 
 
-def _call_all(step: Step, environments: Sequence[list[Any]], package: str) -> list[tuple[Any, ...]]:
+def _call_all(step: Step, environments: Sequence[list[Any]]) -> list[tuple[Any, ...]]:
     """The results of a step on every environment; a linear layer of few rows on all of them at once."""
     x = step.op.inputs.get("x")
     few = step.op.type == "linear" and len(environments) > 1 and isinstance(x, Value) and _product((x.shape or (0,))[:-1]) <= _FEW_ROWS
     if not few or [name for name, _ in step.reads] != ["x"] or step.converts or step.writes[0][1] is not None:
-        return [_call(step, environment, package)[1] for environment in environments]
+        for environment in environments:
+            step.call(environment)
+        return [step.results(environment) for environment in environments]
     slot = step.reads[0][1]
     shared: list[Any] = [None] * len(environments[0])
     shared[slot] = torch.stack([environment[slot] for environment in environments])
-    _, (result,) = _call(step, shared, package)
+    (result,) = step.call(shared)
     for environment, each in zip(environments, result, strict=True):
         environment[step.writes[0][0]] = each
     return [(each,) for each in result]
-
-
-def _call(step: Step, environment: list[Any], package: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The results of a step before and after their rounding; the latter go to the environment."""
-    try:
-        given = step.function(**arguments_of(step, environment, package))
-    except Exception as error:
-        raise UnsupportedError(f"{package}: {step.op.type} {step.op.name!r} cannot be executed: {error}") from error
-    raw = given if isinstance(given, tuple) else (given,)
-    rounded = tuple(value if rounding is None else rounding(value) for (_, rounding), value in zip(step.writes, raw, strict=True))
-    for (slot, _), value in zip(step.writes, rounded, strict=True):
-        environment[slot] = value
-    return raw, rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -303,11 +291,12 @@ def walk(model: LiftedModel, inputs: Mapping[str, Any], suspects: Collection[str
     environment = model.interpreter.environment(model.prepared(inputs))
     values: list[Tensor | None] = []
     lost: dict[str, float] = {}
-    steps, package = model.interpreter.plan.steps, model.program.path.name
+    steps = model.interpreter.plan.steps
     with torch.inference_mode():
         for step in steps:
-            arguments = arguments_of(step, environment, package) if step.op.name in suspects else None
-            _, results = _call(step, environment, package)
+            arguments = step.arguments(environment) if step.op.name in suspects else None
+            step.call(environment)
+            results = step.results(environment)
             first = results[0] if results and isinstance(results[0], Tensor) else None
             values.append(first)
             if arguments is not None and first is not None and first.is_floating_point():
@@ -316,8 +305,7 @@ def walk(model: LiftedModel, inputs: Mapping[str, Any], suspects: Collection[str
                 }
                 changed = step.function(**held)
                 lost[step.op.name] = _in_roundings(changed[0] if isinstance(changed, tuple) else changed, first)
-            for slot in step.frees:
-                environment[slot] = None
+            step.free(environment)
     return Walked(ops=tuple(step.op for step in steps), values=tuple(values), lost=lost)
 
 
@@ -339,13 +327,6 @@ def _moves_only(op: Op, model: LiftedModel) -> bool:
     """Whether the op gives values that it was given: nothing to lose, and no range of its own."""
     lowering = find(op.type, model.interpreter.graph.opset)
     return lowering is not None and lowering.exact
-
-
-def _slots(step: Step) -> Iterator[int]:
-    """Where the values lie that a step reads and that others made."""
-    yield from (slot for _, slot in step.reads)
-    for _, _, slots in step.converts:
-        yield from slots if isinstance(slots, tuple) else (slots,)
 
 
 def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor, given: Iterable[Any]) -> None:

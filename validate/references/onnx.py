@@ -7,7 +7,7 @@ import numpy as np
 
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.runtime.lift.onnx.session import import_onnxruntime
+from coreflow.runtime.lift.onnx.session import import_onnxruntime, open_session
 from coreflow.validate.references.package import check_output_names
 from coreflow.validate.references.reference import WithoutMargins
 
@@ -27,13 +27,11 @@ class OnnxReference(WithoutMargins):
     budget = "heuristic"
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
+        import_onnxruntime()  # that it is missing is another error than a file that it does not open
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base of their own
-            raise BundleError(f"{path} is no ONNX file that onnxruntime opens: {error}") from error
+            self._session = open_session(path, threads=0)
+        except UnsupportedError as error:
+            raise BundleError(f"{path} is no ONNX file that onnxruntime opens: {error.__cause__}") from error
         self._path, self.label = path, f"ONNX file {path.name} in onnxruntime"
         self._input_types = {entry.name: entry.type for entry in self._session.get_inputs()}
         self._outputs = check_output_names(path, [entry.name for entry in self._session.get_outputs()], outputs)
@@ -49,7 +47,7 @@ class OnnxReference(WithoutMargins):
         feeds = {name: np.asarray(array).astype(_DTYPES[types[name]]) for name, array in inputs.items()}
         try:
             outputs = self._session.run(self._outputs, feeds)
-        except Exception as error:  # as above
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise InputError(f"{self._path.name} does not run on the package's inputs: {error}") from error
         return tuple(np.asarray(output) for output in outputs)
 

@@ -1,67 +1,36 @@
-"""What executes one function: the interpreter, the module, onnxruntime, or whichever of them pays.
-
-All are called alike: tensors (floats in the numerics' dtype) and states by name in, outputs by name out, states replaced in their buffers.
-"""
+"""The engine that chooses: the interpreter at first, onnxruntime where and as soon as that pays."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from coreflow.export.package.graph import Graph, Interface, Program, Value
+from coreflow.export.package.graph import Graph, Program, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.interpreter import Interpreter
-from coreflow.runtime.lift.engines.module import LiftedModule
-from coreflow.runtime.lift.numerics.plain import Numerics
-from coreflow.runtime.lift.onnx.write import TOLERANCE, OnnxEngine, is_cached
-from coreflow.runtime.lift.ops.state import StateBuffer
+from coreflow.runtime.lift.engines.onnxruntime import OnnxEngine
+from coreflow.runtime.lift.onnx.cached import is_cached
+from coreflow.runtime.lift.onnx.write import TOLERANCE
 
 logger = logging.getLogger(__name__)
 
-# About what it takes to write a program as ONNX. Who rents until the rent has reached the price pays at most twice the least possible.
+# About what it takes to build the ONNX form of a program. Ski-rental rule: interpret until the time spent equals the cost of building the
+# ONNX form; the total is at most twice the optimum.
 COMPILE_AFTER_S = 4.0
-# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and to make its form takes twelve
+# Of weights. A program with more of them spends its time in products, where onnxruntime gains little, and to build its form takes twelve
 # times their memory for a moment; one with less spends it between its ops. Measured: benchmarks/results/engines.json.
 COMPILE_UP_TO_BYTES = 64 << 20
 
 
-class Runs(Protocol):
-    """What executes the function."""
-
-    @property
-    def name(self) -> str:
-        """Which engine it is."""
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs; states are replaced in their buffers."""
-
-
-class ModuleEngine:
-    """Runs one function as ``LiftedModule``."""
-
-    name = "module"
-
-    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics, device: torch.device, package: str) -> None:
-        self.module = LiftedModule(graph, interface, numerics, package).eval().requires_grad_(False).to(device)
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name. States are replaced in their buffers."""
-        buffers = [inputs[name] for name in self.module.states]
-        values = (each.tensor if isinstance(each, StateBuffer) else each for each in (inputs[name] for name in self.module.input_names))
-        with torch.inference_mode():
-            results = self.module(*values)
-        outputs = len(results) - len(buffers)
-        for buffer, tensor in zip(buffers, results[outputs:], strict=True):
-            buffer.tensor = tensor
-        return dict(zip(self.module.output_names[:outputs], results, strict=False))
-
-
 class AutoEngine:
-    """onnxruntime if the program's ONNX form is in the cache; otherwise the interpreter, until it has run for as long as making it takes.
+    """onnxruntime if the program's ONNX form is in the cache; otherwise the interpreter, until it has run for as long as building it takes.
+
+    >>> engine = AutoEngine(program, None, "fp16", torch.device("cpu"), lambda: interpreter)
+    >>> engine.name, engine.run(inputs)
 
     A program that has no such form stays with the interpreter, as does one with large weights. On other devices than the CPU and in fp64
     there is no other choice.
@@ -79,26 +48,26 @@ class AutoEngine:
         weights = _weight_bytes(program.function(function_name)[0])
         self._compiles = device.type == "cpu" and numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
         self._seconds = 0.0
-        known = self._compiles and is_cached(program, numerics, function_name)
-        self._runs: Interpreter | OnnxEngine = (self._compiled() if known else None) or interpreter()
+        cached = self._compiles and is_cached(program, numerics, function_name)
+        self._engine: Interpreter | OnnxEngine = (self._onnx_engine() if cached else None) or interpreter()
 
     @property
     def name(self) -> str:
         """The engine of the next prediction."""
-        return self._runs.name
+        return self._engine.name
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name. States are replaced in their buffers."""
         if not self._compiles:
-            return self._runs.run(inputs)
+            return self._engine.run(inputs)
         began = time.monotonic()
-        results = self._runs.run(inputs)
+        results = self._engine.run(inputs)
         self._seconds += time.monotonic() - began
         if self._seconds > COMPILE_AFTER_S:
-            self._runs = self._compiled() or self._runs
+            self._engine = self._onnx_engine() or self._engine
         return results
 
-    def _compiled(self) -> OnnxEngine | None:
+    def _onnx_engine(self) -> OnnxEngine | None:
         """The program in onnxruntime; None for one that it cannot run. Not tried again."""
         self._compiles = False
         try:

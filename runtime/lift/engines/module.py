@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.package.graph import Graph, Interface
-from coreflow.runtime.lift.numerics.plain import NUMERICS, Numerics
+from coreflow.runtime.lift.numerics.named import NUMERICS
+from coreflow.runtime.lift.numerics.plain import Numerics
 from coreflow.runtime.lift.ops.state import StateBuffer
-from coreflow.runtime.lift.plan.planner import Plan, Planner, Step, walk
+from coreflow.runtime.lift.plan.plan import Block
+from coreflow.runtime.lift.plan.planner import Planner
+from coreflow.runtime.lift.plan.policy import GeneralPolicy
 
 STATE_SUFFIX = "_out"
 
@@ -37,23 +40,29 @@ class LiftedModule(nn.Module):
     def __init__(self, graph: Graph, interface: Interface, numerics: Numerics = NUMERICS["fp32"], package: str = "program") -> None:
         super().__init__()
         self.graph = graph
-        inputs, outputs, states = (tuple(f.name for f in each) for each in (interface.inputs, interface.outputs, interface.states))
+        features = interface.inputs, interface.outputs, interface.states
+        inputs, outputs, states = (tuple(feature.name for feature in side) for side in features)
         self.states = states
         self.input_names = (*inputs, *states)
         self.output_names = (*outputs, *state_output_names(inputs, states, outputs).values())
         self.result_names = outputs
         self._package = package
         self.anchor = nn.Buffer(torch.zeros((), dtype=numerics.dtype), persistent=False)  # where the module is, and in what it computes
-        planner = Planner(graph, numerics, torch.device("cpu"), package)
-        self._environment = planner.environment
+        planner = Planner(graph, GeneralPolicy(numerics, torch.device("cpu")), package)
+        plan = planner.plan()
+        self.plan: Block = plan
+        self._environment = plan.constants
         self.surroundings = {"device": self._new_slot(), "float_dtype": self._new_slot()}
-        registered = self._register(planner)
-        self.plan = self._with_slots(planner.plan, registered)
-        # A tensor in the environment is a constant that some op reads by its slot, or an output.
-        self.held = {slot: registered[id(v)][0] for slot, v in enumerate(self._environment) if isinstance(v, Tensor)}
-        for slot in self.held:
-            self._environment[slot] = None
-        self.plain = {slot: value for slot, value in enumerate(self._environment) if value is not None}  # strings and the like
+        self.constants: dict[int, str] = {}  # parameters and buffers by the slot that they are put into
+        self.plain: dict[int, Any] = {}  # and strings and the like
+        registered = self._register(planner.constants.named())
+        self.plan = self._with_slots(plan, registered)
+        for slot, value in enumerate(self._environment):
+            if isinstance(value, Tensor):  # a constant that some op reads by its slot, or an output
+                self.constants[slot] = registered[id(value)][0]
+                self._environment[slot] = None
+            elif value is not None:
+                self.plain[slot] = value
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
         """See the class; floats of any width are taken."""
@@ -64,10 +73,10 @@ class LiftedModule(nn.Module):
         buffers = {name: StateBuffer(given[name]) for name in self.states}
         environment = self._environment.copy()
         environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self.anchor.device, dtype
-        for slot, name in self.held.items():
+        for slot, name in self.constants.items():
             environment[slot] = getattr(self, name)
         values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
-        results = walk(self.plan, environment, values, self._package)
+        results = self.plan.run(environment, values)
         named = {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
         return (*(named[name] for name in self.result_names), *(buffers[name].tensor for name in self.states))
 
@@ -75,30 +84,50 @@ class LiftedModule(nn.Module):
         self._environment.append(None)
         return len(self._environment) - 1
 
-    def _register(self, planner: Planner) -> dict[int, tuple[str, int]]:
+    def _register(self, constants: Iterable[tuple[Tensor, str]]) -> dict[int, tuple[str, int]]:
         """Every constant tensor that a step reads as a parameter or buffer: id of the tensor -> its name and slot."""
-        wanted = {id(value) for step in _all_steps(planner.plan) for value in step.fixed.values() if isinstance(value, Tensor)}
-        wanted |= {id(value) for value in self._environment if isinstance(value, Tensor)}
-        found = {id(tensor): (tensor, name) for tensor, name in planner.constants.values() if id(tensor) in wanted}
-        names = unique_names((name for _, name in found.values()), taken=dir(self))
+        read = {id(value) for step in self.plan.walk() for value in step.fixed.values() if isinstance(value, Tensor)}
+        read |= {id(value) for value in self._environment if isinstance(value, Tensor)}
+        tensors = {id(tensor): (tensor, name) for tensor, name in constants if id(tensor) in read}
+        names = unique_names((name for _, name in tensors.values()), taken=dir(self))
         registered = {}
-        for name, (key, (tensor, _)) in zip(names, found.items(), strict=True):
+        for name, (key, (tensor, _)) in zip(names, tensors.items(), strict=True):
             weight = tensor.is_floating_point() and tensor.dim() > 0
             setattr(self, name, nn.Parameter(tensor) if weight else nn.Buffer(tensor))
             registered[key] = name, self._new_slot()
             self._environment[registered[key][1]] = tensor
         return registered
 
-    def _with_slots(self, plan: Plan, registered: Mapping[int, tuple[str, int]]) -> Plan:
-        """The plan with every fixed tensor, device and dtype read from a slot instead."""
+    def _with_slots(self, block: Block, registered: Mapping[int, tuple[str, int]]) -> Block:
+        """The block with every fixed tensor, device and dtype read from a slot instead."""
         steps = []
-        for step in plan.steps:
+        for step in block.steps:
             moved = {name: registered[id(value)][1] for name, value in step.fixed.items() if isinstance(value, Tensor)}
             moved |= {name: self.surroundings[name] for name in self.surroundings if name in step.fixed}
             fixed = {name: value for name, value in step.fixed.items() if name not in moved}
-            blocks = tuple(self._with_slots(block, registered) for block in step.blocks)
+            blocks = tuple(self._with_slots(inner, registered) for inner in step.blocks)
             steps.append(replace(step, fixed=fixed, reads=(*step.reads, *moved.items()), blocks=blocks))
-        return replace(plan, steps=tuple(steps))
+        return Block(inputs=block.inputs, outputs=block.outputs, steps=tuple(steps))
+
+
+class ModuleEngine:
+    """Runs one function as ``LiftedModule``."""
+
+    name = "module"
+
+    def __init__(self, graph: Graph, interface: Interface, numerics: Numerics, device: torch.device, package: str) -> None:
+        self.module = LiftedModule(graph, interface, numerics, package).eval().requires_grad_(False).to(device)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name. States are replaced in their buffers."""
+        buffers = [inputs[name] for name in self.module.states]
+        arguments = (inputs[name] for name in self.module.input_names)
+        with torch.inference_mode():
+            results = self.module(*(value.tensor if isinstance(value, StateBuffer) else value for value in arguments))
+        outputs = len(results) - len(buffers)
+        for buffer, tensor in zip(buffers, results[outputs:], strict=True):
+            buffer.tensor = tensor
+        return dict(zip(self.module.output_names[:outputs], results, strict=False))
 
 
 def state_output_names(inputs: Iterable[str], states: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
@@ -120,10 +149,3 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
         used.add(chosen)
         unique.append(chosen)
     return unique
-
-
-def _all_steps(plan: Plan) -> Iterable[Step]:
-    for step in plan.steps:
-        yield step
-        for block in step.blocks:
-            yield from _all_steps(block)

@@ -1,9 +1,17 @@
-"""The one place where onnxruntime is imported."""
+"""Sessions of onnxruntime, and the one place where it is imported."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.interface import converted_floats
 
 # Read once, when onnxruntime starts. Source: onnxruntime pull requests 27379 and 29843 (release 1.29).
 _VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -23,3 +31,35 @@ def import_onnxruntime() -> Any:
     if chosen != "0":
         onnxruntime.disable_telemetry_events()  # on Windows, where the variable says nothing
     return onnxruntime
+
+
+def open_session(path: Path, *, tuned: bool = False, optimised: Path | None = None, threads: int | None = None) -> Any:
+    """An onnxruntime session of the model at ``path``; ``UnsupportedError`` for a file that onnxruntime does not open.
+
+    A ``tuned`` model is run as it is; any other is optimised first, and written so to ``optimised``. ``threads`` are as many as torch takes
+    for None, and as many as onnxruntime takes by itself for 0.
+    """
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.log_severity_level = 4  # fatal only; errors come as exceptions
+    options.enable_mem_pattern = False  # a second buffer for all that lives at a time, made at the second run, and no faster
+    if tuned:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise UnsupportedError(f"onnxruntime cannot open {path.name}: {error}") from error
+
+
+def float_dtypes(session: Any) -> dict[str, np.dtype[Any]]:
+    """By name of an input, the dtype in which the session takes floats; an input that no output depends on may be missing."""
+    return {entry.name: np.dtype(np.float16 if entry.type == "tensor(float16)" else np.float32) for entry in session.get_inputs()}
+
+
+def session_inputs(values: Mapping[str, Tensor], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
+    """The arrays that a session takes, floats in its ``float_dtypes``."""
+    arrays = {name: values[name].numpy() for name in dtypes}
+    return {name: converted_floats(array, dtypes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}

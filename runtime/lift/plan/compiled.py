@@ -1,6 +1,6 @@
-"""A plan as one Python function, for predictions that nobody looks into.
+"""A plan as one Python function, for unobserved runs.
 
-A walk builds the arguments of every op from its step, each time anew. The function has them written out, one line per op; what it does is
+A run builds the arguments of every op from its step, each time anew. The function has them written out, one line per op; what it does is
 the same. On a T5 decoder step of 273 small ops that takes a tenth off the whole prediction.
 """
 
@@ -9,19 +9,23 @@ from types import TracebackType
 from typing import Any
 
 from coreflow.models.errors import CoreflowError
-from coreflow.runtime.lift.plan.planner import Plan, Step, convert, not_executable
+from coreflow.runtime.lift.plan.arguments import convert
+from coreflow.runtime.lift.plan.plan import Plan, Step, not_executable
 
 _FILE = "<plan>"  # where Python says that an error of the function arose
 
 
-class StraightPlan:
-    """``plan`` without blocks, on the constants in ``environment``; called with the values of its inputs, it gives those of its outputs."""
+class CompiledPlan:
+    """``plan``, which has no control flow, as a function of its input values.
 
-    def __init__(self, plan: Plan, environment: Sequence[Any], package: str) -> None:
-        self._steps, self._package = plan.steps, package
+    >>> outputs = CompiledPlan(plan)(plan.stored(inputs))
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._steps = plan.steps
         computed = {*plan.inputs, *(slot for step in plan.steps for slot, _ in step.writes)}
-        names: dict[str, Any] = {f"s{slot}": value for slot, value in enumerate(environment) if slot not in computed}
-        names.update(convert=convert, only=_only)
+        names: dict[str, Any] = {f"s{slot}": value for slot, value in enumerate(plan.constants) if slot not in computed}
+        names.update(convert=convert, only=_only_result)
         lines = [f"def run({', '.join(map(_slot, plan.inputs))}):"]
         lines += (_line(number, step, names, computed) for number, step in enumerate(plan.steps))
         lines.append(f" return {_tuple(plan.outputs)}")
@@ -35,9 +39,10 @@ class StraightPlan:
         except CoreflowError:
             raise
         except Exception as error:  # whatever torch or a lowering raises: the op, as this package uses it, cannot be executed
-            raise not_executable(self._package, self._failed(error.__traceback__).op, error) from error
+            step = self._step_that_failed(error.__traceback__)
+            raise not_executable(step.package, step.op, error) from error
 
-    def _failed(self, traceback: TracebackType | None) -> Step:
+    def _step_that_failed(self, traceback: TracebackType | None) -> Step:
         """The step on whose line the error arose; line 1 has the arguments."""
         while traceback is not None and traceback.tb_frame.f_code is not self._run.__code__:
             traceback = traceback.tb_next
@@ -46,10 +51,10 @@ class StraightPlan:
 
 
 def _line(number: int, step: Step, names: dict[str, Any], computed: set[int]) -> str:
-    """The statements of one step; what they name goes into ``names``."""
+    """The statements of one step; the values that they name go into ``names``."""
 
-    def named(name: str, thing: Any) -> str:
-        names[f"{name}_{number}"] = thing
+    def named(name: str, value: Any) -> str:
+        names[f"{name}_{number}"] = value
         return f"{name}_{number}"
 
     def arguments() -> Iterator[str]:
@@ -58,8 +63,8 @@ def _line(number: int, step: Step, names: dict[str, Any], computed: set[int]) ->
         for name, slot in step.reads:
             yield f"{name}={_slot(slot)}"
         for name, form, source in step.converts:
-            found = _slot(source) if isinstance(source, int) else _tuple(source)
-            yield f"{name}={found}" if form == "tensors" else f"{name}=convert({form!r}, {found})"
+            value = _slot(source) if isinstance(source, int) else _tuple(source)
+            yield f"{name}={value}" if form == "tensors" else f"{name}=convert({form!r}, {value})"
 
     assert not step.blocks
     result = f"{named('function', step.function)}({', '.join(arguments())})"
@@ -74,7 +79,7 @@ def _line(number: int, step: Step, names: dict[str, Any], computed: set[int]) ->
     return "; ".join(statements)
 
 
-def _only(result: Any) -> Any:
+def _only_result(result: Any) -> Any:
     """The one result of an op that may give a tuple."""
     return result[0] if type(result) is tuple else result
 

@@ -18,8 +18,8 @@ from coreflow.models.storage import write_folder_atomically
 from coreflow.models.versions import version
 from coreflow.runtime.interface import input_specs
 from coreflow.runtime.lift.engines.module import LiftedModule, unique_names
-from coreflow.runtime.lift.numerics.plain import numerics_named
-from coreflow.runtime.lift.plan.planner import Plan, Step
+from coreflow.runtime.lift.numerics.named import numerics_named
+from coreflow.runtime.lift.plan.plan import Block, Step
 from coreflow.runtime.lift.registry import find
 
 WEIGHTS, MODEL = "weights.safetensors", "model.py"
@@ -98,7 +98,7 @@ class _Writer:
         self._values = dict(values)
         self._taken = list(_RESERVED)
         self._names = {slot: _literal(value) for slot, value in module.plain.items()}
-        self._names |= {slot: f"self.{name}" for slot, name in module.held.items()}
+        self._names |= {slot: f"self.{name}" for slot, name in module.constants.items()}
         self._names |= {slot: name for name, slot in module.surroundings.items()}
         self._names |= zip((slot for slot, _ in values), self._new_names(value.name for _, value in values), strict=True)
 
@@ -114,7 +114,7 @@ class _Writer:
         slots = {value.name: slot for slot, value in zip(module.plan.inputs, graph.inputs, strict=True)}
         inputs = [self._names[slots[name]] for name in module.input_names]
         body = []
-        used = {slot for step in _steps(module.plan) for _, slot in step.reads} & set(module.surroundings.values())
+        used = {slot for step in module.plan.walk() for _, slot in step.reads} & set(module.surroundings.values())
         if used:
             body.append("device, float_dtype = self.anchor.device, self.anchor.dtype")
         for name, variable in zip(module.input_names, inputs, strict=True):
@@ -153,8 +153,8 @@ class _Writer:
             yield f"self.{name} = nn.{'Parameter' if isinstance(tensor, nn.Parameter) else 'Buffer'}({made})"
         yield "self.anchor = nn.Buffer(torch.zeros(()), persistent=False)  # where the module is, and in what it computes"
 
-    def _block(self, plan: Plan, graph: Graph) -> list[str]:
-        return [line for step in plan.steps for line in self._step(step, graph)]
+    def _block(self, block: Block, graph: Graph) -> list[str]:
+        return [line for step in block.steps for line in self._step(step, graph)]
 
     def _step(self, step: Step, graph: Graph) -> Iterator[str]:
         """The lines of one operation; the blocks of control flow are functions in front of it."""
@@ -187,20 +187,13 @@ class _Writer:
         yield line
 
 
-def _values(graph: Graph, plan: Plan) -> Iterator[tuple[int, Value]]:
+def _values(graph: Graph, block: Block) -> Iterator[tuple[int, Value]]:
     """Every slot that a variable is made for, with its value: inputs and results, those of nested blocks included."""
-    yield from zip(plan.inputs, graph.inputs, strict=True)
-    for step in plan.steps:
-        for block, inner in zip(step.op.blocks, step.blocks, strict=True):
-            yield from _values(block, inner)
+    yield from zip(block.inputs, graph.inputs, strict=True)
+    for step in block.steps:
+        for inner_graph, inner in zip(step.op.blocks, step.blocks, strict=True):
+            yield from _values(inner_graph, inner)
         yield from ((slot, value) for (slot, _), value in zip(step.writes, step.op.outputs, strict=True))
-
-
-def _steps(plan: Plan) -> Iterator[Step]:
-    for step in plan.steps:
-        yield step
-        for block in step.blocks:
-            yield from _steps(block)
 
 
 def _literal(value: Any) -> str:

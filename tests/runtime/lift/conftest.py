@@ -8,7 +8,7 @@ import pytest
 
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.runtime.lift.engines.interpreter import Interpreter
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 
 
 def constant(data: Any) -> Value | tuple[Value, ...]:

@@ -14,7 +14,7 @@ from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift import limits
 from coreflow.runtime.lift.engines.interpreter import Interpreter
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 
 HUGE = 10**15
 LONG = 10**6

@@ -14,9 +14,9 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift import registry
-from coreflow.runtime.lift.engines.interpreter import Interpreter, load_lowerings
-from coreflow.runtime.lift.numerics.plain import numerics_named
-from coreflow.runtime.lift.registry import find, lowering, require_all
+from coreflow.runtime.lift.engines.interpreter import Interpreter
+from coreflow.runtime.lift.numerics.named import numerics_named
+from coreflow.runtime.lift.registry import find, load_lowerings, lowering, require_all
 from coreflow.runtime.load import load_model
 
 

@@ -10,7 +10,7 @@ import torch
 from coreflow.export.package.graph import Program, Value, read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule, unique_names
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 
 IDS = np.arange(16, dtype=np.int32)[None] * 6
 MASK = (np.arange(16) < 12).astype(np.float32)[None]

@@ -14,7 +14,7 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Feature, Graph, Interface, Op, Value
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.engines.module import LiftedModule
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 
 Arguments = dict[str, Any]
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from coreflow.runtime.lift.plan.planner import load_lowerings
-from coreflow.runtime.lift.registry import supported_ops
+from coreflow.runtime.lift.registry import load_lowerings, supported_ops
 
 # Ops that the laws of whole programs contain.
 IN_PROGRAMS = {

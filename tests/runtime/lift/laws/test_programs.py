@@ -11,7 +11,7 @@ import torch
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.engines.interpreter import Interpreter
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 from coreflow.runtime.lift.ops.state import StateBuffer
 
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "maximum": np.maximum}

@@ -14,9 +14,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.lift.onnx.session import float_dtypes, open_session
 from coreflow.runtime.lift.onnx.tuning import tune
 from coreflow.runtime.lift.onnx.tuning.blocks import NCHWC, channels_in_a_block, stay_in_blocks
-from coreflow.runtime.lift.onnx.write import _dtypes_taken, _session
 
 RANDOM = np.random.default_rng(0)
 
@@ -50,19 +50,19 @@ def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection
     plain, tuned = folder / "plain.onnx", folder / "tuned.onnx"
     onnx.save(made, plain)
     onnx.save(made, tuned)
-    tune(tuned, lambda source, target: _session(source, optimised=target), halves)
-    session = _session(tuned, tuned=True)
-    given = {name: inputs[name].astype(dtype) for name, dtype in _dtypes_taken(session).items()}
+    tune(tuned, lambda source, target: open_session(source, optimised=target), halves)
+    session = open_session(tuned, tuned=True)
+    given = {name: inputs[name].astype(dtype) for name, dtype in float_dtypes(session).items()}
     graph = onnx.load(tuned).graph
     ops = Counter(node.op_type for node in graph.node)
     assert max(Counter(each.name for each in graph.initializer).values(), default=1) == 1
     assert {file.name for file in folder.iterdir()} == {"plain.onnx", "tuned.onnx", "tuned.weights"}
-    return _session(plain).run(None, inputs), session.run(None, given), ops
+    return open_session(plain).run(None, inputs), session.run(None, given), ops
 
 
 def block_here(folder: Path) -> int:
     """How many channels onnxruntime puts side by side on this processor; the test is skipped where it does not."""
-    block = channels_in_a_block(lambda source, target: _session(source, optimised=target), folder)
+    block = channels_in_a_block(lambda source, target: open_session(source, optimised=target), folder)
     if block is None:
         pytest.skip("onnxruntime has no blocked convolutions on this processor")
     return block
@@ -240,7 +240,7 @@ class TestBlocks:
             if changed:
                 stay_in_blocks(made.graph, dict.fromkeys(("x", "t", "v", "y"), shape), block)
             onnx.save(made, tmp_path / "made.onnx")
-            results += _session(tmp_path / "made.onnx", tuned=True).run(None, {"x": x})
+            results += open_session(tmp_path / "made.onnx", tuned=True).run(None, {"x": x})
         np.testing.assert_array_equal(results[1], results[0])
         assert first != last or np.allclose(results[0], np.tanh(x), atol=1e-6)
         assert Counter(node.op_type for node in made.graph.node)["ReorderInput"] == turns
@@ -322,7 +322,7 @@ class TestBlocks:
         weights = np.arange(64 * 32, dtype=np.float32).reshape(64, 32, 1, 1)
         made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 32, 4, 4)}, ["y"], {"w": weights})
         onnx.save(made, tmp_path / "made.onnx")
-        _session(tmp_path / "made.onnx", optimised=tmp_path / "optimised.onnx")
+        open_session(tmp_path / "made.onnx", optimised=tmp_path / "optimised.onnx")
         (laid_out,) = (numpy_helper.to_array(each) for each in onnx.load(tmp_path / "optimised.onnx").graph.initializer)
         parts = weights.reshape(64 // block, block, 32 // block, block).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(laid_out.ravel(), parts.ravel())
@@ -430,7 +430,7 @@ class TestWeights:
         for damaged in (path.read_bytes()[:-1], b""):
             path.write_bytes(damaged)
             with pytest.raises(UnsupportedError, match=r"onnxruntime cannot open tuned\.onnx"):
-                _session(tmp_path / "tuned.onnx", tuned=True)
+                open_session(tmp_path / "tuned.onnx", tuned=True)
 
 
 class TestHalves:
@@ -439,7 +439,7 @@ class TestHalves:
         inputs = {name: RANDOM.standard_normal((2, 3)).astype(np.float16).astype(np.float32) for name in ("x", "z")}
         (plain,), (tuned,), _ = both(tmp_path, made, inputs, halves=["x"])
         np.testing.assert_array_equal(tuned, plain)
-        assert _dtypes_taken(_session(tmp_path / "tuned.onnx", tuned=True)) == {"x": np.float16, "z": np.float32}
+        assert float_dtypes(open_session(tmp_path / "tuned.onnx", tuned=True)) == {"x": np.float16, "z": np.float32}
 
     def test_an_input_that_the_model_does_not_have_is_no_input(self, tmp_path: Path) -> None:
         made = model([helper.make_node("Neg", ["x"], ["y"])], {"x": (2, 3)}, ["y"], {})

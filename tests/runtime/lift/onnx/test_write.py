@@ -1,7 +1,5 @@
-"""A program as ONNX: the interpreter's results, the package's names, and a cache that is never trusted blindly."""
+"""A program as ONNX: the interpreter's results and the package's names."""
 
-import hashlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from coreflow.export.package.graph import Program, read_program
+from coreflow.export.package.graph import read_program
 from coreflow.export.package.manifest import read_manifest
 from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
@@ -21,7 +19,7 @@ from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.onnx import write as lift_onnx
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
-from coreflow.runtime.lift.onnx.write import cached_onnx, write_onnx
+from coreflow.runtime.lift.onnx.write import write_onnx
 
 onnxruntime = import_onnxruntime()
 
@@ -34,12 +32,6 @@ def written(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("onnx") / "small.onnx"
     write_onnx(read_program(small_package), path)
     return path
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "coreflow" / "onnx"
 
 
 def draw(spec: TensorSpec, seed: int) -> Array:
@@ -121,80 +113,3 @@ def test_random_numbers_are_refused_and_not_frozen(save: Callable[..., Path], tm
 def test_fp64_is_refused(small_package: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="numerics 'fp64' in ONNX; fp32 and fp16 work"):
         write_onnx(read_program(small_package), tmp_path / "x.onnx", "fp64")
-
-
-class TestCache:
-    """Writing is replaced by something quick: what is looked at is when it happens."""
-
-    @pytest.fixture
-    def made(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        made: list[str] = []
-
-        def write(program: Program, path: Path, numerics: str, function_name: str | None, *, tuned: bool) -> None:
-            assert tuned
-            made.append(numerics)
-            path.write_bytes(f"{program.path} {numerics} {function_name}".encode() * 9)
-
-        monkeypatch.setattr(lift_onnx, "write_onnx", write)
-        return made
-
-    def test_a_second_session_takes_the_file_of_the_first(self, small_package: Path, cache: Path, made: list[str]) -> None:
-        program = read_program(small_package)
-        first = cached_onnx(program, "fp32")
-        assert first.parent.parent == cache and cached_onnx(program, "fp32") == first and made == ["fp32"]
-
-    @pytest.mark.parametrize(
-        "damage", ["cut", "changed", "no digest", "other digest", "empty digest", "no file", "another file", "a file in its place"]
-    )
-    def test_a_damaged_entry_is_made_again(self, small_package: Path, cache: Path, made: list[str], damage: str) -> None:
-        program = read_program(small_package)
-        path = cached_onnx(program, "fp32")
-        whole, note = path.read_bytes(), path.with_name("sha256")
-        if damage == "cut":
-            path.write_bytes(whole[: len(whole) // 2])
-        elif damage == "changed":
-            path.write_bytes(whole[:-9] + bytes(9))
-        elif damage == "no digest":
-            note.unlink()
-        elif damage == "no file":
-            path.unlink()
-        elif damage == "another file":
-            path.with_name("model.weights").write_bytes(b"x")
-        elif damage == "a file in its place":
-            shutil.rmtree(path.parent)
-            path.parent.write_bytes(b"x")
-        else:
-            note.write_text("0" * 64 if damage == "other digest" else "")
-        assert cached_onnx(program, "fp32") == path and path.read_bytes() == whole and len(made) == 2
-        assert [entry.name for entry in cache.iterdir()] == [path.parent.name]  # and nothing half-done beside it
-        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "sha256"]
-
-    def test_numerics_package_and_function_decide_the_entry(
-        self, small_package: Path, palettized_package: Path, cache: Path, made: list[str]
-    ) -> None:
-        small, other = read_program(small_package), read_program(palettized_package)
-        entries = [cached_onnx(*key) for key in ((small, "fp32"), (small, "fp16"), (other, "fp32"), (small, "fp32", "f"), (small, "fp32"))]
-        assert len(set(entries)) == 4 and len(made) == 4
-
-    def test_so_does_the_processor(self, small_package: Path, cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        program = read_program(small_package)
-        here = cached_onnx(program, "fp32")
-        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "another")
-        assert cached_onnx(program, "fp32") != here and len(made) == 2
-
-    def test_so_do_our_own_sources(self) -> None:
-        """All of them: a change of how a model is tuned must not meet what was made before it."""
-        sources = list(Path(lift_onnx.__file__).parents[1].rglob("*.py"))
-        makers = set(lift_onnx._makers())
-        assert {path.parent.name for path in sources} >= {"lift", "ops", "numerics", "plan", "onnx", "tuning"}
-        assert all(hashlib.sha256(path.read_bytes()).hexdigest() in makers for path in sources)
-
-    def test_a_refusal_is_remembered(self, branching_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        program = read_program(branching_package)
-        with pytest.raises(UnsupportedError) as first:
-            cached_onnx(program, "fp32")
-        monkeypatch.setattr(lift_onnx, "write_onnx", lambda *_, **__: pytest.fail("tried twice"))
-        with pytest.raises(UnsupportedError) as second:
-            cached_onnx(program, "fp32")
-        assert str(first.value) == str(second.value)
-        assert [entry.suffix for entry in cache.iterdir()] == [".txt"]

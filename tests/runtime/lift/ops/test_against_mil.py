@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.arrays import Array
-from coreflow.runtime.lift.engines.interpreter import Interpreter, load_lowerings
-from coreflow.runtime.lift.numerics.plain import numerics_named
-from coreflow.runtime.lift.registry import OPSETS, find, supported_ops
+from coreflow.runtime.lift.engines.interpreter import Interpreter
+from coreflow.runtime.lift.numerics.named import numerics_named
+from coreflow.runtime.lift.registry import OPSETS, find, load_lowerings, supported_ops
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(2, 3, 4)).astype(np.float32)

@@ -9,9 +9,11 @@ import torch
 
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.lift.numerics.plain import numerics_named
-from coreflow.runtime.lift.plan.compiled import StraightPlan
-from coreflow.runtime.lift.plan.planner import Planner, walk
+from coreflow.runtime.lift.numerics.named import numerics_named
+from coreflow.runtime.lift.plan.compiled import CompiledPlan
+from coreflow.runtime.lift.plan.plan import Plan
+from coreflow.runtime.lift.plan.planner import Planner
+from coreflow.runtime.lift.plan.policy import GeneralPolicy
 
 
 def floats(name: str, *shape: int | None) -> Value:
@@ -23,13 +25,9 @@ def known(name: str, data: Any) -> Value:
     return Value(name, str(array.dtype), array.shape, data=array)
 
 
-def planned(inputs: tuple[Value, ...], outputs: tuple[Value, ...], *ops: Op) -> Planner:
+def planned(inputs: tuple[Value, ...], outputs: tuple[Value, ...], *ops: Op) -> Plan:
     graph = Graph("main", "CoreML8", inputs, outputs, ops, ())
-    return Planner(graph, numerics_named("fp32"), torch.device("cpu"), "package")
-
-
-def straight(planner: Planner) -> StraightPlan:
-    return StraightPlan(planner.plan, planner.environment, "package")
+    return Planner(graph, GeneralPolicy(numerics_named("fp32"), torch.device("cpu")), "package").plan()
 
 
 def test_several_results_shapes_that_are_computed_and_constants_give_what_the_walk_gives() -> None:
@@ -40,7 +38,7 @@ def test_several_results_shapes_that_are_computed_and_constants_give_what_the_wa
         Value("s", "int32", (2,)),
         floats("r", None, None),
     )
-    planner = planned(
+    plan = planned(
         (x,),
         (again, first, x),
         Op("split", "halves", {"x": x, "num_splits": known("n", np.int32(2)), "axis": known("axis", np.int32(1))}, (first, second)),
@@ -49,8 +47,8 @@ def test_several_results_shapes_that_are_computed_and_constants_give_what_the_wa
         Op("reshape", "same", {"x": joined, "shape": extent}, (again,)),
     )
     given = torch.randn(2, 6)
-    results, wanted = straight(planner)([given]), walk(planner.plan, planner.environment.copy(), [given], "package")
-    assert [r.tolist() for r in results] == [w.tolist() for w in wanted] and len(results) == 3
+    results, references = CompiledPlan(plan)([given]), plan.run(plan.constants.copy(), [given])
+    assert [r.tolist() for r in results] == [reference.tolist() for reference in references] and len(results) == 3
     assert results[2] is given
     np.testing.assert_array_equal(results[0].numpy(), np.roll(given.numpy(), 3, axis=1))
 
@@ -59,7 +57,7 @@ def test_a_split_into_one_is_no_tuple() -> None:
     x, y = floats("x", 2, 6), floats("y", 2, 6)
     op = Op("split", "whole", {"x": x, "num_splits": known("n", np.int32(1)), "axis": known("axis", np.int32(1))}, (y,))
     given = torch.randn(2, 6)
-    assert torch.equal(straight(planned((x,), (y,), op))([given])[0], given)
+    assert torch.equal(CompiledPlan(planned((x,), (y,), op))([given])[0], given)
 
 
 @pytest.mark.parametrize("fails", [0, 1, 2])
@@ -68,7 +66,7 @@ def test_an_error_names_the_op_on_whose_line_it_arose(fails: int) -> None:
     ops = [Op("add", f"op{i}", {"x": values[i], "y": values[i]}, (values[i + 1],)) for i in range(3)]
     other = floats("other", None, None)
     ops[fails] = Op("add", "wrong", {"x": values[fails], "y": other}, (values[fails + 1],))
-    run = straight(planned((values[0], other), (values[3],), *ops))
+    run = CompiledPlan(planned((values[0], other), (values[3],), *ops))
     assert run([torch.ones(2, 3), torch.ones(2, 3)])[0].shape == (2, 3)
     with pytest.raises(UnsupportedError, match="package: add 'wrong' cannot be executed: The size of tensor a"):
         run([torch.ones(2, 3), torch.ones(2, 5)])
@@ -76,7 +74,7 @@ def test_an_error_names_the_op_on_whose_line_it_arose(fails: int) -> None:
 
 def test_a_value_dies_with_the_last_op_that_reads_it() -> None:
     values = [floats(name, 4) for name in "abcd"]
-    planner = planned((values[0],), (values[3],), *(Op("square", f"op{i}", {"x": values[i]}, (values[i + 1],)) for i in range(3)))
+    plan = planned((values[0],), (values[3],), *(Op("square", f"op{i}", {"x": values[i]}, (values[i + 1],)) for i in range(3)))
     alive: list[list[bool]] = []
     made: list[weakref.ref[torch.Tensor]] = []
 
@@ -86,9 +84,9 @@ def test_a_value_dies_with_the_last_op_that_reads_it() -> None:
         made.append(weakref.ref(result))
         return result
 
-    for step in planner.plan.steps:
+    for step in plan.steps:
         object.__setattr__(step, "function", seen)
-    straight(planner)([torch.ones(4)])
+    CompiledPlan(plan)([torch.ones(4)])
     assert alive == [[], [True], [False, True]]
 
 
@@ -100,12 +98,12 @@ def test_what_was_computed_from_constants_is_there_at_every_call() -> None:
         Op("constexpr_affine_dequantize", "weight", parts, (weight,)),
         Op("concat", "join", {"values": (x, weight), "axis": known("axis", np.int32(0))}, (y,)),
     )
-    run = straight(planned((x,), (y,), *ops))
+    run = CompiledPlan(planned((x,), (y,), *ops))
     for _ in range(2):
         assert run([torch.ones(2)])[0].tolist() == [1.0, 1.0, 1.0, 2.0]
 
 
 def test_names_in_a_package_are_no_code() -> None:
     x, y = floats("x): import os #", 2), floats("y\n raise SystemExit", 2)
-    run = straight(planned((x,), (y,), Op("square", "'); raise SystemExit", {"x": x}, (y,))))
+    run = CompiledPlan(planned((x,), (y,), Op("square", "'); raise SystemExit", {"x": x}, (y,))))
     assert run([torch.full((2,), 3.0)])[0].tolist() == [9.0, 9.0]

@@ -18,7 +18,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.engines.interpreter import Interpreter
-from coreflow.runtime.lift.numerics.plain import numerics_named
+from coreflow.runtime.lift.numerics.named import numerics_named
 from coreflow.runtime.lift.plan import cpu
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
@@ -191,9 +191,9 @@ class TestProducts:
             one_op("linear", {"x": Value("x", "float16", (None, 6)), "weight": weight}, None),
             one_op("linear", {"x": half("x", (4, 6)), "weight": half("w", (5, 6))}, (4, 5)),
         ]
-        laid_out = [not Interpreter(graph, numerics_named("fp16"))._closed.plan.steps[0].fixed for graph in planned]
+        laid_out = [not Interpreter(graph, numerics_named("fp16"))._unobserved_plan.steps[0].fixed for graph in planned]
         assert laid_out == [True, False, True]  # the last has no constants at all
-        known = [step.reads for graph in planned for step in Interpreter(graph, numerics_named("fp16"))._closed.plan.steps]
+        known = [step.reads for graph in planned for step in Interpreter(graph, numerics_named("fp16"))._unobserved_plan.steps]
         assert [len(reads) for reads in known] == [1, 1, 2]
 
 
@@ -217,10 +217,10 @@ def tied(tmp_path: Path) -> Path:
 class TestMemory:
     def test_a_tied_table_is_held_once_as_fp16(self, tied: Path) -> None:
         program = read_program(tied)
-        planner = Interpreter(program.function()[0], numerics_named("fp16"))._closed
-        step = next(step for step in planner.plan.steps if step.op.type == "linear")
+        plan = Interpreter(program.function()[0], numerics_named("fp16"))._unobserved_plan
+        step = next(step for step in plan.steps if step.op.type == "linear")
         closed = [cell.cell_contents for cell in step.function.__closure__ or () if isinstance(cell.cell_contents, torch.Tensor)]
-        gather = next(step for step in planner.plan.steps if step.op.type.startswith("gather"))
+        gather = next(step for step in plan.steps if step.op.type.startswith("gather"))
         (table,) = (value for value in gather.fixed.values() if isinstance(value, torch.Tensor) and value.numel() > 1000)
         assert table.dtype == torch.float16 and table.data_ptr() in {each.data_ptr() for each in closed}
 
@@ -240,23 +240,23 @@ class TestMemory:
         mapped = [value for value in graph.constants if isinstance(value.data, np.ndarray) and is_mapped(value.data)]
         assert mapped
         for numerics in ("fp16", "fp32"):
-            planner = Interpreter(graph, numerics_named(numerics))._closed
-            tensors = [each for step in planner.plan.steps for each in step.fixed.values() if isinstance(each, torch.Tensor)]
+            plan = Interpreter(graph, numerics_named(numerics))._unobserved_plan
+            tensors = [each for step in plan.steps for each in step.fixed.values() if isinstance(each, torch.Tensor)]
             lies = {value.data.__array_interface__["data"][0] for value in mapped}  # type: ignore[union-attr]
             assert not lies & {each.data_ptr() for each in tensors}
 
 
 def test_the_other_plan_is_made_only_for_who_looks(small_package: Path) -> None:
     interpreter = interpreted(small_package).interpreter
-    assert "_open" not in vars(interpreter)
-    assert interpreter.plan and "_open" in vars(interpreter)
+    assert "plan" not in vars(interpreter)
+    assert interpreter.plan and "plan" in vars(interpreter)
 
 
 def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> None:
     model = interpreted(tied)
     before = model.predict({"ids": np.array([7], np.int32)})["scores"]
     interpreter = model.interpreter
-    held = weakref.ref(interpreter._closed)
+    held = weakref.ref(interpreter._unobserved_plan)
     interpreter.rest()
     gc.collect()
     assert held() is None

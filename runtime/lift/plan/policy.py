@@ -1,0 +1,55 @@
+"""What may differ between two plans of one program: in which dtype values lie in memory, and what becomes of a step that was planned."""
+
+from typing import Protocol
+
+import torch
+
+from coreflow.export.package.graph import Op, Value
+from coreflow.runtime.lift.numerics.plain import Numerics
+from coreflow.runtime.lift.plan.plan import Step
+
+
+class Policy(Protocol):
+    """Decides how a plan stores values and which functions its steps call; the planner does the rest."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """The arithmetic after each op."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which values lie."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether constants are copies, so that whatever happens to the weight file changes no prediction."""
+
+    def storage(self, op: Op | None, value: Value) -> torch.dtype | None:
+        """The dtype in which a floating ``value`` lies in memory, and a constant one where ``op`` takes it by itself.
+
+        None leaves a constant as it lies in the weight file, for ``finish`` to convert.
+        """
+
+    def finish(self, step: Step) -> Step:
+        """The step that runs instead of ``step``, whose function is the lowering and whose roundings are those of the numerics."""
+
+
+class GeneralPolicy:
+    """Every floating value in the dtype of the numerics, and every step as it was planned.
+
+    >>> plan = Planner(graph, GeneralPolicy(numerics_named("fp64"), torch.device("cuda"))).plan()
+    """
+
+    copies = False
+
+    def __init__(self, numerics: Numerics, device: torch.device) -> None:
+        self.numerics = numerics
+        self.device = device
+
+    def storage(self, op: Op | None, value: Value) -> torch.dtype:
+        """The dtype of the numerics."""
+        return self.numerics.dtype
+
+    def finish(self, step: Step) -> Step:
+        """``step`` itself."""
+        return step
