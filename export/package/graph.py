@@ -52,11 +52,8 @@ class Op:
 
     def input_values(self) -> Iterator[Value]:
         """Every input value, in the order of the arguments."""
-        for value in self.inputs.values():
-            if isinstance(value, tuple):
-                yield from value
-            else:
-                yield value
+        for name in self.inputs:
+            yield from self.argument(name)
 
     def argument(self, name: str) -> tuple[Value, ...]:
         """The values of one argument, however many."""
@@ -334,12 +331,9 @@ class _Reader:
                 description=text,
             )
         kinds: dict[str, Literal["dictionary", "sequence", "string", "int64", "double"]] = {
-            "dictionaryType": "dictionary",
-            "sequenceType": "sequence",
-            "stringType": "string",
-            "int64Type": "int64",
-            "doubleType": "double",
-        }
+            "dictionaryType": "dictionary", "sequenceType": "sequence", "stringType": "string",
+            "int64Type": "int64", "doubleType": "double",
+        }  # fmt: skip
         if kind not in kinds:
             raise self._error(f"{entry.name!r} has no type in the model's description")
         return Feature(entry.name, kinds[kind], optional=optional, description=text)
@@ -360,9 +354,8 @@ class _Reader:
 
     def _block(self, name: str, opset: str, block: Any, inputs: Any, outer: Mapping[str, Value]) -> Graph:
         """A block's graph. A name is known only after the op that gives it, so neither cycles nor dangling names get through."""
-        scope = dict(outer)
         entered = tuple(self._value(entry) for entry in inputs)
-        scope.update({value.name: value for value in entered})
+        scope = {**outer, **{value.name: value for value in entered}}
         ops: list[Op] = []
         constants: list[Value] = []
         for operation in block.operations:
@@ -396,9 +389,8 @@ class _Reader:
         attributes = {k: self._constant("", v) for k, v in operation.attributes.items() if k == "name" or not expression}
         label = attributes.pop("name", outputs[0].name if outputs else operation.type)
         user = f"{operation.type} {label!r}"
-        inputs: dict[str, Value | tuple[Value, ...]] = {}
-        if expression:
-            inputs.update((key, self._literal("", value)) for key, value in operation.attributes.items() if key != "name")
+        literals = operation.attributes.items() if expression else ()
+        inputs: dict[str, Value | tuple[Value, ...]] = {key: self._literal("", value) for key, value in literals if key != "name"}
         for key, argument in operation.inputs.items():
             values = tuple(
                 self._literal("", binding.value)
@@ -419,11 +411,9 @@ class _Reader:
     def _type(self, name: str, declared: Any) -> tuple[Kind, str, Shape | None]:
         kind = declared.WhichOneof("type")
         if kind == "stateType":
-            _, dtype, shape = self._type(name, declared.stateType.wrappedType)
-            return "state", dtype, shape
+            return "state", *self._type(name, declared.stateType.wrappedType)[1:]
         if kind == "listType":
-            _, dtype, shape = self._type(name, declared.listType.type)
-            return "list", dtype, shape
+            return "list", *self._type(name, declared.listType.type)[1:]
         if kind == "dictionaryType":
             return "dictionary", "", None
         if kind == "tupleType":
@@ -464,10 +454,8 @@ class _Reader:
             if shape is None or None in shape:
                 raise self._error(f"the constant {name!r} has an open shape")
             return self._immediate(name, immediate.tensor, dtype, tuple(extent for extent in shape if extent is not None))
-        if form == "list":
-            return tuple(_plain(self._constant(name, item)) for item in immediate.list.values)
-        if form == "tuple":
-            return tuple(_plain(self._constant(name, item)) for item in immediate.tuple.values)
+        if form in ("list", "tuple"):
+            return tuple(_plain(self._constant(name, item)) for item in getattr(immediate, form).values)
         if form == "dictionary":
             pairs = immediate.dictionary.values
             return {_plain(self._constant(name, pair.key)): _plain(self._constant(name, pair.value)) for pair in pairs}
