@@ -205,7 +205,7 @@ def _judge_one(
     from coreflow.runtime.interface import input_specs
     from coreflow.validate import validate as judge
     from coreflow.validate.inputs.sample_files import read_samples
-    from coreflow.validate.replay.evidence import Evidence
+    from coreflow.validate.options import Evidence
 
     given = None
     if inputs is not None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from coreflow.export.package.manifest import Manifest, damaged_files, read_manifest
 from coreflow.export.recipe import Recipe
@@ -12,14 +11,15 @@ from coreflow.export.run import stage_recipes
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.family import Companions, Stage, TextEntry, find_family
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
+from coreflow.validate.case import Case, make_case
 from coreflow.validate.chain import judge_cascade
 from coreflow.validate.gates.tolerance import SEEDS, Tolerance
 from coreflow.validate.inputs.sample_files import read_samples
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.ladder.ladder import OpenPackage, open_package
-from coreflow.validate.package import describer, judge_package, versions
+from coreflow.validate.ladder.opening import OpenPackage, open_package
+from coreflow.validate.options import Evidence, Options
+from coreflow.validate.package import judge_package, versions
 from coreflow.validate.references.torch_module import TorchReference
-from coreflow.validate.replay.evidence import Evidence
 from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, Report, first_cause, worst
 
 
@@ -48,11 +48,19 @@ def validate_bundle(
     evidence: Path | None = None,
 ) -> BundleReport:
     """The last event of ``judge_bundle``, which takes the same arguments."""
-    report = None
-    options: dict[str, Any] = {"recipes": recipes, "backend": backend, "numerics": numerics, "compute_units": compute_units}
-    options |= {"tolerance": tolerance, "verify": verify, "texts": texts, "sweep": sweep, "evidence": evidence}
-    for event in judge_bundle(bundle, **options):
-        report = event
+    events = judge_bundle(
+        bundle,
+        recipes=recipes,
+        backend=backend,
+        numerics=numerics,
+        compute_units=compute_units,
+        tolerance=tolerance,
+        verify=verify,
+        texts=texts,
+        sweep=sweep,
+        evidence=evidence,
+    )
+    *_, report = events
     assert isinstance(report, BundleReport)
     return report
 
@@ -79,13 +87,21 @@ def judge_bundle(
     """
     started = time.monotonic()
     folder = Path(bundle)
+    options = Options(
+        backend=backend,
+        numerics=numerics,
+        compute_units=compute_units,
+        tolerance=tolerance,
+        sweep=sweep,
+        evidence=None if evidence is None else Evidence(folder=evidence),
+    )
     manifest = read_manifest(folder, verify=False)
     damaged = damaged_files(folder, manifest)
     packages = [stage.package for stage in manifest.stages.values()]
     if verify and any(problem.kind in ("outside", "unlisted") or not any(map(problem.is_in, packages)) for problem in damaged):
         read_manifest(folder, verify=True)  # which refuses it
     changed = tuple(problem.text for problem in damaged)
-    judging = _Judging(folder, manifest, recipes, backend, numerics, compute_units, tolerance, texts, sweep, evidence)
+    judging = _Judging(folder, manifest, recipes, texts, options)
     total = len(manifest.stages) + judging.has_cascade
     reports: dict[str, Report] = {}
     for name in manifest.stages:
@@ -111,23 +127,17 @@ class _Judging:
         folder: Path,
         manifest: Manifest,
         recipes: Sequence[Recipe] | None,
-        backend: Backend,
-        numerics: NumericsName,
-        compute_units: ComputeUnits,
-        tolerance: Tolerance | None,
         texts: Path | None,
-        sweep: bool,
-        evidence: Path | None,
+        options: Options,
     ) -> None:
         self.folder, self.manifest = folder, manifest
-        self._texts, self._sweep = texts, sweep
+        self._texts, self._options = texts, options
         family = find_family(manifest.kind)
-        self._evidence = None if evidence is None else Evidence(folder=evidence, reference=None if family is None else folder)
-        self._options: dict[str, Any] = {"numerics": numerics, "compute_units": compute_units, "tolerance": tolerance}
-        self._backend: Backend = backend
+        if options.evidence is not None and family is not None:
+            self._options = replace(options, evidence=replace(options.evidence, reference=folder))
         self._companions: Companions | None = None
         self._stages: dict[str, Stage] = {}
-        self._targets: dict[str, OpenPackage] = {}
+        self._opened: dict[str, OpenPackage] = {}
         self.problems: list[str] = []
         if family is not None:
             if recipes is not None:
@@ -149,23 +159,22 @@ class _Judging:
 
     def stage(self, name: str) -> Report:
         """The verdict on one package."""
-        target = open_package(self.folder / self.manifest.stages[name].package, self._backend, **self._options)
-        self._targets[name] = target
+        opened = open_package(self.folder / self.manifest.stages[name].package, self._options)
+        self._opened[name] = opened
         recipe = self.recipes.get(name)
         if recipe is None:
-            text = "no reference: nothing was compared"
-            return describer(target, name)("incomplete", None, text, problems=(text,))
+            return judge_package(Case(opened=opened, name=name), self._options)
         given = [] if self._companions is None else _golden(self._companions, name)
         if self._entry is not None and name == self._entry.stage:
             given += self._read_texts(self._entry)
-        return judge_package(target, recipe, given, recipe.inputs_for, sweep=self._sweep, evidence=self._evidence)
+        return judge_package(make_case(opened, recipe, given), self._options)
 
     def cascade(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
         assert self._companions is not None
-        models = {name: target.model for name, target in self._targets.items()}
+        models = {name: opened.model for name, opened in self._opened.items()}
         references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
-        tolerance = next(iter(self._targets.values())).tolerance
+        tolerance = next(iter(self._opened.values())).tolerance
         texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
         trial = self._companions.trial(self._stages, range(SEEDS), texts)
         return judge_cascade(trial, self.recipes, references, models, reports, tolerance)

@@ -18,9 +18,8 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates.metrics import as_float64, rms
-from coreflow.validate.gates.output import Comparison, judge
+from coreflow.validate.gates.output import Comparison, judge_output
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, SEEDS, Tolerance
-from coreflow.validate.package import too_ambiguous, verdict_text
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.report.model import (
     AmbiguousSample,
@@ -33,6 +32,7 @@ from coreflow.validate.report.model import (
     TokenAgreement,
     worst,
 )
+from coreflow.validate.verdict import too_ambiguous, verdict_text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ def judge_cascade(
     clear = np.array(near) >= 1
     kept = [bool(keeps) for keeps in clear | _agreeing(trial, runs, clear)]
     comparisons = _compare(trial, runs, kept)
-    outputs = {each.name: judge(each, tolerance, {}) for each in comparisons}
+    outputs = {each.name: judge_output(each, tolerance, {}) for each in comparisons}
     tokens = _token_agreement(trial, runs, kept)
     drawn = sum(sample.seed is not None for sample in trial.samples)
     samples = Samples(

@@ -16,10 +16,12 @@ from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
+from coreflow.validate.case import make_case
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.ladder.ladder import OpenPackage, open_package
-from coreflow.validate.package import judge_package, validate
+from coreflow.validate.ladder.opening import OpenPackage, open_package
+from coreflow.validate.options import Options
+from coreflow.validate.package import judge_package
 from coreflow.validate.references.golden import ReplayReference
 from coreflow.validate.replay.recording import Replay, is_reachable, read_replay
 from coreflow.validate.report.model import Report
@@ -45,19 +47,21 @@ def replay(
     record = read_replay(source)
     place = _find_package(record, source, None if package is None else Path(package))
     # Backend, numerics and compute units of the file are checked where they are opened.
-    opened_by = cast(Backend, backend or record.backend)
-    numerics = cast(NumericsName, "fp16" if record.numerics == "device" else record.numerics)
-    units = cast(ComputeUnits, record.compute_units)
-    opened = open_package(place, opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
+    options = Options(
+        backend=cast(Backend, backend or record.backend),
+        numerics=cast(NumericsName, "fp16" if record.numerics == "device" else record.numerics),
+        compute_units=cast(ComputeUnits, record.compute_units),
+        tolerance=tolerance,
+    )
+    opened = open_package(place, options)
     _check_outputs(record, opened, source)
     is_finite = all(np.isfinite(array).all() for array in record.outputs.values())
     sample = Sample(label=record.label, inputs=record.inputs, seed=record.seed, expected=record.outputs if is_finite else None)
     compared_with = _find_reference(record, source, place, reference)
-    if isinstance(compared_with, Path):
-        report = validate(place, compared_with, [sample], backend=opened_by, numerics=numerics, compute_units=units, tolerance=tolerance)
-    else:
-        recorded = ReplayReference(record.outputs, record.simulated, list(opened.model.outputs))
-        report = judge_package(opened, recorded if compared_with is None else compared_with, [sample], None, name=record.name)
+    recorded = ReplayReference(record.outputs, record.simulated, list(opened.model.outputs))
+    name = None if isinstance(compared_with, Path) else record.name
+    case = make_case(opened, recorded if compared_with is None else compared_with, [sample], name=name)
+    report = judge_package(replace(case, draw=None), options)  # the sample alone
     replay_package = None if is_reachable(place, source) else str(place)
     return replace(report, replay=str(source), replay_package=replay_package, notes=(*report.notes, _then_and_now(record, report)))
 

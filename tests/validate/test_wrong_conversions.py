@@ -24,7 +24,7 @@ from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.errors import ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
-from coreflow.validate.replay.evidence import Evidence
+from coreflow.validate.options import Evidence
 from coreflow.validate.report.model import Culprit, Report
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic] | None]]

@@ -7,11 +7,13 @@ import numpy as np
 from torch import nn
 
 from coreflow.validate.diagnosis.constants import find_fp16_constants, has_only_weights_of
-from coreflow.validate.gates.output import Comparison, judge
+from coreflow.validate.gates.output import Comparison, judge_output
 from coreflow.validate.gates.tolerance import FP32, LIFTED
-from coreflow.validate.ladder.ladder import Observation, OpenPackage
-from coreflow.validate.report.model import Cause, OutputReport
+from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.ladder.opening import OpenPackage
+from coreflow.validate.report.model import Cause, OutputReport, RungName
 
+_LOWER_RUNGS: tuple[RungName, ...] = ("R3", "R4")
 _SPEAKING_GATES = ("finite", "translation")  # their failure is a cause by itself, and no rung has to be looked at
 
 
@@ -33,13 +35,13 @@ def find_cause(
     if not failed_gates.isdisjoint(_SPEAKING_GATES):
         return cause_of(failed_gates, opened.last)
     failing = [comparison for comparison in comparisons if outputs[comparison.name].outcome == "fail"]
-    rungs = (rung for rung in ("R3", "R4") if _fails_by_itself(rung, failing, opened, observations))
+    rungs = (rung for rung in _LOWER_RUNGS if _fails_by_itself(rung, failing, opened, observations))
     rung = next(rungs, opened.last)
     wrong_program = rung == "R3" and (not same_ops if same_ops is not None else _has_right_weights(opened, module))
     return cause_of(failed_gates, rung, wrong_program=wrong_program)
 
 
-def cause_of(failed_gates: Collection[str], rung: str, *, wrong_program: bool = False) -> Cause:
+def cause_of(failed_gates: Collection[str], rung: RungName, *, wrong_program: bool = False) -> Cause:
     """The cause that failed gates, the lowest failing ``rung`` and, on R3, a wrong program stand for.
 
     >>> cause_of({"rho_rms"}, "R3")
@@ -60,7 +62,7 @@ def _has_right_weights(opened: OpenPackage, module: nn.Module | None) -> bool:
     return module is not None and has_only_weights_of(graph, module) and not find_fp16_constants(graph)
 
 
-def _fails_by_itself(rung: str, failing: Sequence[Comparison], opened: OpenPackage, observations: Sequence[Observation]) -> bool:
+def _fails_by_itself(rung: RungName, failing: Sequence[Comparison], opened: OpenPackage, observations: Sequence[Observation]) -> bool:
     """Whether a rung below the last fails at one of the outputs that the last one fails at."""
     if rung == opened.last or rung not in opened.rungs:
         return False
@@ -69,4 +71,4 @@ def _fails_by_itself(rung: str, failing: Sequence[Comparison], opened: OpenPacka
         replace(comparison, actual=np.stack([observation.rungs[rung][comparison.name] for observation in observations]))
         for comparison in failing
     )
-    return any(judge(comparison, tolerance, {}).outcome == "fail" for comparison in on_rung)
+    return any(judge_output(comparison, tolerance, {}).outcome == "fail" for comparison in on_rung)

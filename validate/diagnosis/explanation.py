@@ -15,9 +15,11 @@ from coreflow.validate.diagnosis.matching import Matcher, match_ops
 from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
 from coreflow.validate.diagnosis.translation import find_translation_errors
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.ladder.ladder import Ladder, Observation, program_of
+from coreflow.validate.ladder.ladder import Ladder
 from coreflow.validate.ladder.localise import walk
-from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport
+from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.ladder.opening import default_graph
+from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport, RungName
 
 # How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
 # program alone, by up to 2^-12 each, and so are weights that the converter folds. A ResNet-50 with folded norms comes to 1.6e-3, the T5
@@ -59,7 +61,7 @@ def diagnose(
 
     Origins come from one sample whose reference is finite: values name an op, and one sample has enough of them.
     """
-    fresh = ladder.opened.graph if ladder.fp32_package is None else program_of(ladder.fp32_package)
+    fresh = ladder.opened.graph if ladder.fp32_package is None else default_graph(ladder.fp32_package)
     constants = find_fp16_constants(fresh)
     if ladder.localiser is None:
         return Explanation(constants=constants)
@@ -131,7 +133,7 @@ def _faults_of_fresh_conversion(
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
 
 
-def _telling_sample(observations: Sequence[Observation], rung: str) -> Sample:
+def _telling_sample(observations: Sequence[Observation], rung: RungName) -> Sample:
     """The first sample in which the fault shows, which it may do in some only: its error is a tenth of the largest, or more."""
     squares = [sum(seen.squares[rung]) for seen in observations]
     errors = [math.inf if math.isnan(square) else square for square in squares]

@@ -12,7 +12,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.embeddings import embedding_gates
 from coreflow.validate.gates.metrics import as_float64, max_abs, non_finite, ratio, relative_rms, rms, snr_db, worst_slice
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP16_MAX, TRANSLATION, Tolerance, few_elements_factor
-from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung
+from coreflow.validate.report.model import Gate, Outcome, OutputReport, Rung, RungName
 
 # Outputs whose rows are compared with one another, by their names.
 _EMBEDDING = re.compile(r"embedding", re.IGNORECASE)
@@ -37,24 +37,7 @@ class Comparison:
     margin_noise: Array | None = None
 
 
-def structure_problems(
-    expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec], side: str, *, names_known: bool = True
-) -> list[str]:
-    """Names, order, rank, shape and dtype, one for one. Without known names, by place."""
-    if names_known and list(expected) != list(found):
-        return [f"the {side}s are {', '.join(found) or 'none'}; {', '.join(expected)} in this order are right"]
-    if len(expected) != len(found):
-        return [f"the package has {len(found)} {side}s and the reference {len(expected)}"]
-    problems = []
-    for want, (name, have) in zip(expected.values(), found.items(), strict=True):
-        if want.shape != have.shape:
-            problems.append(f"{side} {name!r} has shape {list(have.shape)}; the reference's is {list(want.shape)}")
-        if want.dtype != have.dtype:
-            problems.append(f"{side} {name!r} is {have.dtype}; {want.dtype} is right")
-    return problems
-
-
-def judge(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[str, float]) -> OutputReport:
+def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[RungName, float]) -> OutputReport:
     """Every gate on one output. ``rungs`` holds the RMS errors of the executions of the ladder."""
     if comparison.spec.dtype == "int32":
         return _judge_integers(comparison)

@@ -8,7 +8,7 @@ from coreflow.models.arrays import Array, Bools
 from coreflow.models.errors import CoreflowError
 from coreflow.runtime.backend import Model
 from coreflow.validate.gates.metrics import as_float64, ratio
-from coreflow.validate.ladder.ladder import Observation
+from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.report.model import OutputReport
 
 

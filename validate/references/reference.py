@@ -1,8 +1,10 @@
 """The protocol of references: executions that a package is compared with."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from coreflow.models.arrays import Array, Arrays
+from coreflow.validate.references.choices import Choice
 
 
 class Reference(Protocol):
@@ -24,6 +26,10 @@ class Reference(Protocol):
     def has_margins(self) -> bool:
         """Whether ``margins`` and ``simulated_margins`` can be called: the reference takes hard decisions and tells how clear they are."""
 
+    @property
+    def choices(self) -> Sequence[Choice]:
+        """Scores that the latest call chose from, where it took argmaxes and recorded them."""
+
     def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R0: the outputs as exactly as this reference can compute them, in float64 where there is a choice."""
 
@@ -44,6 +50,7 @@ class WithoutMargins:
     """Base of references that take no hard decisions, or do not tell their margins."""
 
     has_margins = False
+    choices: Sequence[Choice] = ()
 
     def fp32_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """None: such a reference has no R1."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["pass", "warn", "fail", "fp16-unsafe", "incomplete"]
+RungName = Literal["R0", "R1", "R2", "R3", "R4", "R5"]  # see ``ladder``
 Cause = Literal["translation", "weights", "fp16", "device", "non-finite", "structure"]
 # From the worst to the best: the outcome of a whole is the worst of its parts'.
 SEVERITY: tuple[Outcome, ...] = ("fail", "fp16-unsafe", "incomplete", "warn", "pass")
@@ -117,15 +118,16 @@ class OutputReport:
     non_finite: int  # where the reference is finite
     overflowed: int  # of these, beyond what fp16 holds
     flips: int  # of integers
-    rungs: Mapping[str, Rung]  # R1 to R5, those that ran
+    rungs: Mapping[RungName, Rung]  # R1 to R5, those that ran
     gates: tuple[Gate, ...]
     worst_elements: tuple[Element, ...] = ()  # three at most, the worst first
     plots: Plots = Plots()
 
     @property
-    def largest_jump(self) -> str | None:
+    def largest_jump(self) -> RungName | None:
         """The rung whose error grows most over that of the rung before it; None where none grows."""
-        before, jumps = 0.0, {}
+        before: float = 0.0
+        jumps: dict[RungName, float] = {}
         for name, rung in self.rungs.items():
             jumps[name] = rung.relative_rms - before
             before = rung.relative_rms

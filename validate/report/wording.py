@@ -5,11 +5,22 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from coreflow.validate.report.model import BundleReport, ChainReport, Culprit, Element, Origin, Outcome, OutputReport, Report, Samples
+from coreflow.validate.report.model import (
+    BundleReport,
+    ChainReport,
+    Culprit,
+    Element,
+    Origin,
+    Outcome,
+    OutputReport,
+    Report,
+    RungName,
+    Samples,
+)
 
 # A sign beside every verdict's word, so that neither colour nor reading is needed to tell them apart.
 SIGNS: Mapping[Outcome, str] = {"pass": "✓", "warn": "!", "fail": "✗", "fp16-unsafe": "⚠", "incomplete": "?"}
-RUNGS: Mapping[str, str] = {
+RUNGS: Mapping[RungName, str] = {
     "R1": "torch in fp32",
     "R2": "the program with fp32 weights, wide arithmetic",
     "R3": "the saved program, fp64 arithmetic",
@@ -17,7 +28,7 @@ RUNGS: Mapping[str, str] = {
     "R5": "the saved program on the device",
 }
 # Source of the error that a rung adds to the one before it.
-JUMPS: Mapping[str, str] = {
+JUMPS: Mapping[RungName, str] = {
     "R1": "noise of the reference",
     "R2": "translation",
     "R3": "rounding of weights and constants",

@@ -8,7 +8,8 @@ import pytest
 
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.gates.output import Comparison, judge, structure_problems
+from coreflow.validate.gates.output import Comparison, judge_output
+from coreflow.validate.gates.structure import structure_problems
 from coreflow.validate.gates.tolerance import DEVICE, LIFTED, Tolerance
 from coreflow.validate.report.model import OutputReport
 
@@ -24,7 +25,7 @@ def compare(change: Callable[[Array, Array, Array], object] = lambda *_: None, t
     change(exact, simulated, actual)
     labels = tuple(f"seed {seed}" for seed in range(len(exact)))
     kept = np.ones(len(exact), bool)
-    return judge(
+    return judge_output(
         Comparison(name="y", spec=TensorSpec(SHAPE[1:]), reference=exact, simulated=simulated, actual=actual, labels=labels, kept=kept),
         tolerance,
         {"R4": actual},
@@ -162,7 +163,7 @@ def test_few_elements_are_allowed_more() -> None:
         name="y", spec=TensorSpec((1,)), reference=exact, simulated=exact + noise, actual=exact + 3 * noise[::-1],
         labels=("seed",) * 8, kept=np.ones(8, bool),
     )  # fmt: skip
-    report = judge(few, LIFTED, {})
+    report = judge_output(few, LIFTED, {})
     assert report.outcome == "pass" and report.rho_rms == pytest.approx(3)
 
 
@@ -180,7 +181,7 @@ def test_whole_numbers_must_be_equal(flipped: int, outcome: str) -> None:
         labels=("seed",) * 8,
         kept=np.ones(8, bool),
     )
-    report = judge(comparison, LIFTED, {})
+    report = judge_output(comparison, LIFTED, {})
     assert (report.outcome, report.flips) == (outcome, flipped)
 
 

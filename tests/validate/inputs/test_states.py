@@ -21,9 +21,9 @@ from coreflow.runtime.lift.onnx.write import write_onnx
 from coreflow.validate import validate
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
+from coreflow.validate.options import Evidence
 from coreflow.validate.recorded import replay
 from coreflow.validate.replay.cut import record_inputs
-from coreflow.validate.replay.evidence import Evidence
 
 C = 16
 

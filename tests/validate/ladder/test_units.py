@@ -15,7 +15,9 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
 from coreflow.runtime.backend import Model
 from coreflow.validate import validate
-from coreflow.validate.ladder.ladder import open_package
+from coreflow.validate.case import make_case
+from coreflow.validate.ladder.opening import open_package
+from coreflow.validate.options import Options
 from coreflow.validate.package import judge_package
 
 
@@ -40,8 +42,8 @@ def test_every_unit_has_its_ratio_and_one_that_fails_a_note(package: Path) -> No
         "cpu_and_gpu": lambda: load_model(package, "lifted", numerics="fp64"),
         "cpu_and_ne": without,
     }
-    opened = replace(open_package(package, "lifted"), units=units)
-    report = judge_package(opened, recipe, [], recipe.inputs_for)
+    opened = replace(open_package(package, Options(backend="lifted")), units=units)
+    report = judge_package(make_case(opened, recipe), Options())
     rho = report.compute_unit_rho
     assert list(rho) == ["all", "cpu_only", "cpu_and_gpu"]
     assert rho["all"]["y"] == report.outputs["y"].rho_rms

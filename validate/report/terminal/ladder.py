@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from coreflow.validate.report.model import OutputReport
+from coreflow.validate.report.model import OutputReport, RungName
 from coreflow.validate.report.terminal.text import STYLES, empty_table, line
 from coreflow.validate.report.wording import NOT_LOOKED_AT, jump
 
@@ -63,7 +63,7 @@ def bar(output: OutputReport, low: int, high: int, width: int, *, ascii_only: bo
     return text.append(ends[1])
 
 
-def _signs(output: OutputReport, places: Mapping[str, int], low: int, high: int, width: int) -> dict[int, str]:
+def _signs(output: OutputReport, places: Mapping[RungName, int], low: int, high: int, width: int) -> dict[int, str]:
     """Place to sign: the number of each rung and B for the budget, each at the free place nearest to its own."""
     wanted = {name[1:]: place for name, place in places.items()}
     if output.reference_rms > 0 and 0 < output.budget < math.inf:

@@ -1,0 +1,118 @@
+"""A case: a package, the reference that it is compared with, and the inputs that both get."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.models.arrays import Arrays, Draw
+from coreflow.validate.inputs.samples import Sample, Specs
+from coreflow.validate.inputs.states import from_fresh, stateless, with_states
+from coreflow.validate.inputs.sweeps import sweep_samples
+from coreflow.validate.ladder.opening import OpenPackage
+from coreflow.validate.references.golden import GoldenReference
+from coreflow.validate.references.opening import open_reference
+from coreflow.validate.references.reference import Reference
+from coreflow.validate.references.torch_module import TorchReference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """A package and what it is judged against; states are inputs and outputs of both sides.
+
+    >>> case = make_case(open_package(path, Options()), recipe)
+    >>> [sample.label for sample in case.from_seeds(range(2))]
+    ['seed 0', 'seed 1']
+    """
+
+    opened: OpenPackage
+    name: str
+    source: nn.Module | Recipe | Reference | None = None  # None: there is nothing to compare with
+    samples: tuple[Sample, ...] = ()  # beside those from seeds
+    draw: Draw | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe that the package was made from, where that is the reference."""
+        return self.source if isinstance(self.source, Recipe) else None
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch module that the package was made from, where that is the reference."""
+        return self.recipe.module if self.recipe is not None else self.source if isinstance(self.source, nn.Module) else None
+
+    @property
+    def reference_label(self) -> str:
+        """Name of the reference in the report."""
+        return TorchReference.label if self.module is not None else getattr(self.source, "label", "none")
+
+    @property
+    def budget_label(self) -> str:
+        """Name of the error that the package's errors are divided by."""
+        return f"torch's own {self.opened.precision}" if self.module is not None else getattr(self.source, "budget", "none")
+
+    def open_reference(self) -> Reference:
+        """The reference, ready to run; a module is copied in every arithmetic that is needed."""
+        if self.module is not None:
+            has_integers = any(spec.dtype == "int32" for spec in self.opened.model.outputs.values())
+            return TorchReference(self.module, self.opened.precision, records_choices=has_integers)
+        assert self.source is not None
+        assert not isinstance(self.source, nn.Module | Recipe)
+        return self.source
+
+    def from_seeds(self, seeds: range) -> tuple[Sample, ...]:
+        """A sample a seed; none without a ``draw``."""
+        if self.draw is None:
+            return ()
+        return tuple(Sample(label=f"seed {seed}", inputs=self.draw(seed), seed=seed) for seed in seeds)
+
+    def sweeps(self) -> list[Sample]:
+        """Samples of extreme inputs."""
+        specs = self.opened.model.inputs
+        return sweep_samples(specs, self.draw or draw_by_specs(specs))
+
+
+def make_case(
+    opened: OpenPackage,
+    reference: nn.Module | Recipe | Reference | Path | None,
+    samples: Sequence[Sample] = (),
+    draw: Draw | None = None,
+    *,
+    name: str | None = None,
+) -> Case:
+    """The case of a package against ``reference``: a path is opened, and without any the outputs that the samples carry are recorded.
+
+    ``draw`` is the recipe's unless another is passed; without a recipe and without samples it draws within the bounds of the package.
+    """
+    if draw is None and isinstance(reference, Recipe):
+        draw = reference.inputs_for
+    elif draw is None and not samples:
+        draw = draw_by_specs(opened.model.inputs)
+    source: nn.Module | Recipe | Reference
+    if opened.states:
+        samples = [replace(sample, inputs=from_fresh(sample.inputs, opened.states)) for sample in samples]
+        draw = None if draw is None else with_states(draw, opened.states)
+    if reference is None:
+        draw, source = None, GoldenReference(samples, list(opened.model.outputs))
+    elif isinstance(reference, Path):
+        source = open_reference(reference, list(opened.model.outputs))
+    elif isinstance(reference, nn.Module | Recipe):
+        source = stateless(reference, opened.states) if opened.states else reference
+    else:
+        source = reference
+    if name is None:
+        name = reference.name if isinstance(reference, Recipe) else opened.path.stem
+    return Case(opened=opened, name=name, source=source, samples=tuple(samples), draw=draw)
+
+
+def draw_by_specs(specs: Specs) -> Draw:
+    """Draws of inputs within the bounds of their specs."""
+
+    def draw(seed: int) -> Arrays:
+        random = np.random.default_rng(seed)
+        return {name: draw_tensor(spec, random) for name, spec in specs.items()}
+
+    return draw

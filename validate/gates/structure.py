@@ -1,0 +1,144 @@
+"""Structure: names, order, shapes and dtypes of a package's inputs and outputs against those of its reference."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coreflow.export.recipe import Recipe
+from coreflow.models.arrays import Array
+from coreflow.models.errors import ConfigError
+from coreflow.models.spec import Dtype, TensorSpec
+from coreflow.runtime.backend import Model
+from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.references.reference import Reference
+from coreflow.validate.references.torch_module import Precision
+from coreflow.validate.report.model import Cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Reasons why outputs cannot be compared.
+
+    >>> Obstacle(cause="structure", problems=("the package has 1 outputs and the reference 2",))
+    """
+
+    problems: tuple[str, ...]
+    cause: Cause | None = None  # None: nobody's fault, there is nothing to compare
+    text: str = ""  # in one line; empty: the problems themselves
+
+
+NO_REFERENCE = Obstacle(problems=("no reference: nothing was compared",))
+NO_INPUTS = Obstacle(problems=("give inputs, or a draw",), text="no inputs: nothing was compared")
+
+
+def find_interface_obstacle(
+    model: Model, recipe: Recipe | None, samples: Sequence[Sample], open_reference: Callable[[], Reference]
+) -> Obstacle | None:
+    """What the interface alone shows to be wrong, before anything is compared; at most one of ``samples`` is looked at."""
+    sample = samples[0] if samples else None
+    if sample is not None and (problems := _integer_problems(model, sample, open_reference)):
+        return Obstacle(cause="translation", problems=tuple(problems))
+    if recipe is None or not (problems := _interface_problems(model, recipe)):
+        return None
+    if sample is not None and list(sample.inputs) == list(model.inputs) and len(recipe.outputs) > len(model.outputs):
+        reference = open_reference().outputs(sample.inputs)
+        return _blame(problems, merged_outputs(reference, model.outputs))
+    return _blame(problems)
+
+
+def find_output_obstacle(
+    specs: Mapping[str, TensorSpec], precision: Precision, observations: Sequence[Observation], *, is_converted: bool
+) -> Obstacle | None:
+    """Outputs that cannot be compared, once the reference has run; ``is_converted`` from a module, by a converter that merges twins."""
+    problems = _output_problems(specs, precision, observations)
+    if not problems:
+        return None
+    return _blame(problems, merged_outputs(observations[0].reference, specs) if is_converted else "")
+
+
+def _blame(problems: Sequence[str], merged: str = "") -> Obstacle:
+    """Merged outputs are the converter's fault, and all other problems are of structure."""
+    return Obstacle(cause="translation", problems=(merged,)) if merged else Obstacle(cause="structure", problems=tuple(problems))
+
+
+def structure_problems(
+    reference: Mapping[str, TensorSpec], actual: Mapping[str, TensorSpec], side: str, *, names_known: bool = True
+) -> list[str]:
+    """Differences in names, order, rank, shape and dtype, one for one. Without known names, by place."""
+    if names_known and list(reference) != list(actual):
+        return [f"the {side}s are {', '.join(actual) or 'none'}; {', '.join(reference)} in this order are right"]
+    if len(reference) != len(actual):
+        return [f"the package has {len(actual)} {side}s and the reference {len(reference)}"]
+    problems = []
+    for expected, (name, spec) in zip(reference.values(), actual.items(), strict=True):
+        if expected.shape != spec.shape:
+            problems.append(f"{side} {name!r} has shape {list(spec.shape)}; the reference's is {list(expected.shape)}")
+        if expected.dtype != spec.dtype:
+            problems.append(f"{side} {name!r} is {spec.dtype}; {expected.dtype} is right")
+    return problems
+
+
+def merged_outputs(reference: Sequence[Array], outputs: Collection[str]) -> str:
+    """The problem of a package that lacks just the outputs that its reference gives twice, as a converter makes it; empty for others."""
+    twins = {
+        second: first
+        for second in range(len(reference))
+        for first in reversed(range(second))
+        if np.array_equal(reference[first], reference[second])
+    }
+    if not twins or len(reference) - len(twins) != len(outputs):
+        return ""
+    pairs = ", ".join(f"{first + 1} and {second + 1}" for second, first in twins.items())
+    return (
+        f"the package has {len(outputs)} outputs ({', '.join(outputs)}) and the reference {len(reference)}, of which {pairs} are one "
+        "tensor: the converter keeps it once, under a name of its own. Return a copy as the other"
+    )
+
+
+def _interface_problems(model: Model, recipe: Recipe) -> list[str]:
+    """Inputs against the recipe's, and the names of the outputs."""
+    problems = structure_problems(recipe.inputs, model.inputs, "input")
+    if list(recipe.outputs) != list(model.outputs):
+        problems.append(f"the outputs are {', '.join(model.outputs)}; {', '.join(recipe.outputs)} in this order are right")
+    return problems
+
+
+def _integer_problems(model: Model, sample: Sample, open_reference: Callable[[], Reference]) -> list[str]:
+    """Inputs that the package takes as floats although the reference runs on whole numbers only, as it does on token ids."""
+    arrays = {name: np.asarray(array) for name, array in sample.inputs.items()}
+    as_floats = [
+        name for name, spec in model.inputs.items() if name in arrays and arrays[name].dtype.kind in "iu" and spec.dtype != "int32"
+    ]
+    if not as_floats or set(arrays) != set(model.inputs):
+        return []
+    reference = open_reference()
+    try:
+        reference.outputs({name: arrays[name].astype(np.float32) if name in as_floats else arrays[name] for name in model.inputs})
+    except ConfigError:
+        reference.outputs({name: arrays[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
+        return [
+            f"input {name!r} is {model.inputs[name].dtype}; int32 is right, the reference runs on whole numbers only" for name in as_floats
+        ]
+    return []
+
+
+def _output_problems(specs: Mapping[str, TensorSpec], precision: Precision, observations: Sequence[Observation]) -> list[str]:
+    """Shape and dtype of every output, as declared and as really predicted, against those of the reference."""
+    floats: Dtype = "float16" if precision == "fp16" else "float32"
+    reference = {str(place): _spec(array, floats) for place, array in enumerate(observations[0].reference)}
+    # fp32 in and out around an fp16 program is a choice, not a fault.
+    declared = {name: TensorSpec(spec.shape, floats) if spec.dtype != "int32" else spec for name, spec in specs.items()}
+    if problems := structure_problems(reference, declared, "output", names_known=False):
+        return problems
+    return [
+        f"output {name!r} of {seen.sample.label} has shape {list(array.shape)}; {list(expected.shape)} is right"
+        for seen in observations
+        for (name, array), expected in zip(seen.actual.items(), seen.reference, strict=True)
+        if array.shape != (expected.shape or (1,))
+    ]
+
+
+def _spec(array: Array, floats: Dtype) -> TensorSpec:
+    return TensorSpec(array.shape or (1,), floats if array.dtype.kind == "f" else "int32")

@@ -1,0 +1,154 @@
+"""Second step of a judgement: every output at the gates, and all other findings on which a verdict depends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from coreflow.export.package.graph import Graph
+from coreflow.models.arrays import Bools
+from coreflow.models.spec import TensorSpec
+from coreflow.validate.case import Case
+from coreflow.validate.gates.compression import UselessCompression, find_useless_compression
+from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
+from coreflow.validate.gates.output import Comparison, differing, judge_output
+from coreflow.validate.gates.plots import plots_of, worst_elements
+from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, Tolerance
+from coreflow.validate.ladder.fp32 import differing_ops
+from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.ladder.opening import default_graph
+from coreflow.validate.ladder.units import rho_by_unit
+from coreflow.validate.observations import Observations
+from coreflow.validate.references.heuristic import heuristic_budget
+from coreflow.validate.report.model import AmbiguousSample, OutputReport, RungName, Samples
+
+NO_SAMPLES = Samples(seeds=(), drawn=0, given=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judgement:
+    """All findings on which a verdict depends."""
+
+    outputs: Mapping[str, OutputReport]
+    tolerance: Tolerance
+    budget: str = "torch's own fp16"  # name of the error that errors are divided by
+    comparisons: tuple[Comparison, ...] = ()
+    samples: Samples = NO_SAMPLES
+    foreign_samples: str = ""  # why the recorded outputs are not those of this reference
+    missing_fp32: str = ""  # why R2 was not run, where small errors of translation hide below fp16's
+    compression: UselessCompression | None = None
+    other_ops: str = ""  # how the saved program differs from a fresh conversion
+    rho_by_unit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
+    missing_units: tuple[str, ...] = ()  # why compute units were not compared
+
+    @property
+    def has_failure(self) -> bool:
+        """Whether an output fails."""
+        return any(output.outcome == "fail" for output in self.outputs.values())
+
+
+def judge(case: Case, observations: Observations) -> Judgement:
+    """The findings on ``case``; compute units beside the judged ones are opened one after another."""
+    opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
+    tolerance = opened.tolerance
+    if not observations.is_simulated:
+        tolerance = replace(HEURISTIC, atol=tolerance.atol, rtol=tolerance.rtol)
+    comparisons = _compare(opened.model.outputs, by_sample, kept, opened.graph)
+    outputs = {
+        comparison.name: _judge_comparison(comparison, tolerance, _rung_errors(place, by_sample, comparison))
+        for place, comparison in enumerate(comparisons)
+    }
+    rho, missing_units = rho_by_unit(opened.units, by_sample, kept, outputs)
+    if rho:
+        rho = {opened.compute_units: {name: output.rho_rms for name, output in outputs.items()}} | rho
+    fp32 = observations.fp32
+    return Judgement(
+        outputs=outputs,
+        tolerance=tolerance,
+        budget=case.budget_label,
+        comparisons=comparisons,
+        samples=_samples(observations, comparisons, outputs),
+        foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
+        missing_fp32=fp32.problem if opened.precision == "fp16" else "",
+        compression=find_useless_compression(opened.graph),
+        other_ops="" if fp32.package is None else differing_ops(opened.graph, default_graph(fp32.package)),
+        rho_by_unit=rho,
+        missing_units=tuple(missing_units),
+    )
+
+
+def _compare(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], kept: Bools, graph: Graph) -> tuple[Comparison, ...]:
+    """A comparison an output."""
+    return tuple(_comparison(name, spec, place, observations, kept, graph) for place, (name, spec) in enumerate(specs.items()))
+
+
+def _comparison(name: str, spec: TensorSpec, place: int, observations: Sequence[Observation], kept: Bools, graph: Graph) -> Comparison:
+    reference = np.stack([np.atleast_1d(seen.reference[place]) for seen in observations])
+    simulated = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
+    is_heuristic = len(simulated) < len(observations)
+    margins = [seen.margins[place] for seen in observations]
+    known = [pair for pair in margins if pair is not None]
+    has_margins = len(known) == len(margins)
+    return Comparison(
+        name=name,
+        spec=spec,
+        reference=reference,
+        simulated=reference + heuristic_budget(graph) * rms(reference) if is_heuristic else np.stack(simulated),
+        actual=np.stack([seen.actual[name] for seen in observations]),
+        labels=tuple(seen.sample.label for seen in observations),
+        kept=kept,
+        heuristic=is_heuristic,
+        margins=np.stack([np.atleast_1d(margin) for margin, _ in known]) if has_margins else None,
+        margin_noise=np.stack([np.atleast_1d(noise) for _, noise in known]) if has_margins else None,
+    )
+
+
+def _rung_errors(place: int, observations: Sequence[Observation], comparison: Comparison) -> dict[RungName, float]:
+    """RMS error of every rung at one output, over the samples that are kept."""
+    elements = comparison.reference[comparison.kept].size
+    squares = {
+        rung: sum(seen.squares[rung][place] for seen, is_kept in zip(observations, comparison.kept, strict=True) if is_kept)
+        for rung in observations[0].squares
+    }
+    return {rung: float(np.sqrt(square / elements)) if elements else float("nan") for rung, square in squares.items()}
+
+
+def _judge_comparison(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[RungName, float]) -> OutputReport:
+    report = judge_output(comparison, tolerance, rungs)
+    return replace(report, plots=plots_of(comparison), worst_elements=worst_elements(comparison))
+
+
+def _samples(observations: Observations, comparisons: Sequence[Comparison], outputs: Mapping[str, OutputReport]) -> Samples:
+    seeds = tuple(seen.sample.seed for seen in observations.by_sample if seen.sample.seed is not None)
+    decisions = observations.decisions
+    return Samples(
+        seeds=seeds,
+        drawn=len(seeds),
+        given=len(observations.by_sample) - len(seeds),
+        ambiguous=tuple(
+            AmbiguousSample(
+                label=seen.sample.label,
+                left_out=not decisions.kept[place],
+                nearness=decisions.nearness[place],
+                differing=sum(differing(comparison, place, outputs[comparison.name].budget, DECISION_FACTOR) for comparison in comparisons),
+            )
+            for place, seen in enumerate(observations.by_sample)
+            if decisions.nearness[place] < 1
+        ),
+    )
+
+
+def _foreign_samples(outputs: Sequence[str], observations: Sequence[Observation], kept: Bools) -> str:
+    """Why the recorded outputs are not those of this reference; empty when they are, or when none were recorded."""
+    for place, name in enumerate(outputs):
+        pairs = [
+            (as_float64(seen.sample.expected[name]), as_float64(seen.reference[place]))
+            for seen, is_kept in zip(observations, kept, strict=True)
+            if is_kept and seen.sample.expected is not None
+        ]
+        if not pairs:
+            continue
+        errors, reference = np.stack([recorded - now for recorded, now in pairs]), np.stack([now for _, now in pairs])
+        if not relative_rms(errors, reference) <= FP32_NOISE:
+            return f"the golden samples are of another torch model: its {name} differs by more than fp32 rounding"
+    return ""

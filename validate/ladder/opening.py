@@ -1,0 +1,96 @@
+"""A package opened for judgement: as it will be executed, and lifted for the rungs below that."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from coreflow.export.package.graph import Graph, Program, read_program
+from coreflow.models.spec import TensorSpec
+from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
+from coreflow.runtime.lifted import LiftedModel
+from coreflow.runtime.load import open_model
+from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, Tolerance
+from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
+from coreflow.validate.options import Options
+from coreflow.validate.references.torch_module import Precision
+from coreflow.validate.report.model import RungName
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenPackage:
+    """A package, opened in every arithmetic that the ladder needs; the last rung is the one that is judged.
+
+    >>> opened = open_package(Path("encoder.mlpackage"), Options(backend="lifted"))
+    >>> list(opened.rungs), opened.last
+    (['R3', 'R4'], 'R4')
+    """
+
+    path: Path
+    rungs: Mapping[RungName, Model]  # R3: fp64, R4: fp16 storage, R5: a device
+    precision: Precision
+    tolerance: Tolerance
+    numerics: NumericsName | Literal["device"]
+    compute_units: ComputeUnits
+    states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
+    units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside those that are judged
+
+    @property
+    def last(self) -> RungName:
+        """Name of the last rung."""
+        return list(self.rungs)[-1]
+
+    @property
+    def model(self) -> Model:
+        """The model of the last rung."""
+        return self.rungs[self.last]
+
+    @property
+    def graph(self) -> Graph:
+        """The program's default function."""
+        return self.model.interpreter.graph if isinstance(self.model, LiftedModel) else default_graph(self.path)
+
+
+def open_package(package: Path, options: Options) -> OpenPackage:
+    """``package`` on the backend of ``options``, and in the arithmetics of the rungs below it."""
+    loading = options.loading
+    program = read_program(package)
+    model = open_model(program, loading)
+    states = model.states
+    is_lifted = isinstance(model, LiftedModel)
+    if states:
+        model = StatelessLifted(program, options.numerics) if is_lifted else StatelessModel(model)
+    has_fp16 = any(value.dtype == "float16" for op in program.function()[0].ops for value in op.outputs)
+    precision: Precision = "fp16" if has_fp16 else "fp32"
+    rungs: dict[RungName, Model] = {}
+    if options.numerics != "fp64" or not is_lifted:
+        rungs["R3"] = StatelessLifted(program, "fp64")
+    if not is_lifted:
+        rungs["R4"] = StatelessLifted(program, "fp16")
+    rungs["R4" if is_lifted else "R5"] = model
+    return OpenPackage(
+        path=package,
+        rungs=rungs,
+        precision=precision,
+        tolerance=options.tolerance or (FP32 if precision == "fp32" else LIFTED if is_lifted else DEVICE),
+        numerics=options.numerics if is_lifted else "device",
+        compute_units=options.compute_units,
+        states=states,
+        units={} if is_lifted or options.compute_units != "all" else _other_units(program, loading),
+    )
+
+
+def default_graph(package: Path) -> Graph:
+    """The default function of a package."""
+    return read_program(package).function()[0]
+
+
+def _other_units(program: Program, loading: LoadOptions) -> dict[str, Callable[[], Model]]:
+    """Functions that open a package in Core ML on all compute units but ``all``."""
+
+    def open_on(unit: ComputeUnits) -> Model:
+        model = open_model(program, replace(loading, backend="coreml", compute_units=unit))
+        return StatelessModel(model) if model.states else model
+
+    return {unit: partial(open_on, unit) for unit in get_args(ComputeUnits) if unit != "all"}

@@ -1,0 +1,69 @@
+"""First step of a judgement: every rung and the reference on every sample, until the decisions of enough samples are clear."""
+
+from dataclasses import dataclass
+
+from coreflow.models.arrays import Bools
+from coreflow.validate.case import Case
+from coreflow.validate.gates.decisions import Decisions, find_decisions
+from coreflow.validate.gates.structure import NO_INPUTS, NO_REFERENCE, Obstacle, find_interface_obstacle, find_output_obstacle
+from coreflow.validate.gates.tolerance import MAX_SEEDS, MIN_DECIDED, SEEDS
+from coreflow.validate.ladder.fp32 import Fp32Conversion, try_fp32
+from coreflow.validate.ladder.ladder import Ladder
+from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.options import Options
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observations:
+    """All samples on all rungs."""
+
+    by_sample: tuple[Observation, ...]
+    decisions: Decisions
+    ladder: Ladder  # as it was climbed: it knows what every op lost
+    fp32: Fp32Conversion
+
+    @property
+    def kept(self) -> Bools:
+        """(samples,): False where a decision may fall either way, and did."""
+        return self.decisions.kept
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the budget is the error of an execution, not a heuristic."""
+        return self.by_sample[0].simulated is not None
+
+
+def observe(case: Case, options: Options) -> Observations | Obstacle:
+    """Run ``case``, or say what is in the way of a comparison."""
+    if case.source is None:
+        return NO_REFERENCE
+    model, outputs = case.opened.model, list(case.opened.model.outputs)
+    first = (*case.from_seeds(range(1)), *case.samples)[:1] if case.module is not None else ()
+    if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
+        return obstacle
+    fp32 = _fp32_conversion(case, options)
+    ladder = Ladder(case.opened, case.open_reference, fp32.package)
+    swept = case.sweeps() if options.sweep else ()
+    observations = ladder.observe((*case.from_seeds(range(SEEDS)), *case.samples, *swept))
+    if not observations:
+        return NO_INPUTS
+    if obstacle := find_output_obstacle(model.outputs, case.opened.precision, observations, is_converted=case.module is not None):
+        return obstacle
+    decisions = find_decisions(observations, outputs)
+    for start in range(SEEDS, MAX_SEEDS, SEEDS):
+        if case.draw is None or _decided_seeds(observations, decisions) >= MIN_DECIDED:
+            break
+        observations += ladder.observe(case.from_seeds(range(start, start + SEEDS)))
+        decisions = find_decisions(observations, outputs)
+    return Observations(by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32)
+
+
+def _fp32_conversion(case: Case, options: Options) -> Fp32Conversion:
+    if options.fp32_package is not None or case.module is None:
+        return Fp32Conversion(package=options.fp32_package)
+    return try_fp32(case.opened, case.module, case.recipe, case.draw)
+
+
+def _decided_seeds(observations: list[Observation], decisions: Decisions) -> int:
+    """Number of samples from seeds that are kept."""
+    return sum(is_kept for is_kept, seen in zip(decisions.kept, observations, strict=True) if seen.sample.seed is not None)

@@ -1,0 +1,128 @@
+"""Last step of a judgement: the verdict, by one pure function that holds every rule by which it gets better or worse."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coreflow.validate.gates.structure import Obstacle
+from coreflow.validate.gates.tolerance import MAX_AMBIGUOUS_SHARE, MIN_DECIDED, SEEDS, Tolerance
+from coreflow.validate.judgement import Judgement
+from coreflow.validate.report.model import Cause, Outcome, OutputReport, worst
+
+_MEANINGS: Mapping[Cause | None, str] = {
+    "translation": "; the program computes something else than the reference, whatever the arithmetic",
+    "weights": "; wide arithmetic does not help: the weights of the saved program are wrong",
+    "fp16": "; in wide arithmetic the program is right: its fp16 arithmetic loses more than torch's",
+    "device": "; the program itself is right: the device is off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The outcome, whose fault it is, and both in words.
+
+    >>> conclude(Obstacle(cause="structure", problems=("input 'x' is float16; float32 is right",))).outcome
+    'fail'
+    """
+
+    outcome: Outcome
+    cause: Cause | None  # of a failure
+    text: str  # in one line
+    problems: tuple[str, ...] = ()  # structure, and what could not be judged
+    notes: tuple[str, ...] = ()  # what a reader should know and no gate judges
+
+
+def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Verdict:
+    """The verdict on a judgement; ``cause`` is that of its failing outputs.
+
+    1. Without a comparison the verdict is a failure if that is somebody's fault, and incomplete otherwise.
+    2. The whole is the worst of its outputs.
+    3. Samples that cannot carry a verdict make it incomplete, unless it fails all the same.
+    4. Without R2 small errors of translation are not seen: a pass is a warning.
+    5. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
+    6. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
+    """
+    if isinstance(judgement, Obstacle):
+        text = judgement.text or "; ".join(judgement.problems)
+        return Verdict(
+            outcome="incomplete" if judgement.cause is None else "fail", cause=judgement.cause, text=text, problems=judgement.problems
+        )
+    samples, compression = judgement.samples, judgement.compression
+    outcome = worst(output.outcome for output in judgement.outputs.values())
+    ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
+    if ambiguity and outcome != "fail":
+        outcome = "incomplete"
+    if judgement.missing_fp32 and outcome == "pass":
+        outcome = "warn"
+    if compression is not None and outcome in ("pass", "warn"):
+        outcome = "fail" if compression.in_vain else "warn"
+    if outcome != "fail":
+        cause = None
+    elif not judgement.has_failure:
+        cause = "translation"
+    notes = _notes(judgement)
+    return Verdict(
+        outcome=outcome,
+        cause=cause,
+        text=verdict_text(outcome, cause, judgement.outputs, judgement.tolerance, ambiguity, notes, judgement.budget),
+        problems=(ambiguity,) if ambiguity else (),
+        notes=(*notes, *judgement.missing_units),
+    )
+
+
+def too_ambiguous(kept: int, total: int) -> str:
+    """Why so few samples cannot carry a verdict; empty when they can."""
+    left_out = total - kept
+    if left_out == 0 or kept >= SEEDS or (kept >= MIN_DECIDED and left_out <= MAX_AMBIGUOUS_SHARE * total):
+        return ""
+    return f"in {left_out} of {total} samples a decision within fp16 noise of its border fell the other way; too few are left to judge by"
+
+
+def verdict_text(
+    verdict: Outcome,
+    cause: Cause | None,
+    outputs: Mapping[str, OutputReport],
+    tolerance: Tolerance,
+    ambiguity: str = "",
+    notes: Sequence[str] = (),
+    budget: str = "torch's own fp16",
+) -> str:
+    """The verdict in one line: how large the errors are, and where they are largest."""
+    if verdict == "incomplete" and ambiguity:
+        return ambiguity
+    if verdict in ("warn", "fail") and all(output.outcome != verdict for output in outputs.values()):
+        return notes[0] if notes else "a part of the checks did not run"
+    if verdict == "pass":
+        return _text_of_pass(outputs, tolerance, budget)
+    return _text_of_worst_gate(verdict, outputs) + _MEANINGS.get(cause, "")
+
+
+def _notes(judgement: Judgement) -> tuple[str, ...]:
+    """The notes on a judgement, the gravest first."""
+    notes = [] if judgement.compression is None else [judgement.compression.text]
+    if judgement.missing_fp32:
+        notes.append(f"R2 was not run, so that small errors of translation would not be seen: {judgement.missing_fp32}")
+    if judgement.other_ops:
+        notes.append(f"{judgement.other_ops}, compared with a fresh conversion of the reference")
+    return tuple(notes)
+
+
+def _text_of_pass(outputs: Mapping[str, OutputReport], tolerance: Tolerance, budget: str) -> str:
+    if not math.isfinite(tolerance.rms_pass):
+        largest = max((output.relative_rms for output in outputs.values()), default=0.0)
+        return f"errors are at most {largest:.2g} of the outputs; {tolerance.rtol:g} is the limit"
+    tightest = max((output.rho_rms for output in outputs.values()), default=0.0)
+    budget_errors = "a heuristic for networks as deep" if budget == "heuristic" else f"those of {budget}"
+    return f"errors are at most {tightest:.2f} times {budget_errors}; {tolerance.rms_pass:g} is the limit"
+
+
+def _text_of_worst_gate(verdict: Outcome, outputs: Mapping[str, OutputReport]) -> str:
+    """The gate that is exceeded most, at the output with the least headroom of those that have this outcome."""
+    blamed = [output for output in outputs.values() if output.outcome == verdict]
+    output = min(blamed, key=lambda output: output.headroom)
+    gate = max((gate for gate in output.failed_gates if gate.outcome == verdict), key=lambda gate: gate.used)
+    where = f" at {gate.text}" if gate.name == "rho_slice" else ""
+    numbers = f"{gate.name} {gate.value:.3g}{where}, above its limit of {gate.limit:.3g}"
+    finding = gate.text if gate.text and gate.name != "rho_slice" else numbers
+    others = f" (and {len(blamed) - 1} more of {len(outputs)} outputs)" if len(blamed) > 1 else ""
+    return f"{output.name}: {finding}{others}"
