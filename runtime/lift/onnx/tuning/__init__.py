@@ -22,21 +22,21 @@ from onnx.external_data_helper import set_external_data
 from coreflow.runtime.lift.onnx.tuning.blocks import channels_in_a_block, stay_in_blocks
 from coreflow.runtime.lift.onnx.tuning.graph import shapes_of
 from coreflow.runtime.lift.onnx.tuning.means import means_as_products
-from coreflow.runtime.lift.onnx.tuning.rounding import round_later, take_halves
+from coreflow.runtime.lift.onnx.tuning.rounding import round_later, take_fp16_inputs
 from coreflow.runtime.lift.onnx.tuning.sums import sums_as_convolutions
 
 _WORTH_MAPPING = 4096  # bytes; a page
 
 
-def tune(path: Path, optimise: Callable[[Path, Path], object], halves: Collection[str] = ()) -> None:
+def tune(path: Path, optimise: Callable[[Path, Path], object], fp16_inputs: Collection[str] = ()) -> None:
     """Tunes the model at ``path``; its weights go into a file beside it (``.weights``).
 
-    ``optimise(source, target)`` is onnxruntime's part: what it makes of a model for this processor. The inputs ``halves`` may be taken as
-    fp16 from then on; the session says so.
+    ``optimise(source, target)`` is onnxruntime's part: it optimises a model for this processor. ``fp16_inputs`` are taken as fp16
+    from then on, where the model has them; the session says so.
     """
     with TemporaryDirectory(dir=path.parent) as folder:
         prepared, optimised = Path(folder) / "prepared.onnx", Path(folder) / "optimised.onnx"
-        nested = _prepare(path, prepared, halves)  # a function of its own: the weights are let go before onnxruntime takes its copies
+        nested = _prepare(path, prepared, fp16_inputs)  # a function of its own: the weights are let go before onnxruntime takes its copies
         optimise(prepared, optimised)
         model = load(optimised)
         block = channels_in_a_block(optimise, Path(folder))
@@ -49,15 +49,15 @@ def tune(path: Path, optimise: Callable[[Path, Path], object], halves: Collectio
     save(model, path)
 
 
-def _prepare(source: Path, target: Path, halves: Collection[str]) -> bool:
-    """Writes the model as onnxruntime is to see it; whether it has nested graphs.
+def _prepare(source: Path, target: Path, fp16_inputs: Collection[str]) -> bool:
+    """Writes the model as onnxruntime is to see it; returns whether it has nested graphs.
 
     What a nested graph reads is not among the inputs of its node, so a model with one is left as it is.
     """
     model = load(source)
     nested = any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)
     if not nested:
-        take_halves(model.graph, halves)
+        take_fp16_inputs(model.graph, fp16_inputs)
         round_later(model.graph)
     save(model, target)
     return nested

@@ -31,25 +31,28 @@ def channels_in_a_block(optimise: Callable[[Path, Path], object], folder: Path) 
         probe, optimised = Path(inside) / "probe.onnx", Path(inside) / "optimised.onnx"
         save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), probe)
         optimise(probe, optimised)
-        found = load(optimised).graph
-    conv = next((node for node in found.node if node.domain == NCHWC and node.op_type == "Conv"), None)
+        graph = load(optimised).graph
+    conv = next((node for node in graph.node if node.domain == NCHWC and node.op_type == "Conv"), None)
     if conv is None:
         return None
-    laid_out = numpy_helper.to_array(constants_of(found)[conv.input[1]]).ravel()
+    laid_out = numpy_helper.to_array(constants_of(graph)[conv.input[1]]).ravel()
     return int(np.argmax(laid_out[1:] != laid_out[:-1] + 1)) + 1
 
 
 def stay_in_blocks(graph: GraphProto, shapes: Shapes, block: int) -> Set[str]:
-    """Computes on blocks of ``block`` channels where all that an op reads is there in blocks; puts in order only what something else reads.
+    """Computes element by element on blocks of ``block`` channels, and puts in order only values that something else reads.
 
-    Returns the names of what is computed so; ``shapes`` learns theirs.
+    Given: x in blocks -> ReorderOutput -> an op on every element by itself -> ReorderInput -> y in blocks.
+    Result: x in blocks -> the same op -> y in blocks.
+
+    Returns the names of the values that are computed so; ``shapes`` learns theirs.
     """
     nodes: list[NodeProto] = []
-    halves = set(_read_as_halves(graph))
-    blocks: dict[str, str] = {}  # by name of a value, the name of the same value in blocks
+    only_cast = set(_only_cast_to_fp32(graph))
+    blocks: dict[str, str] = {}  # name of a value -> name of the same value in blocks
     computed: set[str] = set()
-    ordering: set[str] = set()  # what is there in blocks alone, as long as nothing reads it in order
-    same: dict[str, str] = {}  # by name of blocks that are no longer made, those that are the same
+    ordering: set[str] = set()  # values that are there in blocks alone, as long as nothing reads them in order
+    same: dict[str, str] = {}  # name of blocks that are no longer made -> name of those that are the same
 
     def put_in_order(name: str) -> None:
         if name in ordering:
@@ -67,7 +70,7 @@ def stay_in_blocks(graph: GraphProto, shapes: Shapes, block: int) -> Set[str]:
             ordering.add(target)
         elif _puts_in_blocks(node) and source in blocks:
             same[target] = blocks[source]
-        elif _is_elementwise(node, halves) and all(name in blocks for name in reads) and len({shapes[name] for name in reads}) == 1:
+        elif _is_elementwise(node, only_cast) and all(name in blocks for name in reads) and len({shapes[name] for name in reads}) == 1:
             blocks[target] = f"{target}@in_blocks"
             ordering.add(target)
             computed.add(blocks[target])
@@ -83,9 +86,9 @@ def stay_in_blocks(graph: GraphProto, shapes: Shapes, block: int) -> Set[str]:
     return computed
 
 
-def _is_elementwise(node: NodeProto, halves: set[str]) -> bool:
-    """Whether the node takes every element by itself, and what it gives can be put in order again, which only fp32 can, or need not be."""
-    return node.op_type in _ELEMENTWISE and (node.op_type != "Cast" or casts_to(node, TensorProto.FLOAT) or node.output[0] in halves)
+def _is_elementwise(node: NodeProto, only_cast: set[str]) -> bool:
+    """Whether the node takes every element by itself, and its result can be put in order again, which only fp32 can, or need not be."""
+    return node.op_type in _ELEMENTWISE and (node.op_type != "Cast" or casts_to(node, TensorProto.FLOAT) or node.output[0] in only_cast)
 
 
 def _fills_blocks(shape: Sequence[int], block: int) -> bool:
@@ -101,8 +104,8 @@ def _puts_in_blocks(node: NodeProto) -> bool:
     return node.op_type == "ReorderInput" and not attribute(node, "channels_last", 0)
 
 
-def _read_as_halves(graph: GraphProto) -> Iterator[str]:
-    """The values that nothing reads but what makes fp32 of them."""
+def _only_cast_to_fp32(graph: GraphProto) -> Iterator[str]:
+    """The values that nothing reads but casts to fp32."""
     others = {name for node in graph.node if not casts_to(node, TensorProto.FLOAT) for name in node.input}
     others.update(output.name for output in graph.output)
     yield from (name for node in graph.node for name in node.output if name not in others)

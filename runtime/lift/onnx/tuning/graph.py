@@ -1,4 +1,4 @@
-"""What every change of an ONNX graph needs: who reads what, of which shape and dtype; nodes on other values; constants that are added.
+"""Shapes, constants and readers of an ONNX graph, and edits of its nodes: what every change of it needs.
 
 Names of what is added end in "@" and what it is: the exporter gives names of Python, which have no such sign.
 """
@@ -16,25 +16,25 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes_of(graph: GraphProto) -> Shapes:
-    """By name of a value, its shape, where it is declared; an open extent is 0."""
+    """Shape per value name, where one is declared; an open extent is 0."""
     declared = (*graph.input, *graph.value_info, *graph.output)
-    return {each.name: tuple(axis.dim_value for axis in each.type.tensor_type.shape.dim) for each in declared}
+    return {value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim) for value in declared}
 
 
 def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
     """The constants by name."""
-    return {each.name: each for each in graph.initializer}
+    return {tensor.name: tensor for tensor in graph.initializer}
 
 
 def count_readers(graph: GraphProto) -> Counter[str]:
-    """By name of a value, how many read it; who calls the model is one, too."""
+    """Reader count per value name; each graph output counts as one reader."""
     return Counter([*(name for node in graph.node for name in node.input), *(output.name for output in graph.output)])
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of an attribute, strings as text."""
-    found = next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
-    return found.decode() if isinstance(found, bytes) else found
+    value = next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def casts_to(node: NodeProto, dtype: int) -> bool:
@@ -52,7 +52,7 @@ def rewired(node: NodeProto, *names: str) -> NodeProto:
 
 def add_constant(graph: GraphProto, name: str, array: Array) -> str:
     """Adds a constant and returns its name; one of that name is there only once."""
-    if all(each.name != name for each in graph.initializer):
+    if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
     return name
 
@@ -64,6 +64,6 @@ def reshape(graph: GraphProto, source: str, target: str, shape: Sequence[int]) -
 
 def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
     """Makes ``nodes`` the graph's, in that order."""
-    kept = [rewired(node, *node.input, *node.output) for node in nodes]  # what is in the graph goes with the graph's list
+    copies = [rewired(node, *node.input, *node.output) for node in nodes]  # a node of the graph goes with the graph's list
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(copies)

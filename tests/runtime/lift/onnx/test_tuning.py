@@ -1,7 +1,7 @@
 """Tuning changes how onnxruntime computes a model, not what: every change against the model as it was, in a session of its own."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx.session import float_dtypes, open_session
 from coreflow.runtime.lift.onnx.tuning import tune
 from coreflow.runtime.lift.onnx.tuning.blocks import NCHWC, channels_in_a_block, stay_in_blocks
+from coreflow.runtime.lift.onnx.tuning.graph import shapes_of
+from coreflow.runtime.lift.onnx.tuning.means import means_as_products
+from coreflow.runtime.lift.onnx.tuning.rounding import round_later, take_fp16_inputs
+from coreflow.runtime.lift.onnx.tuning.sums import sums_as_convolutions
 
 RANDOM = np.random.default_rng(0)
 
@@ -45,12 +49,14 @@ def rounded(name: str, result: str) -> list[NodeProto]:
     ]
 
 
-def both(folder: Path, made: onnx.ModelProto, inputs: Arrays, halves: Collection[str] = ()) -> tuple[list[Any], list[Any], Counter[str]]:
+def both(
+    folder: Path, made: onnx.ModelProto, inputs: Arrays, fp16_inputs: Collection[str] = ()
+) -> tuple[list[Any], list[Any], Counter[str]]:
     """What the model gives, what the tuned one gives, and which ops that has."""
     plain, tuned = folder / "plain.onnx", folder / "tuned.onnx"
     onnx.save(made, plain)
     onnx.save(made, tuned)
-    tune(tuned, lambda source, target: open_session(source, optimised=target), halves)
+    tune(tuned, lambda source, target: open_session(source, optimised=target), fp16_inputs)
     session = open_session(tuned, tuned=True)
     given = {name: inputs[name].astype(dtype) for name, dtype in float_dtypes(session).items()}
     graph = onnx.load(tuned).graph
@@ -437,13 +443,13 @@ class TestHalves:
     def test_are_taken_as_they_are(self, tmp_path: Path) -> None:
         made = model([helper.make_node("Add", ["x", "z"], ["y"])], {"x": (2, 3), "z": (2, 3)}, ["y"], {})
         inputs = {name: RANDOM.standard_normal((2, 3)).astype(np.float16).astype(np.float32) for name in ("x", "z")}
-        (plain,), (tuned,), _ = both(tmp_path, made, inputs, halves=["x"])
+        (plain,), (tuned,), _ = both(tmp_path, made, inputs, fp16_inputs=["x"])
         np.testing.assert_array_equal(tuned, plain)
         assert float_dtypes(open_session(tmp_path / "tuned.onnx", tuned=True)) == {"x": np.float16, "z": np.float32}
 
     def test_an_input_that_the_model_does_not_have_is_no_input(self, tmp_path: Path) -> None:
         made = model([helper.make_node("Neg", ["x"], ["y"])], {"x": (2, 3)}, ["y"], {})
-        (plain,), (tuned,), ops = both(tmp_path, made, {"x": np.ones((2, 3), np.float32)}, halves=["x", "left out by the exporter"])
+        (plain,), (tuned,), ops = both(tmp_path, made, {"x": np.ones((2, 3), np.float32)}, fp16_inputs=["x", "left out by the exporter"])
         np.testing.assert_array_equal(tuned, plain)
         assert ops == {"Cast": 1, "Neg": 1}
 
@@ -467,5 +473,55 @@ def test_a_graph_in_a_graph_is_left_to_onnxruntime(tmp_path: Path) -> None:
     made = model(nodes, {"x": (1, 16, 4, 4)}, ["y"], {"w": weights(16, 16), "limit": np.array(1.0, np.float32)})
     for scale in (0.01, 9.0):
         x = np.ones((1, 16, 4, 4), np.float32) * np.float32(scale)
-        (plain,), (tuned,), _ = both(tmp_path, made, {"x": x}, halves=["x"])
+        (plain,), (tuned,), _ = both(tmp_path, made, {"x": x}, fp16_inputs=["x"])
         np.testing.assert_array_equal(tuned, plain)
+
+
+# A graph for every change, as its docstring gives it.
+X = {"x": (1, 32, 4, 4)}
+CONV = helper.make_node("Conv", ["x", "w"], ["c"])
+MEAN = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)
+ROUNDED_RELU_AND_MAXIMUM = [
+    CONV,
+    *rounded("c", "r"),
+    helper.make_node("Relu", ["r"], ["p"]),
+    helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[2, 2]),
+]
+IN_BLOCKS = [
+    helper.make_node("ReorderInput", ["x"], ["a"], domain=NCHWC),
+    helper.make_node("ReorderOutput", ["a"], ["t"], domain=NCHWC, channels=32),
+    helper.make_node("Tanh", ["t"], ["u"]),
+    helper.make_node("ReorderInput", ["u"], ["b"], domain=NCHWC),
+    helper.make_node("MaxPool", ["b"], ["d"], domain=NCHWC, kernel_shape=[1, 1]),
+    helper.make_node("ReorderOutput", ["d"], ["y"], domain=NCHWC, channels=32),
+]
+SUM = [helper.make_node("Add", ["x", "z"], ["s"]), helper.make_node("Relu", ["s"], ["y"])]
+CHANGES: dict[str, tuple[onnx.ModelProto, Callable[[onnx.GraphProto], object]]] = {
+    "take_fp16_inputs": (
+        model([helper.make_node("Neg", ["x"], ["y"])], X, ["y"], {}),
+        lambda graph: take_fp16_inputs(graph, ["x"]),
+    ),
+    "round_later": (model(ROUNDED_RELU_AND_MAXIMUM, X, ["y"], {"w": weights(32, 32)}), round_later),
+    "stay_in_blocks": (
+        model(IN_BLOCKS, X, ["y"], {}, NCHWC),
+        lambda graph: stay_in_blocks(graph, dict.fromkeys(("x", "t", "u", "y"), X["x"]), 8),
+    ),
+    "sums_as_convolutions": (
+        model(SUM, X | {"z": X["x"]}, ["y"], {}),
+        lambda graph: sums_as_convolutions(graph, {"s": X["x"]}, {"s"}),
+    ),
+    "means_as_products": (
+        model([MEAN], X, ["y"], {"axes": np.array([1], np.int64)}),
+        lambda graph: means_as_products(graph, shapes_of(graph)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_second_time_changes_nothing_more(name: str) -> None:
+    made, change = CHANGES[name]
+    seen = [made.graph.SerializeToString(deterministic=True)]
+    for _ in range(2):
+        change(made.graph)
+        seen.append(made.graph.SerializeToString(deterministic=True))
+    assert seen[0] != seen[1] == seen[2]
