@@ -31,6 +31,7 @@ from coreflow.models.spec import TensorSpec
 from coreflow.models.t5.config import T5_SMALL
 from coreflow.models.t5.decoder import DecoderStep, T5Decoder
 from coreflow.runtime import load_model
+from coreflow.runtime.backend import EngineName, NumericsName
 from coreflow.runtime.lift.engines.auto import COMPILE_AFTER_S
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
 
@@ -38,7 +39,7 @@ PACKAGES = Path("artifacts/bench")
 ROUNDS = 25
 EAGER, DIRECT = "torch eager fp32", "onnxruntime, direct export"
 DEFAULT = "default (auto, fp16)"
-ENGINES = {
+ENGINES: dict[str, tuple[EngineName, NumericsName]] = {
     DEFAULT: ("auto", "fp16"),
     "interpreter fp16": ("interpreter", "fp16"),
     "interpreter fp32": ("interpreter", "fp32"),
@@ -255,7 +256,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def _load(package: Path, engine: str, numerics: str) -> dict[str, float]:
+def _load(package: Path, engine: EngineName, numerics: NumericsName) -> dict[str, float]:
     """Seconds to load, the second time, and the memory that it and a prediction take above the imports, at their highest."""
     command = [sys.executable, "-c", _LOAD, str(package), engine, numerics]
     found: dict[str, float] = {}

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,11 +32,12 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.models.errors import CoreflowError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
+from coreflow.runtime.backend import EngineName
 
 LIST = "apple_operators.toml"
 MACOS = (15, 4)  # the oldest that runs everything in the wheel: some tests are skipped below 15.2
 HALF_TOLERANCE = 2e-2
-ENGINE = os.environ.get("CONFORMANCE_ENGINE", "interpreter")
+ENGINE = cast(EngineName, os.environ.get("CONFORMANCE_ENGINE", "interpreter"))  # load_model refuses what it does not know
 NEVER = "never predicted"
 LISTED = "listed"
 FAULT_OF_CORE_ML = "rdar://"  # how a reason to skip a case, or to let it fail, names a report of a fault
@@ -291,6 +292,4 @@ class Operators:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Every operator test gets this mark; pytest itself registers it in a plugin that may be switched off (-p no:warnings).
-    config.addinivalue_line("markers", "filterwarnings: the warnings of one test")
     config.pluginmanager.register(Operators(), "apple-operators")

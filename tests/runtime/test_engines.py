@@ -12,6 +12,7 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime import load_model
+from coreflow.runtime.backend import EngineName, NumericsName
 from coreflow.runtime.lift.engines.auto import _weight_bytes
 
 INPUTS = {"ids": np.arange(16, dtype=np.int32)[None] * 6, "mask": (np.arange(16) < 12).astype(np.float32)[None]}
@@ -26,7 +27,7 @@ def lifted(package: Path, **options: Any) -> Any:
     ("engine", "numerics"),
     [("module", "fp64"), ("module", "fp32"), ("module", "fp16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")],
 )
-def test_every_engine_gives_what_the_interpreter_gives(small_package: Path, engine: str, numerics: str) -> None:
+def test_every_engine_gives_what_the_interpreter_gives(small_package: Path, engine: EngineName, numerics: NumericsName) -> None:
     want = lifted(small_package, engine="interpreter", numerics=numerics).predict(INPUTS)
     model = lifted(small_package, engine=engine, numerics=numerics)
     found = model.predict(INPUTS)
@@ -56,7 +57,7 @@ def test_onnxruntime_rounds_to_fp16_where_the_interpreter_does(save: Callable[..
 
 
 @pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])
-def test_a_state_lives_in_every_engine(counting_package: Path, engine: str) -> None:
+def test_a_state_lives_in_every_engine(counting_package: Path, engine: EngineName) -> None:
     model = lifted(counting_package, engine=engine, numerics="fp32")
     state = model.make_state()
     for x in ([1.0, 2.0], [1.0, 1.0]):
@@ -65,7 +66,7 @@ def test_a_state_lives_in_every_engine(counting_package: Path, engine: str) -> N
 
 
 @pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])
-def test_a_picture_is_classified_by_every_engine(classifier_package: Path, engine: str) -> None:
+def test_a_picture_is_classified_by_every_engine(classifier_package: Path, engine: EngineName) -> None:
     from PIL import Image
 
     model = lifted(classifier_package, engine=engine, numerics="fp32")
@@ -76,7 +77,7 @@ def test_a_picture_is_classified_by_every_engine(classifier_package: Path, engin
 
 
 @pytest.mark.parametrize("engine", ["module", "onnxruntime"])
-def test_an_observer_is_served_by_the_interpreter(small_package: Path, engine: str) -> None:
+def test_an_observer_is_served_by_the_interpreter(small_package: Path, engine: EngineName) -> None:
     model = lifted(small_package, engine=engine, numerics="fp32")
     seen: list[str] = []
     model.predict(INPUTS, observe=lambda op, results: seen.append(op.type))
@@ -92,7 +93,7 @@ class TestAuto:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "onnxruntime")])
-    def test_takes_what_gives_the_numerics(self, small_package: Path, numerics: str, engine: str) -> None:
+    def test_takes_what_gives_the_numerics(self, small_package: Path, numerics: NumericsName, engine: EngineName) -> None:
         model = lifted(small_package, numerics=numerics)
         assert model.engine == "interpreter"
         first = model.predict(INPUTS)

@@ -16,6 +16,7 @@ import torch
 from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 
@@ -32,7 +33,7 @@ def model(small_package: Path) -> LiftedModel:
 
 class TestPrediction:
     @pytest.mark.parametrize(("numerics", "limit"), [("fp64", 5e-4), ("fp32", 5e-4), ("fp16", 2e-3)])
-    def test_outputs_are_the_modules(self, small_package: Path, small: torch.nn.Module, numerics: str, limit: float) -> None:
+    def test_outputs_are_the_modules(self, small_package: Path, small: torch.nn.Module, numerics: NumericsName, limit: float) -> None:
         with torch.no_grad():
             want, best = small(torch.from_numpy(IDS), torch.from_numpy(MASK).float())
         found = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
@@ -40,7 +41,7 @@ class TestPrediction:
         np.testing.assert_array_equal(found["best"][:, :12], best.numpy()[:, :12])
 
     @pytest.mark.parametrize(("numerics", "dtype"), [("fp64", np.float64), ("fp32", np.float32), ("fp16", np.float32)])
-    def test_floats_come_back_wide_and_integers_as_int32(self, small_package: Path, numerics: str, dtype: type) -> None:
+    def test_floats_come_back_wide_and_integers_as_int32(self, small_package: Path, numerics: NumericsName, dtype: type) -> None:
         found = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
         assert (found["probabilities"].dtype, found["best"].dtype) == (dtype, np.int32)
         assert list(found) == ["probabilities", "best"]

@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,10 +9,12 @@ from hypothesis import strategies as st
 from coreflow.models.data.corpus import Pair, read_corpus
 from coreflow.models.errors import InputError
 
+Write = Callable[[str, str | bytes], Path]
+
 
 @pytest.fixture
-def corpus(tmp_path):
-    def write(name, content):
+def corpus(tmp_path: Path) -> Write:
+    def write(name: str, content: str | bytes) -> Path:
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
@@ -23,22 +27,22 @@ def corpus(tmp_path):
     ["the fox slept\n\n   \nthe cat sang\n", "the fox slept\r\nthe cat sang", "\ufeffthe fox slept\n  the cat sang  "],
     ids=["blank lines", "Windows line ends", "byte order mark and margins"],
 )
-def test_plain_text_gives_a_sentence_a_line(corpus, content):
+def test_plain_text_gives_a_sentence_a_line(corpus: Write, content: str | bytes) -> None:
     expected = [Pair("the fox slept", "the fox slept"), Pair("the cat sang", "the cat sang")]
     assert read_corpus(corpus("corpus.txt", content)) == expected
 
 
-def test_jsonl_gives_texts_and_questions_with_answers(corpus):
+def test_jsonl_gives_texts_and_questions_with_answers(corpus: Write) -> None:
     content = '{"text": "the fox slept", "tokens": [1]}\n\n{"question": "who sang ?", "answer": "the cat"}\n{"text": " "}\n'
     assert read_corpus(corpus("corpus.jsonl", content)) == [Pair("the fox slept", "the fox slept"), Pair("who sang ?", "the cat")]
 
 
-def test_a_brace_in_plain_text_is_text(corpus):
+def test_a_brace_in_plain_text_is_text(corpus: Write) -> None:
     assert read_corpus(corpus("corpus.txt", '{"text": 1}')) == [Pair('{"text": 1}', '{"text": 1}')]
 
 
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=8))
-def test_every_text_that_json_can_hold_comes_back(tmp_path_factory, texts):
+def test_every_text_that_json_can_hold_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"question": text, "answer": text[::-1]}) + "\n" for text in texts), encoding="utf-8")
     assert read_corpus(path) == [Pair(text.strip(), text[::-1].strip()) for text in texts]
@@ -61,12 +65,12 @@ def test_every_text_that_json_can_hold_comes_back(tmp_path_factory, texts):
     ],
     ids=["bytes", "truncated", "plain", "deep", "list", "empty", "other key", "half a pair", "number", "null", "surrogate"],
 )
-def test_a_line_that_is_no_pair_is_refused_by_number(corpus, line, message):
+def test_a_line_that_is_no_pair_is_refused_by_number(corpus: Write, line: bytes, message: str) -> None:
     with pytest.raises(InputError, match=f"corpus.jsonl, line 3: .*{message}"):
         read_corpus(corpus("corpus.jsonl", b'{"text": "fox"}\n\n' + line + b'\n{"text": "cat"}\n'))
 
 
-def test_plain_text_in_another_encoding_is_refused_by_line(corpus):
+def test_plain_text_in_another_encoding_is_refused_by_line(corpus: Write) -> None:
     with pytest.raises(InputError, match=r"corpus\.txt, line 2: byte 4 is no UTF-8; save the corpus as UTF-8"):
         read_corpus(corpus("corpus.txt", "fox\ncafé\n".encode("latin-1")))
 
@@ -80,17 +84,19 @@ def test_plain_text_in_another_encoding_is_refused_by_line(corpus):
     ],
     ids=["empty", "blank", "blank strings"],
 )
-def test_a_corpus_without_a_usable_line_says_what_one_is_and_how_many_were_looked_at(corpus, name, content, looked_at, usable):
+def test_a_corpus_without_a_usable_line_says_what_one_is_and_how_many_were_looked_at(
+    corpus: Write, name: str, content: str | bytes, looked_at: int, usable: str
+) -> None:
     with pytest.raises(InputError, match=f"no usable line among {looked_at}; a usable line is {usable}"):
         read_corpus(corpus(name, content))
 
 
-def test_a_json_document_is_refused_rather_than_learned_as_text(corpus):
+def test_a_json_document_is_refused_rather_than_learned_as_text(corpus: Write) -> None:
     with pytest.raises(InputError, match="line 1: no JSON"):
         read_corpus(corpus("corpus.json", '[\n  {"text": "fox"}\n]'))
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "."], ids=["missing", "directory"])
-def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="cannot read the corpus"):
         read_corpus(tmp_path / name)

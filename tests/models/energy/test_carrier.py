@@ -20,13 +20,13 @@ def test_layer_equals_a_torch_cell_with_the_same_weights(seed: int) -> None:
     gates = 2 * HIDDEN  # the cell's rows are reset, update, candidate
     with torch.no_grad():
         layer.gates.weight.copy_(torch.cat([cell.weight_ih[:gates], cell.weight_hh[:gates]], 1)[:, :, None, None])
-        layer.gates.bias.copy_(cell.bias_ih[:gates] + cell.bias_hh[:gates])
+        layer.gates.get_parameter("bias").copy_(cell.bias_ih[:gates] + cell.bias_hh[:gates])
         for ours, weight, bias in (
             (layer.candidate_input, cell.weight_ih, cell.bias_ih),
             (layer.candidate_hidden, cell.weight_hh, cell.bias_hh),
         ):
             ours.weight.copy_(weight[gates:, :, None, None])
-            ours.bias.copy_(bias[gates:])
+            ours.get_parameter("bias").copy_(bias[gates:])
         x, hidden = torch.randn(2, SIZE_IN, 1, FLOWS, dtype=torch.float64), torch.randn(2, HIDDEN, 1, FLOWS, dtype=torch.float64)
         want = cell(x.transpose(1, 3).reshape(-1, SIZE_IN), hidden.transpose(1, 3).reshape(-1, HIDDEN))
         actual = layer(x, hidden).transpose(1, 3).reshape(-1, HIDDEN)

@@ -3,7 +3,9 @@
 import itertools
 import math
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +16,29 @@ from transformers import T5Config as HuggingFaceConfig
 from transformers import T5ForConditionalGeneration, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.modeling_outputs import BaseModelOutput
 
-from coreflow.models.energy.decoding import DecodingOptions, SurfaceCache, decode, refine, sampling_probabilities
+from coreflow.models.arrays import Array
+from coreflow.models.energy.decoding import (
+    Decoded,
+    DecodingOptions,
+    RefinedResult,
+    StepFunction,
+    SurfaceCache,
+    decode,
+    refine,
+    sampling_probabilities,
+)
 from coreflow.models.errors import ConfigError, InputError
+from coreflow.models.t5.decoder import T5Decoder
 from coreflow.models.t5.load import load_decoder
 
 EOS = 1
 
 
-def history_model(vocabulary, seed, spread=2.0):
+def history_model(vocabulary: int, seed: int, spread: float = 2.0) -> StepFunction[Any]:
     """A step whose logits depend on all tokens so far. Its state is the tuple of them, so beams that shared one wrongly would
     be found out."""
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         assert len(state) == position, "a state belongs to one position"
         state = (*state, token)
         return np.random.default_rng(zlib.crc32(repr((seed, state)).encode())).normal(scale=spread, size=vocabulary), state
@@ -33,19 +46,19 @@ def history_model(vocabulary, seed, spread=2.0):
     return step
 
 
-def constant_model(logits):
+def constant_model(logits: Sequence[float] | Array) -> StepFunction[Any]:
     """The same logits at every position, no end token unless they give it a chance."""
     return lambda token, position, state: (np.asarray(logits), state)
 
 
-def log_softmax(logits):
+def log_softmax(logits: Sequence[float] | Array) -> Array:
     return torch.log_softmax(torch.as_tensor(logits, dtype=torch.float64), -1).numpy()
 
 
-def hypotheses(step, vocabulary, max_tokens):
+def hypotheses(step: StepFunction[Any], vocabulary: int, max_tokens: int) -> list[tuple[tuple[int, ...], float]]:
     """Every possible (tokens, end included; log probability), by enumeration."""
 
-    def grow(tokens, total, state):
+    def grow(tokens: tuple[int, ...], total: float, state: Any) -> Iterator[tuple[tuple[int, ...], float]]:
         logits, state = step(tokens[-1] if tokens else 0, len(tokens), state)
         for token, gain in enumerate(log_softmax(logits)):
             longer = (*tokens, token)
@@ -57,7 +70,7 @@ def hypotheses(step, vocabulary, max_tokens):
     return list(grow((), 0.0, ()))
 
 
-def with_end(decoded):
+def with_end(decoded: Decoded) -> tuple[int, ...]:
     return (*decoded.tokens, EOS) if decoded.finished else decoded.tokens
 
 
@@ -66,13 +79,14 @@ def with_end(decoded):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), vocabulary=st.integers(2, 12), max_tokens=st.integers(1, 12))
-def test_greedy_takes_the_likeliest_token_at_every_position(seed, vocabulary, max_tokens):
+def test_greedy_takes_the_likeliest_token_at_every_position(seed: int, vocabulary: int, max_tokens: int) -> None:
     step = history_model(vocabulary, seed)
     decoded = decode(step, (), DecodingOptions(max_tokens=max_tokens))
-    token, state, total = 0, (), 0.0
+    state: tuple[int, ...] = ()
+    token, total = 0, 0.0
     for position, chosen in enumerate(with_end(decoded)):
         logits, state = step(token, position, state)
-        assert chosen == max(range(vocabulary), key=lambda candidate, logits=logits: logits[candidate])
+        assert chosen == max(range(vocabulary), key=logits.__getitem__)
         total += log_softmax(logits)[chosen]
         token = chosen
     assert decoded.log_probability == pytest.approx(total, abs=1e-12)
@@ -80,14 +94,14 @@ def test_greedy_takes_the_likeliest_token_at_every_position(seed, vocabulary, ma
     assert decoded.finished or len(decoded.tokens) == max_tokens
 
 
-def test_greedy_takes_the_lower_id_among_equals():
+def test_greedy_takes_the_lower_id_among_equals() -> None:
     assert decode(constant_model([0.0, -5.0, 3.0, 3.0]), None, DecodingOptions(max_tokens=2)).tokens == (2, 2)
 
 
-def test_other_start_and_end_tokens_are_honoured():
-    seen = []
+def test_other_start_and_end_tokens_are_honoured() -> None:
+    seen: list[tuple[int, int]] = []
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         seen.append((token, position))
         return np.eye(5)[token - 1], state
 
@@ -106,7 +120,7 @@ def test_other_start_and_end_tokens_are_honoured():
     max_tokens=st.integers(1, 4),
     penalty=st.sampled_from([0.0, 1.0, 0.5, 3.0, -1.0]),
 )
-def test_a_beam_for_every_sequence_is_an_exhaustive_search(seed, vocabulary, max_tokens, penalty):
+def test_a_beam_for_every_sequence_is_an_exhaustive_search(seed: int, vocabulary: int, max_tokens: int, penalty: float) -> None:
     step = history_model(vocabulary, seed)
     options = DecodingOptions(max_tokens=max_tokens, method="beam", beams=vocabulary**max_tokens, length_penalty=penalty)
     decoded = decode(step, (), options)
@@ -115,23 +129,23 @@ def test_a_beam_for_every_sequence_is_an_exhaustive_search(seed, vocabulary, max
     assert decoded.log_probability == pytest.approx(total, abs=1e-12)
 
 
-def test_length_penalty_decides_between_short_and_long():
+def test_length_penalty_decides_between_short_and_long() -> None:
     """The end is likelier at once, the longer text likelier a token."""
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         return np.log([1e-9, 0.6, 0.4] if position == 0 else [1e-9, 1e-9, 1.0]), state
 
-    def tokens(penalty):
+    def tokens(penalty: float) -> tuple[int, ...]:
         return decode(step, None, DecodingOptions(max_tokens=4, method="beam", beams=2, length_penalty=penalty)).tokens
 
     assert tokens(0.0) == ()
     assert tokens(1.0) == (2, 2, 2, 2)
 
 
-def test_with_a_negative_penalty_the_next_length_is_the_best_there_is():
+def test_with_a_negative_penalty_the_next_length_is_the_best_there_is() -> None:
     """The end costs log 0.3 at once; one token later it comes at 2 * log 0.7."""
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         return np.log([1e-9, 0.3, 0.7] if position == 0 else [1e-9, 1.0, 1e-9]), state
 
     decoded = decode(step, None, DecodingOptions(max_tokens=10, method="beam", beams=2, length_penalty=-1.0))
@@ -139,16 +153,16 @@ def test_with_a_negative_penalty_the_next_length_is_the_best_there_is():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_one_beam_without_a_length_penalty_is_greedy(seed):
+def test_one_beam_without_a_length_penalty_is_greedy(seed: int) -> None:
     step = history_model(6, seed)
     beam = decode(step, (), DecodingOptions(max_tokens=8, method="beam", beams=1, length_penalty=0.0))
     assert beam == decode(step, (), DecodingOptions(max_tokens=8))
 
 
-def test_search_stops_once_no_beam_can_win():
+def test_search_stops_once_no_beam_can_win() -> None:
     calls = itertools.count()
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         next(calls)
         return np.log([0.005, 0.99, 0.005]), state
 
@@ -160,7 +174,7 @@ def test_search_stops_once_no_beam_can_win():
 
 
 @pytest.fixture(scope="module")
-def t5(tmp_path_factory):
+def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, T5Decoder]:
     torch.manual_seed(1)
     config = HuggingFaceConfig(
         vocab_size=14, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2, decoder_start_token_id=0
@@ -186,7 +200,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CASES.values(), ids=CASES)
-def test_tokens_equal_those_of_transformers(ours, theirs, t5, steps_over):
+def test_tokens_equal_those_of_transformers(
+    ours: dict[str, Any], theirs: dict[str, Any], t5: tuple[Any, T5Decoder], steps_over: Callable[..., Any]
+) -> None:
     model, decoder = t5
     lengths = set()
     for seed in range(12):
@@ -205,7 +221,7 @@ def test_tokens_equal_those_of_transformers(ours, theirs, t5, steps_over):
     [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.5, "temperature": 0.4}, {"temperature": 3.0}, {"top_k": 99}, {"top_p": 1.0}],
     ids=str,
 )
-def test_sampling_distribution_equals_transformers_warpers(options):
+def test_sampling_distribution_equals_transformers_warpers(options: dict[str, Any]) -> None:
     logits = np.random.default_rng(0).normal(scale=2.0, size=30)
     warped = torch.as_tensor(logits)[None]
     for name, warper in (("temperature", TemperatureLogitsWarper), ("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper)):
@@ -231,7 +247,7 @@ LOGITS = np.log([0.05, 0.0, 0.4, 0.25, 0.2, 0.1], where=np.arange(6) != EOS, out
     ],
     ids=str,
 )
-def test_samples_come_from_the_support_in_their_proportions(options, support):
+def test_samples_come_from_the_support_in_their_proportions(options: dict[str, Any], support: set[int]) -> None:
     settings = DecodingOptions(max_tokens=4000, method="sample", seed=7, **options)
     decoded = decode(constant_model(LOGITS), None, settings)
     observed = np.bincount(decoded.tokens, minlength=6)
@@ -245,12 +261,12 @@ def test_samples_come_from_the_support_in_their_proportions(options, support):
     assert decoded.log_probability == pytest.approx(log_softmax(LOGITS)[list(decoded.tokens)].sum())
 
 
-def test_top_k_keeps_k_even_among_equals():
+def test_top_k_keeps_k_even_among_equals() -> None:
     chances = sampling_probabilities(np.zeros(5), DecodingOptions(max_tokens=1, method="sample", top_k=2))
     np.testing.assert_array_equal(chances, [0.5, 0.5, 0.0, 0.0, 0.0])
 
 
-def test_the_seed_decides_the_sample():
+def test_the_seed_decides_the_sample() -> None:
     options = DecodingOptions(max_tokens=20, method="sample", seed=1)
     step = constant_model(LOGITS)
     assert decode(step, None, options) == decode(step, None, options)
@@ -259,7 +275,7 @@ def test_the_seed_decides_the_sample():
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-3, 1e-320, 0], ids=str)
 @pytest.mark.parametrize("seed", range(4))
-def test_temperature_towards_zero_is_greedy(temperature, seed):
+def test_temperature_towards_zero_is_greedy(temperature: float, seed: int) -> None:
     step = history_model(9, seed, spread=20.0)
     sampled = decode(step, (), DecodingOptions(max_tokens=8, method="sample", temperature=temperature, seed=seed))
     assert sampled == decode(step, (), DecodingOptions(max_tokens=8))
@@ -269,15 +285,15 @@ METHODS = [{"method": "greedy"}, {"method": "sample"}, {"method": "beam", "beams
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
-def test_tokens_ruled_out_by_the_model_are_never_chosen(method):
+def test_tokens_ruled_out_by_the_model_are_never_chosen(method: dict[str, Any]) -> None:
     assert set(decode(constant_model(LOGITS), None, DecodingOptions(max_tokens=6, **method)).tokens) <= {0, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
-def test_a_model_is_never_asked_to_go_on_from_what_it_ruled_out(method):
-    asked = set()
+def test_a_model_is_never_asked_to_go_on_from_what_it_ruled_out(method: dict[str, Any]) -> None:
+    asked: set[int] = set()
 
-    def step(token, position, state):
+    def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
         asked.add(token)
         return np.array([-np.inf, -np.inf, -np.inf, 0.0]), state
 
@@ -300,7 +316,7 @@ def test_a_model_is_never_asked_to_go_on_from_what_it_ruled_out(method):
     ],
     ids=["nan", "inf", "nothing-possible", "matrix", "empty"],
 )
-def test_logits_that_are_no_distribution_are_refused(logits, named, method):
+def test_logits_that_are_no_distribution_are_refused(logits: Any, named: str, method: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=named):
         decode(constant_model(logits), None, DecodingOptions(max_tokens=2, **method))
 
@@ -325,7 +341,7 @@ def test_logits_that_are_no_distribution_are_refused(logits, named, method):
     ],
     ids=lambda value: "-".join(f"{name}" for name in value) if isinstance(value, dict) else "",
 )
-def test_options_that_cannot_be_are_refused_by_name(options, named):
+def test_options_that_cannot_be_are_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         DecodingOptions(**{"max_tokens": 4} | options)
     assert named in str(refusal.value)
@@ -334,28 +350,34 @@ def test_options_that_cannot_be_are_refused_by_name(options, named):
 # --- cache --------------------------------------------------------------------------------------------------------------
 
 
-def surfaces(*values):
+def surfaces(*values: float) -> list[Array]:
     return [np.full((2, 2), value) for value in values]
 
 
-def test_surfaces_that_round_alike_are_computed_once():
-    cache, computed = SurfaceCache(capacity=4, decimals=2), []
+def test_surfaces_that_round_alike_are_computed_once() -> None:
+    cache: SurfaceCache[int] = SurfaceCache(capacity=4, decimals=2)
+    computed: list[float] = []
+
+    def compute(surface: Array) -> int:
+        computed.append(surface[0, 0])
+        return len(computed)
+
     for surface in surfaces(0.5, 0.5004, 0.51, -0.001, 0.0):
-        cache.get_or_compute(surface, lambda surface: computed.append(surface[0, 0]) or len(computed))
+        cache.get_or_compute(surface, compute)
     assert computed == [0.5, 0.51, -0.001]  # -0.001 rounds to the -0.0 that equals 0.0
     assert len(cache) == 3
 
 
-def test_dtype_does_not_matter_and_shape_does():
-    cache = SurfaceCache(capacity=4, decimals=3)
+def test_dtype_does_not_matter_and_shape_does() -> None:
+    cache: SurfaceCache[str] = SurfaceCache(capacity=4, decimals=3)
     surface = np.linspace(-1, 1, 12).reshape(3, 4)
     assert cache.get_or_compute(surface, lambda _: "first") == "first"
     assert cache.get_or_compute(surface.astype(np.float32), lambda _: "second") == "first"
     assert cache.get_or_compute(surface.reshape(4, 3), lambda _: "third") == "third"
 
 
-def test_the_surface_unused_longest_makes_room():
-    cache = SurfaceCache(capacity=2, decimals=3)
+def test_the_surface_unused_longest_makes_room() -> None:
+    cache: SurfaceCache[float | str] = SurfaceCache(capacity=2, decimals=3)
     a, b, c = surfaces(1.0, 2.0, 3.0)
     for surface in (a, b, a, c):  # b is the one unused longest
         cache.get_or_compute(surface, lambda surface: surface[0, 0])
@@ -364,10 +386,10 @@ def test_the_surface_unused_longest_makes_room():
     assert cache.get_or_compute(b, lambda _: "computed again") == "computed again"
 
 
-def test_what_could_not_be_computed_is_not_kept():
-    cache = SurfaceCache(capacity=2, decimals=3)
+def test_what_could_not_be_computed_is_not_kept() -> None:
+    cache: SurfaceCache[str] = SurfaceCache(capacity=2, decimals=3)
 
-    def fail(surface):
+    def fail(surface: Array) -> str:
         raise InputError("no text")
 
     with pytest.raises(InputError, match="no text"):
@@ -376,36 +398,38 @@ def test_what_could_not_be_computed_is_not_kept():
 
 
 @pytest.mark.parametrize("settings", [(0, 3), (4, -1)], ids=["capacity", "decimals"])
-def test_a_cache_that_cannot_be_is_refused(settings):
+def test_a_cache_that_cannot_be_is_refused(settings: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="surface cache"):
         SurfaceCache(*settings)
 
 
-def test_a_surface_that_is_not_finite_is_refused():
+def test_a_surface_that_is_not_finite_is_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
-        SurfaceCache(2, 3).get_or_compute(np.array([1.0, np.nan]), len)
+        SurfaceCache[int](2, 3).get_or_compute(np.array([1.0, np.nan]), len)
 
 
 # --- correction ---------------------------------------------------------------------------------------------------------
 
 
-def table_refinement(target, encodings, rounds):
+def table_refinement(
+    target: Sequence[float] | Array, encodings: Sequence[Sequence[float]], rounds: int
+) -> tuple[RefinedResult[int], list[Array]]:
     """Hypothesis i of the decoder encodes to ``encodings[i]``; also gives the surfaces that were decoded."""
-    asked = []
+    asked: list[Array] = []
 
-    def decode_surface(surface):
+    def decode_surface(surface: Array) -> int:
         asked.append(surface)
         return len(asked) - 1
 
     return refine(np.asarray(target), decode_surface, lambda hypothesis: np.asarray(encodings[hypothesis]), rounds), asked
 
 
-def test_a_correction_decodes_the_surface_shifted_by_what_was_missed():
+def test_a_correction_decodes_the_surface_shifted_by_what_was_missed() -> None:
     _, asked = table_refinement([1.0, 0.0], [[0.5, 0.25], [0.75, 0.5], [9.0, 9.0]], rounds=2)
     np.testing.assert_array_equal(asked, [[1.0, 0.0], [1.5, -0.25], [1.25, -0.5]])
 
 
-def test_the_hypothesis_of_the_highest_cosine_wins():
+def test_the_hypothesis_of_the_highest_cosine_wins() -> None:
     result, _ = table_refinement([1.0, 0.0], [[1.0, 1.0], [1.0, 0.1], [0.0, 1.0]], rounds=2)
     assert (result.hypothesis, result.round) == (1, 1)
     assert result.cosine == pytest.approx(1 / math.sqrt(1.01))
@@ -414,7 +438,7 @@ def test_the_hypothesis_of_the_highest_cosine_wins():
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-4, 4), min_size=3, max_size=3), min_size=1, max_size=6))
-def test_the_result_is_never_worse_than_the_first_decoding_nor_than_any_round(encodings):
+def test_the_result_is_never_worse_than_the_first_decoding_nor_than_any_round(encodings: Sequence[Sequence[float]]) -> None:
     result, asked = table_refinement([1.0, 2.0, -1.0], encodings, rounds=len(encodings) - 1)
     assert result.cosine == max(result.cosines)
     assert result.cosine == result.cosines[result.round]
@@ -422,13 +446,13 @@ def test_the_result_is_never_worse_than_the_first_decoding_nor_than_any_round(en
     assert len(asked) == len(result.cosines) <= len(encodings)
 
 
-def test_rounds_end_once_a_hypothesis_repeats():
+def test_rounds_end_once_a_hypothesis_repeats() -> None:
     result, asked = table_refinement([1.0, 0.0], [[1.0, 1.0]] * 9, rounds=8)
     assert len(asked) == 2
     assert result.round == 0
 
 
-def test_correction_recovers_what_a_biased_decoder_misses():
+def test_correction_recovers_what_a_biased_decoder_misses() -> None:
     """A decoder that always lands short by a fixed offset is put right by one round."""
     target, offset = np.array([0.6, -0.2, 0.4]), np.array([0.3, 0.3, 0.0])
     result = refine(target, lambda surface: surface - offset, lambda hypothesis: hypothesis, rounds=3)
@@ -436,7 +460,7 @@ def test_correction_recovers_what_a_biased_decoder_misses():
     assert result.cosine == pytest.approx(1.0)
 
 
-def test_no_rounds_is_one_plain_decoding_in_the_dtype_given():
+def test_no_rounds_is_one_plain_decoding_in_the_dtype_given() -> None:
     result, asked = table_refinement(np.array([1.0, 0.0], dtype=np.float16), [[0.0, 0.0]], rounds=0)
     assert (result.hypothesis, result.cosine, len(asked)) == (0, 0.0, 1)
     assert asked[0].dtype == np.float16
@@ -452,6 +476,8 @@ def test_no_rounds_is_one_plain_decoding_in_the_dtype_given():
     ],
     ids=["rounds", "nan", "inf", "shape"],
 )
-def test_a_correction_that_cannot_be_is_refused(target, encoding, rounds, error, named):
+def test_a_correction_that_cannot_be_is_refused(
+    target: Sequence[float] | Array, encoding: list[float], rounds: int, error: type[Exception], named: str
+) -> None:
     with pytest.raises(error, match=named):
         table_refinement(target, [encoding] * 3, rounds)

@@ -30,7 +30,7 @@ def copy_to_torch(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
     parts = [attention.query, attention.key, attention.value]
     with torch.no_grad():
         oracle.self_attn.in_proj_weight.copy_(torch.cat([part.weight.flatten(1) for part in parts]))
-        oracle.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        oracle.self_attn.in_proj_bias.copy_(torch.cat([part.get_parameter("bias") for part in parts]))
         for theirs, ours in (
             (oracle.self_attn.out_proj, attention.out),
             (oracle.linear1, feed_forward.expand),
@@ -39,7 +39,7 @@ def copy_to_torch(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
             (oracle.norm2, layer.feed_forward_norm),
         ):
             theirs.weight.copy_(ours.weight.view(theirs.weight.shape))
-            theirs.bias.copy_(ours.bias)
+            theirs.bias.copy_(ours.get_parameter("bias"))
     return oracle.eval()
 
 

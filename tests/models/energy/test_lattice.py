@@ -153,7 +153,7 @@ def wild_processor(config: EnergyConfig, seed: int) -> FlowProcessor:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         processor.carrier.heads.weight.normal_(0, 1.5, generator=generator)
-        processor.carrier.heads.bias[:5] = torch.tensor([0.1, 0.0, 0.0, 0.4, 1.0])
+        processor.carrier.heads.get_parameter("bias")[:5] = torch.tensor([0.1, 0.0, 0.0, 0.4, 1.0])
     return processor
 
 
@@ -193,7 +193,7 @@ def test_step_equals_the_per_flow_oracle_on_hundreds_of_random_tables() -> None:
             # Crowded at the entrance: nobody arrives, the few free slots fill up.
             table = random_table(SMALL, seed, 0.9, energy=3.0)
             table = table._replace(position=table.position * torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1))
-            processor.carrier.heads.bias.data[1:4] = torch.tensor([0.0, 0.0, 1.0])
+            processor.carrier.heads.get_parameter("bias").data[1:4] = torch.tensor([0.0, 0.0, 1.0])
         last = seed % 7 == 0
         run = to_run(table)
         counts = slow_step(processor, run, last)
@@ -282,7 +282,10 @@ def test_batched_rows_do_not_see_each_other() -> None:
     processor = wild_processor(SMALL, 5)
     tables = [random_table(SMALL, seed, 0.6) for seed in (1, 2, 3)]
     hidden = tuple(torch.cat(layer) for layer in zip(*(table.hidden for table in tables), strict=True))
-    together = FlowTable(*(torch.cat(parts) for parts in zip(*(table[:6] for table in tables), strict=True)), hidden)
+    position, energy, age, alive, face_energy, face_weight = (
+        torch.cat(parts) for parts in zip(*(table[:6] for table in tables), strict=True)
+    )
+    together = FlowTable(position, energy, age, alive, face_energy, face_weight, hidden)
     with torch.no_grad():
         after, _ = processor(together, no_last())
         for row, table in enumerate(tables):
@@ -297,7 +300,8 @@ def test_gradients_reach_every_head_of_the_carrier() -> None:
     after, events = processor(table, no_last())
     assert events.spawned > 0 and events.arrived > 0
     (after.energy.square().sum() + after.face_energy.square().sum() + after.position.square().sum()).backward()
-    assert (processor.carrier.heads.weight.grad.abs().sum((1, 2, 3)) > 0).all()
+    gradient = processor.carrier.heads.weight.grad
+    assert gradient is not None and (gradient.abs().sum((1, 2, 3)) > 0).all()
 
 
 def test_decision_margin_is_the_distance_at_which_a_decision_flips() -> None:

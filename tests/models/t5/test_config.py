@@ -1,6 +1,8 @@
 """A decoder's dimensions are checked once, on construction."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.t5.config import T5_SMALL, T5Config
 
 
-def test_t5_small_has_the_published_dimensions():
+def test_t5_small_has_the_published_dimensions() -> None:
     assert (T5_SMALL.d_model, T5_SMALL.d_kv, T5_SMALL.d_ff) == (512, 64, 2048)
     assert (T5_SMALL.num_heads, T5_SMALL.num_layers, T5_SMALL.vocab_size) == (8, 6, 32128)
     assert T5_SMALL.inner == 512
@@ -20,7 +22,7 @@ def test_t5_small_has_the_published_dimensions():
     [T5_SMALL, replace(T5_SMALL, vocab_size=77, dropout=0.25), replace(T5_SMALL, tie_word_embeddings=False)],
     ids=["small", "dropout", "untied"],
 )
-def test_json_round_trip(config):
+def test_json_round_trip(config: T5Config) -> None:
     assert T5Config.from_json(config.to_json()) == config
 
 
@@ -44,12 +46,12 @@ def test_json_round_trip(config):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_a_value_that_cannot_be_is_refused_by_name(change, named):
+def test_a_value_that_cannot_be_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         replace(T5_SMALL, **change)
 
 
-def test_all_problems_are_named_at_once():
+def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"d_model=0.*d_ff=-3.*dropout=2"):
         replace(T5_SMALL, d_model=0, d_ff=-3, dropout=2)
 
@@ -62,6 +64,6 @@ def test_all_problems_are_named_at_once():
     ],
     ids=["unknown", "missing"],
 )
-def test_foreign_json_is_refused(edit, named):
+def test_foreign_json_is_refused(edit: Callable[[dict[str, Any]], dict[str, Any]], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         T5Config.from_json(edit(T5_SMALL.to_json()))

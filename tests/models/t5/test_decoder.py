@@ -1,14 +1,16 @@
 """The engine form of the decoder is the plain form, one position at a time, in arithmetic that fp16 holds."""
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from coreflow.models.spec import TensorSpec
@@ -20,18 +22,18 @@ T, M = 12, 5
 
 
 @pytest.fixture
-def decoder():
+def decoder() -> T5Decoder:
     torch.manual_seed(0)
     return T5Decoder(CONFIG).eval()
 
 
 @pytest.fixture
-def memory():
+def memory() -> Tensor:
     return torch.randn(2, M, CONFIG.d_model, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def tokens():
+def tokens() -> Tensor:
     return torch.randint(0, CONFIG.vocab_size, (2, T), generator=torch.Generator().manual_seed(2))
 
 
@@ -39,13 +41,13 @@ def tokens():
 
 
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 20), (8, 16), (2, 5), (7, 300)])
-def test_buckets_equal_transformers_beyond_the_maximal_distance(buckets, max_distance):
+def test_buckets_equal_transformers_beyond_the_maximal_distance(buckets: int, max_distance: int) -> None:
     distance = torch.arange(-5, 3 * max_distance)
     theirs = T5Attention._relative_position_bucket(-distance, bidirectional=False, num_buckets=buckets, max_distance=max_distance)
     assert torch.equal(relative_buckets(distance, buckets, max_distance), theirs)
 
 
-def test_bias_table_row_holds_the_bias_of_its_position_and_masks_the_future(decoder):
+def test_bias_table_row_holds_the_bias_of_its_position_and_masks_the_future(decoder: T5Decoder) -> None:
     table = decoder.bias_table(T).view(T, CONFIG.num_heads, T)
     for query in range(T):
         for key in range(T):
@@ -59,7 +61,7 @@ def test_bias_table_row_holds_the_bias_of_its_position_and_masks_the_future(deco
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0, 2000.0])
-def test_norm_equals_the_mean_square_definition(scale):
+def test_norm_equals_the_mean_square_definition(scale: float) -> None:
     x = torch.randn(7, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * scale
     ours, theirs = RMSNorm(64, 1e-4).double(), T5LayerNorm(64, 1e-4).double()
     with torch.no_grad():
@@ -69,21 +71,21 @@ def test_norm_equals_the_mean_square_definition(scale):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
 
 
-def test_norm_holds_in_fp16_where_squares_do_not():
+def test_norm_holds_in_fp16_where_squares_do_not() -> None:
     x = torch.linspace(-2000, 2000, 256, dtype=torch.float16).view(4, 64)
     assert x.square().isinf().any()
     half, exact = RMSNorm(64, 1e-4).half()(x), RMSNorm(64, 1e-4).double()(x.double())
     torch.testing.assert_close(half.double(), exact, rtol=2e-3, atol=1e-4)
 
 
-def test_norm_of_zeros_is_zero():
+def test_norm_of_zeros_is_zero() -> None:
     assert torch.equal(RMSNorm(64, 1e-4)(torch.zeros(1, 64)), torch.zeros(1, 64))
 
 
 # --- plain form ---------------------------------------------------------------------------------------------------------
 
 
-def test_logits_do_not_depend_on_later_tokens(decoder, tokens, memory):
+def test_logits_do_not_depend_on_later_tokens(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     changed = tokens.clone()
     changed[:, 7:] = (changed[:, 7:] + 1) % CONFIG.vocab_size
     before, after = decoder(tokens, memory), decoder(changed, memory)
@@ -91,14 +93,14 @@ def test_logits_do_not_depend_on_later_tokens(decoder, tokens, memory):
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
-def test_every_parameter_receives_a_gradient(tokens, memory):
+def test_every_parameter_receives_a_gradient(tokens: Tensor, memory: Tensor) -> None:
     torch.manual_seed(0)
     trained = T5Decoder(replace(CONFIG, dropout=0.1, tie_word_embeddings=False)).train()
     nn.functional.cross_entropy(trained(tokens, memory).flatten(0, 1), tokens.flatten()).backward()
     assert [name for name, parameter in trained.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
 
 
-def test_dropout_acts_in_training_only(tokens, memory):
+def test_dropout_acts_in_training_only(tokens: Tensor, memory: Tensor) -> None:
     torch.manual_seed(0)
     dropping = T5Decoder(replace(CONFIG, dropout=0.5))
     assert not torch.equal(dropping.train()(tokens, memory), dropping(tokens, memory))
@@ -108,7 +110,7 @@ def test_dropout_acts_in_training_only(tokens, memory):
 # --- engine form --------------------------------------------------------------------------------------------------------
 
 
-def test_steps_equal_the_plain_form(decoder, tokens, memory):
+def test_steps_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     want = decoder(tokens, memory)
     own, cross = decoder.empty_cache(T, batch=2), decoder.cross_keys_values(memory)
     for position, row in enumerate(torch.eye(T)):
@@ -116,7 +118,7 @@ def test_steps_equal_the_plain_form(decoder, tokens, memory):
         torch.testing.assert_close(logits, want[:, position], rtol=0, atol=1e-5)
 
 
-def test_what_a_cache_held_before_does_not_matter(decoder, tokens, memory):
+def test_what_a_cache_held_before_does_not_matter(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     """It is reused for the next sentence without being cleared."""
     want = decoder(tokens, memory)
     cross = decoder.cross_keys_values(memory)
@@ -126,7 +128,7 @@ def test_what_a_cache_held_before_does_not_matter(decoder, tokens, memory):
         torch.testing.assert_close(logits, want[:, position], rtol=0, atol=1e-5)
 
 
-def test_a_step_writes_its_slot_and_no_other_and_leaves_its_inputs_alone(decoder, tokens, memory):
+def test_a_step_writes_its_slot_and_no_other_and_leaves_its_inputs_alone(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     cross = decoder.cross_keys_values(memory)
     own = tuple((torch.randn_like(key), torch.randn_like(value)) for key, value in decoder.empty_cache(T, batch=2))
     before = [(key.clone(), value.clone()) for key, value in own]
@@ -143,7 +145,9 @@ def test_a_step_writes_its_slot_and_no_other_and_leaves_its_inputs_alone(decoder
 
 @settings(deadline=None, max_examples=25)
 @given(length=st.integers(1, 40), heads=st.integers(1, 3), width=st.integers(1, 9), layers=st.integers(1, 3), seed=st.integers(0, 99))
-def test_steps_equal_the_plain_form_for_any_dimensions(steps_over, length, heads, width, layers, seed):
+def test_steps_equal_the_plain_form_for_any_dimensions(
+    steps_over: Callable[..., Any], length: int, heads: int, width: int, layers: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     config = replace(
         CONFIG,
@@ -167,7 +171,7 @@ def test_steps_equal_the_plain_form_for_any_dimensions(steps_over, length, heads
 # --- stages -------------------------------------------------------------------------------------------------------------
 
 
-def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder):
+def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder: T5Decoder) -> None:
     stage = DecoderStep(decoder, T)
     key, value = TensorSpec((1, 4, 16, T)), TensorSpec((1, 4, T, 16))
     cross_key, cross_value = TensorSpec((1, 4, 16, M)), TensorSpec((1, 4, M, 16))
@@ -186,7 +190,7 @@ def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder):
     assert stage.output_names == ("logits", "self_key_0_out", "self_value_0_out", "self_key_1_out", "self_value_1_out")
 
 
-def test_stages_equal_the_plain_form(decoder, tokens, memory):
+def test_stages_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     """Flat tensors through the stages, by their names only."""
     want = decoder(tokens[:1], memory[:1])
     stage = DecoderStep(decoder, T)
@@ -202,12 +206,12 @@ def test_stages_equal_the_plain_form(decoder, tokens, memory):
         values |= {name.removesuffix("_out"): value for name, value in outputs.items() if name != "logits"}
 
 
-def test_stage_keeps_nothing_but_the_decoder_in_its_weights(decoder):
+def test_stage_keeps_nothing_but_the_decoder_in_its_weights(decoder: T5Decoder) -> None:
     assert set(DecoderStep(decoder, T).state_dict()) == {f"decoder.{name}" for name in decoder.state_dict()}
 
 
 @pytest.mark.slow
-def test_stages_become_small_fp16_programs_without_transposes_in_the_step(decoder):
+def test_stages_become_small_fp16_programs_without_transposes_in_the_step(decoder: T5Decoder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the converter, about versions and machines it was not tried with
         step = program_of(DecoderStep(decoder, T).eval(), DecoderStep(decoder, T).input_specs(M), DecoderStep(decoder, T).output_names)
@@ -218,7 +222,7 @@ def test_stages_become_small_fp16_programs_without_transposes_in_the_step(decode
     assert not {"transpose", "scatter", "slice_update", "cast", "select", "while_loop"} & set(kinds)
 
 
-def program_of(module, specs, outputs):
+def program_of(module: nn.Module, specs: Mapping[str, TensorSpec], outputs: Sequence[str]) -> Any:
     import coremltools as ct
 
     examples = tuple(

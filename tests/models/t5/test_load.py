@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import T5Config as HuggingFaceConfig
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
@@ -16,11 +19,15 @@ from coreflow.models.errors import BundleError
 from coreflow.models.t5.config import T5_SMALL
 from coreflow.models.t5.load import load_decoder, read_config
 
+Weights = dict[str, Tensor]
+Edit = Callable[[Weights], Weights]
+Index = tuple[Path, dict[str, str], Callable[..., None]]
+
 TINY = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3}
 T, M = 150, 6  # more positions than the maximal distance of 128
 
 
-def save(directory, *, shard="1GB", **settings):
+def save(directory: Path, *, shard: str = "1GB", **settings: Any) -> Any:
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(HuggingFaceConfig(**TINY, decoder_start_token_id=0, **settings)).eval()
     with torch.no_grad():  # at their initial value of 1 the norms would hide a mix-up
@@ -32,24 +39,24 @@ def save(directory, *, shard="1GB", **settings):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     directory = tmp_path_factory.mktemp("t5")
     return directory, save(directory)
 
 
 @pytest.fixture
-def copied(stored, tmp_path):
+def copied(stored: tuple[Path, Any], tmp_path: Path) -> Path:
     """A directory of its own, to be damaged."""
     return Path(shutil.copytree(stored[0], tmp_path / "t5"))
 
 
-def inputs(vocabulary=40, width=32, length=T):
+def inputs(vocabulary: int = 40, width: int = 32, length: int = T) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, vocabulary, (2, length), generator=generator), torch.randn(2, M, width, generator=generator)
 
 
 @torch.no_grad()
-def their_logits(model, tokens, memory):
+def their_logits(model: Any, tokens: Tensor, memory: Tensor) -> Tensor:
     return model(encoder_outputs=BaseModelOutput(memory), decoder_input_ids=tokens).logits
 
 
@@ -57,13 +64,13 @@ def their_logits(model, tokens, memory):
 
 
 @torch.no_grad()
-def test_plain_form_equals_transformers(stored):
+def test_plain_form_equals_transformers(stored: tuple[Path, Any]) -> None:
     directory, theirs = stored
     tokens, memory = inputs()
     torch.testing.assert_close(load_decoder(directory)(tokens, memory), their_logits(theirs, tokens, memory), rtol=0, atol=1e-5)
 
 
-def test_steps_equal_transformers_beyond_the_maximal_distance(stored, steps_over):
+def test_steps_equal_transformers_beyond_the_maximal_distance(stored: tuple[Path, Any], steps_over: Callable[..., Any]) -> None:
     directory, theirs = stored
     tokens, memory = inputs()
     want = their_logits(theirs, tokens, memory)[0].numpy()
@@ -83,7 +90,7 @@ def test_steps_equal_transformers_beyond_the_maximal_distance(stored, steps_over
     ids=["unscaled-head", "buckets", "epsilon"],
 )
 @torch.no_grad()
-def test_settings_of_the_config_are_honoured(settings, tmp_path):
+def test_settings_of_the_config_are_honoured(settings: dict[str, Any], tmp_path: Path) -> None:
     theirs = save(tmp_path, **settings)
     tokens, memory = inputs(length=40)
     want = their_logits(theirs, tokens, memory)
@@ -91,16 +98,16 @@ def test_settings_of_the_config_are_honoured(settings, tmp_path):
 
 
 @torch.no_grad()
-def test_a_head_of_its_own_is_used_unscaled(copied):
+def test_a_head_of_its_own_is_used_unscaled(copied: Path) -> None:
     edit_config(copied, tie_word_embeddings=False)
     head = torch.randn(40, 32, generator=torch.Generator().manual_seed(5))
     edit_weights(copied, lambda weights: weights | {"lm_head.weight": head})
     decoder = load_decoder(copied)
     assert not decoder.config.tie_word_embeddings
-    assert torch.equal(decoder.head.weight, head)
+    assert decoder.head is not None and torch.equal(decoder.head.weight, head)
 
 
-def test_sharded_weights_are_the_same_weights(stored, tmp_path):
+def test_sharded_weights_are_the_same_weights(stored: tuple[Path, Any], tmp_path: Path) -> None:
     directory, _ = stored
     save(tmp_path, shard="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -109,13 +116,13 @@ def test_sharded_weights_are_the_same_weights(stored, tmp_path):
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
 
 
-def test_half_precision_weights_become_float32(copied):
+def test_half_precision_weights_become_float32(copied: Path) -> None:
     edit_weights(copied, lambda weights: {name: value.half() for name, value in weights.items()})
     assert {parameter.dtype for parameter in load_decoder(copied).parameters()} == {torch.float32}
 
 
-def test_redundant_tensors_of_early_checkpoints_are_accepted(copied):
-    def redundant(weights):
+def test_redundant_tensors_of_early_checkpoints_are_accepted(copied: Path) -> None:
+    def redundant(weights: Weights) -> Weights:
         return weights | {
             "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.zeros(32, 3),
             **{
@@ -128,19 +135,19 @@ def test_redundant_tensors_of_early_checkpoints_are_accepted(copied):
     assert load_decoder(copied).head is None
 
 
-def test_the_encoder_is_not_needed(copied):
+def test_the_encoder_is_not_needed(copied: Path) -> None:
     edit_weights(copied, lambda weights: {name: value for name, value in weights.items() if not name.startswith("encoder.")})
     load_decoder(copied)
 
 
-def test_loaded_decoder_evaluates_and_can_be_trained(stored):
+def test_loaded_decoder_evaluates_and_can_be_trained(stored: tuple[Path, Any]) -> None:
     decoder = load_decoder(stored[0])
     assert not decoder.training
     assert all(parameter.requires_grad for parameter in decoder.parameters())
 
 
 @pytest.mark.slow
-def test_t5_small_dimensions_equal_transformers(tmp_path, steps_over):
+def test_t5_small_dimensions_equal_transformers(tmp_path: Path, steps_over: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     T5ForConditionalGeneration(HuggingFaceConfig(decoder_start_token_id=0)).save_pretrained(tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
@@ -159,12 +166,12 @@ def test_t5_small_dimensions_equal_transformers(tmp_path, steps_over):
 # --- refusals -----------------------------------------------------------------------------------------------------------
 
 
-def edit_config(directory, **changes):
+def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps({name: value for name, value in (json.loads(path.read_text()) | changes).items() if value != "absent"}))
 
 
-def edit_weights(directory, edit):
+def edit_weights(directory: Path, edit: Edit) -> None:
     path = directory / "model.safetensors"
     save_file(edit(load_file(path)), path)
 
@@ -182,7 +189,7 @@ def edit_weights(directory, edit):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_config_that_is_not_t5_v1_is_refused(changes, named, copied):
+def test_a_config_that_is_not_t5_v1_is_refused(changes: dict[str, Any], named: str, copied: Path) -> None:
     edit_config(copied, **changes)
     with pytest.raises(BundleError) as refusal:
         read_config(copied)
@@ -191,19 +198,19 @@ def test_a_config_that_is_not_t5_v1_is_refused(changes, named, copied):
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe"], ids=["empty", "cut", "list", "bytes"])
-def test_a_damaged_config_is_refused(text, copied):
+def test_a_damaged_config_is_refused(text: bytes, copied: Path) -> None:
     (copied / "config.json").write_bytes(text)
     with pytest.raises(BundleError, match=r"config\.json: not "):
         load_decoder(copied)
 
 
-def without_a_key_with_another_and_a_wrong_shape(weights):
+def without_a_key_with_another_and_a_wrong_shape(weights: Weights) -> Weights:
     weights.pop("decoder.final_layer_norm.weight")
     weights["decoder.block.1.layer.2.DenseReluDense.wi.weight"] = torch.zeros(48, 31)
     return weights | {"decoder.block.2.layer.0.layer_norm.weight": torch.zeros(32)}
 
 
-def test_all_that_is_wrong_with_the_weights_is_named_at_once(copied):
+def test_all_that_is_wrong_with_the_weights_is_named_at_once(copied: Path) -> None:
     edit_weights(copied, without_a_key_with_another_and_a_wrong_shape)
     with pytest.raises(BundleError) as refusal:
         load_decoder(copied)
@@ -226,7 +233,7 @@ def test_all_that_is_wrong_with_the_weights_is_named_at_once(copied):
     ],
     ids=["nan", "int8", "head", "foreign"],
 )
-def test_weights_that_do_not_fit_are_refused(edit, named, copied):
+def test_weights_that_do_not_fit_are_refused(edit: Edit, named: str, copied: Path) -> None:
     edit_weights(copied, edit)
     with pytest.raises(BundleError) as refusal:
         load_decoder(copied)
@@ -234,53 +241,53 @@ def test_weights_that_do_not_fit_are_refused(edit, named, copied):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 300, -1], ids=["empty", "cut-length", "cut-header", "cut-data"])
-def test_a_truncated_weight_file_is_refused(keep, copied):
+def test_a_truncated_weight_file_is_refused(keep: int, copied: Path) -> None:
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(BundleError, match=r"model\.safetensors: not a readable safetensors file"):
         load_decoder(copied)
 
 
-def test_pickled_weights_are_never_opened(copied):
+def test_pickled_weights_are_never_opened(copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     with pytest.raises(BundleError, match="pickled weights are not read"):
         load_decoder(copied)
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"nowhere.config\.json: cannot be read"):
         load_decoder(tmp_path / "nowhere")
 
 
 @pytest.fixture
-def index(tmp_path):
+def index(tmp_path: Path) -> Index:
     """The index of sharded weights, and a function that writes it back changed."""
     save(tmp_path, shard="20KB")
     path = tmp_path / "model.safetensors.index.json"
     plain = json.loads(path.read_text())
 
-    def write(**changes):
+    def write(**changes: Any) -> None:
         path.write_text(json.dumps(plain | changes))
 
     return tmp_path, plain["weight_map"], write
 
 
 @pytest.mark.parametrize("place", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", "a\\b", 7], ids=str)
-def test_an_index_may_not_lead_out_of_its_directory(place, index):
+def test_an_index_may_not_lead_out_of_its_directory(place: object, index: Index) -> None:
     directory, places, write = index
     write(weight_map=places | {"shared.weight": place})
     with pytest.raises(BundleError, match=r"shared\.weight is placed in .* which is not the name of a file beside it"):
         load_decoder(directory)
 
 
-def test_a_missing_shard_is_named(index):
+def test_a_missing_shard_is_named(index: Index) -> None:
     directory, places, _ = index
     (directory / places["shared.weight"]).unlink()
     with pytest.raises(BundleError, match=f"missing: {places['shared.weight']}"):
         load_decoder(directory)
 
 
-def test_a_tensor_that_is_not_in_its_shard_is_named(index):
+def test_a_tensor_that_is_not_in_its_shard_is_named(index: Index) -> None:
     directory, places, write = index
     elsewhere = next(name for name in places.values() if name != places["shared.weight"])
     write(weight_map=places | {"shared.weight": elsewhere})
@@ -289,7 +296,7 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(index):
 
 
 @pytest.mark.parametrize("places", [{}, [], None], ids=str)
-def test_an_index_without_places_is_refused(places, index):
+def test_an_index_without_places_is_refused(places: object, index: Index) -> None:
     directory, _, write = index
     write(weight_map=places)
     with pytest.raises(BundleError, match="weight_map is not a table"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.named import numerics_named
 
@@ -30,7 +31,7 @@ def evaluate() -> Callable[..., Any]:
     """``evaluate(op, x=..., axis=...)``: the results as arrays; constants in, no rounding."""
 
     def run(
-        op: str, *, results: int = 1, opset: str = "CoreML8", numerics: str = "fp64", declared: str = "float32", **arguments: Any
+        op: str, *, results: int = 1, opset: str = "CoreML8", numerics: NumericsName = "fp64", declared: str = "float32", **arguments: Any
     ) -> Any:
         inputs = {name: constant(value) for name, value in arguments.items() if value is not None}
         outputs = tuple(Value(f"y{i}", declared, None) for i in range(results))

@@ -24,7 +24,7 @@ from coreflow.export.recipe import Recipe, draw_tensor
 from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
-from coreflow.runtime.backend import LoadOptions
+from coreflow.runtime.backend import LoadOptions, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 from coreflow.validate.inputs.samples import Sample
@@ -69,7 +69,7 @@ def sample_for(package: Path) -> Sample:
     return Sample(label="drawn", inputs={name: draw_tensor(spec, random) for name, spec in model.inputs.items()})
 
 
-def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str, list[Array]]:
+def observed(package: Path, sample: Sample, numerics: NumericsName = "fp16") -> dict[str, list[Array]]:
     """What every op gave in the whole program, by the name of its first output."""
     found: dict[str, list[Array]] = {}
 
@@ -82,7 +82,7 @@ def observed(package: Path, sample: Sample, numerics: str = "fp16") -> dict[str,
     return found
 
 
-def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: int = 0, numerics: str = "fp16") -> Path:
+def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: int = 0, numerics: NumericsName = "fp16") -> Path:
     """Cut, feed what entered, and compare every bit of what is seen when ops are looked at."""
     made = cut(package, op, out, radius)
     model = LiftedModel(read_program(made), LoadOptions(numerics=numerics, engine="interpreter"))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ TINY = Preset(
 
 @pytest.fixture(autouse=True)
 def _tiny_preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(PRESETS, "tiny", TINY)  # type: ignore[arg-type]
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -215,7 +215,7 @@ def test_learning_rate_rises_then_falls_to_almost_nothing() -> None:
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "sentences", "save_every"])
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}=0; at least 1"):
-        TrainingOptions(**{name: 0})
+        TrainingOptions(**cast(Any, {name: 0}))
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Graph, Op, Value
 from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift import registry
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.named import numerics_named
@@ -35,7 +36,7 @@ def chain(*steps: tuple[str, dict[str, Value]]) -> Graph:
     return Graph("main", "CoreML8", (first,), (value,), tuple(ops), ())
 
 
-def run(graph: Graph, numerics: str, *values: float, observe: Any = None) -> list[float]:
+def run(graph: Graph, numerics: NumericsName, *values: float, observe: Any = None) -> list[float]:
     chosen = numerics_named(numerics)
     x = torch.tensor(values, dtype=chosen.dtype)
     (result,) = Interpreter(graph, chosen).run({"x": x}, observe).values()

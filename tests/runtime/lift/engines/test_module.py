@@ -9,6 +9,7 @@ import torch
 
 from coreflow.export.package.graph import Program, Value, read_program
 from coreflow.runtime import load_model
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.module import LiftedModule, unique_names
 from coreflow.runtime.lift.numerics.named import numerics_named
 
@@ -21,12 +22,12 @@ def program(small_package: Path) -> Program:
     return read_program(small_package)
 
 
-def lifted(program: Program, numerics: str = "fp32") -> LiftedModule:
+def lifted(program: Program, numerics: NumericsName = "fp32") -> LiftedModule:
     return LiftedModule(*program.function(), numerics_named(numerics)).eval()
 
 
 @pytest.mark.parametrize("numerics", ["fp64", "fp32", "fp16"])
-def test_results_are_the_interpreters(program: Program, small_package: Path, numerics: str) -> None:
+def test_results_are_the_interpreters(program: Program, small_package: Path, numerics: NumericsName) -> None:
     want = load_model(small_package, "lifted", numerics=numerics, engine="interpreter").predict({"ids": IDS, "mask": MASK})
     module = lifted(program, numerics)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Feature, Graph, Interface, Op, Value
+from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.numerics.named import numerics_named
@@ -154,7 +155,7 @@ def run(
     *,
     opset: str,
     results: int = 1,
-    numerics: str = "fp64",
+    numerics: NumericsName = "fp64",
     declared: str = "float32",
     how: How = "constants",
 ) -> tuple[Any, ...]:

@@ -284,7 +284,10 @@ class TestBlocks:
         """Convolutions, elementwise ops, roundings, means and turns in any order; some values leave, whatever else reads them."""
         shape = (1, channels, 3, 4)
         nodes: list[NodeProto] = []
-        constants: Arrays = {"axes": np.array([1], np.int64), "scale": RANDOM.standard_normal((1, channels, 1, 1)).astype(np.float32)}
+        constants: dict[str, Array] = {
+            "axes": np.array([1], np.int64),
+            "scale": RANDOM.standard_normal((1, channels, 1, 1)).astype(np.float32),
+        }
         values = ["x", "z"]
         for i in range(data.draw(st.integers(3, 14))):
             kind = data.draw(

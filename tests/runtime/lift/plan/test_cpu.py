@@ -17,6 +17,7 @@ from coreflow.export.package.weights import is_mapped
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
+from coreflow.runtime.backend import LoadOptions, NumericsName
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.named import numerics_named
 from coreflow.runtime.lift.plan import cpu
@@ -35,8 +36,8 @@ def ignore(op: Op, results: tuple[Any, ...]) -> None:
     """Who looks at ops and does nothing."""
 
 
-def interpreted(package: Path, numerics: str = "fp16") -> LiftedModel:
-    return LiftedModel(read_program(package), numerics, engine="interpreter")
+def interpreted(package: Path, numerics: NumericsName = "fp16") -> LiftedModel:
+    return LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter"))
 
 
 def half(name: str, shape: tuple[int, ...], data: Any = None) -> Value:
@@ -54,7 +55,7 @@ def one_op(kind: str, inputs: dict[str, Value], shape: tuple[int, ...] | None = 
     return Graph("main", "CoreML8", passed, (made,), (Op(kind, "op", inputs, (made,)),), ())
 
 
-def both(graph: Graph, *tensors: torch.Tensor, numerics: str = "fp16") -> tuple[torch.Tensor, torch.Tensor]:
+def both(graph: Graph, *tensors: torch.Tensor, numerics: NumericsName = "fp16") -> tuple[torch.Tensor, torch.Tensor]:
     """What the closed plan gives, and the one whose ops can be looked at."""
     interpreter, passed = Interpreter(graph, numerics_named(numerics)), {v.name: t for v, t in zip(graph.inputs, tensors, strict=True)}
     return interpreter.run(passed)["y"], interpreter.run(passed, ignore)["y"]
@@ -127,7 +128,8 @@ class TestProducts:
         if bias is not None:
             inputs["bias"] = half("b", bias.shape, bias)
         want = exact(kind, x, weight, bias, **rest)
-        for numerics, close in (("fp16", 2**-10), ("fp32", 1e-5)):
+        tolerances: dict[NumericsName, float] = {"fp16": 2**-10, "fp32": 1e-5}
+        for numerics, close in tolerances.items():
             closed, looked = both(one_op(kind, inputs, tuple(want.shape)), x, numerics=numerics)
             limit = close * max(1.0, float(want.abs().max()))
             assert closed.shape == looked.shape == want.shape
@@ -264,7 +266,7 @@ def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> N
 
 
 @pytest.mark.parametrize("numerics", ["fp16", "fp32"])
-def test_a_state_goes_from_plan_to_plan(counting_package: Path, numerics: str) -> None:
+def test_a_state_goes_from_plan_to_plan(counting_package: Path, numerics: NumericsName) -> None:
     model = interpreted(counting_package, numerics)
     state = model.make_state()
     for observe in (None, ignore, None):
