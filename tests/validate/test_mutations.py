@@ -15,7 +15,7 @@ from coreflow.validate import validate
 from coreflow.validate.report.model import Report
 
 if TYPE_CHECKING:
-    from conftest import Converted
+    from tests.validate.conftest import Converted
 
 Weights = dict[str, Tensor]
 Convert = Callable[..., "Converted"]

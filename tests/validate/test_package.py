@@ -20,7 +20,7 @@ from coreflow.validate.package import validate
 from coreflow.validate.report.model import exit_code_of
 
 if TYPE_CHECKING:
-    from conftest import Converted
+    from tests.validate.conftest import Converted
 
 
 def test_the_report_says_what_was_compared(converted: "Converted") -> None:

@@ -310,7 +310,7 @@ def at_positions(seed: int) -> Arrays:
 def test_a_write_at_a_tensor_index_is_lost_by_the_converter(by: str, tmp_path: Path) -> None:
     """The trace is right, so the own export has nothing to refuse; the conversion at FLOAT32 shows the loss."""
     module = Cached().eval()
-    shapes = {"x": ((1, 8), HALF), "cache": ((1, 8, 6), HALF), "position": ((1,), WHOLE)}
+    shapes: Shapes = {"x": ((1, 8), HALF), "cache": ((1, 8, 6), HALF), "position": ((1,), WHOLE)}
     package = convert(module, tmp_path, shapes) if by == "coremltools" else build(recipe_of(module, at_positions), tmp_path)
     assert "linear" not in {op.type for op in read_program(package).function()[0].ops}, "what would be written is not even computed"
     report = validate(package, module, draw=at_positions)

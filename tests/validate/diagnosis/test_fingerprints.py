@@ -30,7 +30,7 @@ def by_hand(values: Array) -> Fingerprint:
     )
 
 
-VALUES = {
+VALUES: dict[str, Array] = {
     "normal": RANDOM.standard_normal((3, 4, 5)),
     "more than one block": RANDOM.exponential(2.0, 40_000),
     "fp16": RANDOM.standard_normal(64).astype(np.float16),

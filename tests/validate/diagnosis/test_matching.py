@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreflow.export.bundle import build
-from coreflow.export.package.graph import Op
+from coreflow.export.package.graph import Op, read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.arrays import Array
@@ -21,12 +21,13 @@ from coreflow.models.energy.config import find_preset
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.energy.stages import energy_stages
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime import load_model
+from coreflow.runtime.backend import LoadOptions
+from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.diagnosis.matching import Matcher
 from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
 
 if TYPE_CHECKING:
-    from conftest import Converted
+    from tests.validate.conftest import Converted
 
 HERE = Path(__file__)
 FP32, FP16 = 1e-5, 2e-3  # tolerances for packages in fp32 and in fp16
@@ -146,8 +147,8 @@ class Folded(nn.Module):
         super().__init__()
         self.conv_1, self.conv_2 = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1)
         self.norm = nn.BatchNorm2d(4)
-        nn.init.normal_(self.norm.running_mean)
-        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        nn.init.normal_(self.norm.get_buffer("running_mean"))
+        nn.init.uniform_(self.norm.get_buffer("running_var"), 0.5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(self.conv_1(x))  # batch norm
@@ -223,7 +224,7 @@ class Traced:
 
 
 @pytest.fixture
-def scopes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def scopes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Filled by every conversion: the module that the converter recorded for every result while it followed torch's trace."""
     import coremltools as ct
     from coremltools.converters.mil.mil.scope import ScopeSource
@@ -245,7 +246,7 @@ def follow(recipe: Recipe, folder: Path, scopes: dict[str, str], seed: int = 0) 
     """Convert, trace, and match every op, with what it reads as the lower bound among equal values."""
     scopes.clear()
     is_fp16 = recipe.precision == "fp16"
-    model = load_model(build(recipe, folder), "lifted", engine="interpreter", numerics="fp64")
+    model = LiftedModel(read_program(build(recipe, folder)), LoadOptions(engine="interpreter", numerics="fp64"))
     inputs = {name: array.astype(model.inputs[name].dtype) for name, array in recipe.inputs_for(seed).items()}
     matcher = Matcher(trace_values(recipe.module, inputs, fp16_weights=is_fp16), FP16 if is_fp16 else FP32)
     matches: list[tuple[Op, TracedValue | None]] = []

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.parts[0](x)
-        x = self.parts[1].other(x)
+        x = cast(Part, self.parts[1]).other(x)
         x = self.again(x).exp()
         return doubled(self.stack(x))  # call of the stack
 
@@ -115,6 +115,8 @@ def test_fp16_weights_are_rounded_and_nothing_else() -> None:
 
 class Operations(nn.Module):
     """One function of its inputs, with a buffer and a parameter."""
+
+    cache: Tensor
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ class TestArrays:
         swapped = {name: GOOD[name] for name in reversed(GOOD)}
         (sample,) = read_samples(WRITERS[suffix](tmp_path / f"a.{suffix}", swapped), BOTH)
         assert list(sample.inputs) == ["x", "ids"] and sample.label.startswith(f"a.{suffix}")
-        assert (sample.inputs["x"].dtype, sample.inputs["ids"].dtype) == (np.float16, np.int32)
+        assert (sample.inputs["x"].dtype, sample.inputs["ids"].dtype) == (np.dtype(np.float16), np.dtype(np.int32))
         for name in BOTH:
             np.testing.assert_array_equal(sample.inputs[name], GOOD[name])
         assert sample.seed is None and sample.expected is None
@@ -153,7 +153,7 @@ def pickled_member() -> bytes:
 
 def saved() -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **GOOD)
+    np.savez(buffer, x=GOOD["x"], ids=GOOD["ids"])
     return buffer.getvalue()
 
 

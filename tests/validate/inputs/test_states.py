@@ -31,6 +31,8 @@ C = 16
 class Memory(nn.Module):
     """A leaky sum of what was seen, and a linear map of it."""
 
+    memory: Tensor
+
     def __init__(self, keep: float = 0.5) -> None:
         super().__init__()
         self.register_buffer("memory", torch.zeros(1, C))
@@ -114,6 +116,8 @@ def test_a_write_to_another_place_than_torch_writes_to_is_caught(tmp_path: Path)
     """A place that depends on an input is fixed when the module is traced."""
 
     class Cache(nn.Module):
+        memory: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("memory", torch.zeros(1, C))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.recipe import Recipe, draw_tensor
-from coreflow.models.arrays import Arrays, Draw
+from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.sweeps import is_mask, sweep_samples
@@ -138,7 +138,7 @@ class TestIds:
 
     def test_whole_numbers_without_bounds_are_left_as_drawn(self) -> None:
         free = {"n": TensorSpec((4,), "int32"), "x": X}
-        drawn = {"n": np.arange(4, dtype=np.int32), "x": np.ones((2, 5), np.float16)}
+        drawn: dict[str, Array] = {"n": np.arange(4, dtype=np.int32), "x": np.ones((2, 5), np.float16)}
         assert all(np.array_equal(sample.inputs["n"], drawn["n"]) for sample in sweep_samples(free, lambda seed: drawn))
 
 

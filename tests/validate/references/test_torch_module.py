@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def in_place_by_hand(x: Array) -> Array:
     return y
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Array], Array]]] = {
     "two operations round twice": (lambda x: x * 1.1 + 0.3, lambda x: half(half(x * number(1.1)) + number(0.3))),
     "in place, and through a view": (in_place, in_place_by_hand),
     "a sum accumulates wide": (lambda x: (x * 1000).sum(1), lambda x: half(half(x * np.float32(1000)).sum(1))),
@@ -82,6 +83,8 @@ def test_a_linear_layer_rounds_its_weights_its_input_and_its_result_once() -> No
 
 def test_the_reference_is_float64_throughout() -> None:
     class Everything(nn.Module):
+        buffer: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(6, 6)
@@ -126,7 +129,7 @@ def test_dropout_is_off_and_shared_weights_stay_shared() -> None:
     ids = {"ids": np.array([[1, 2]], np.int32)}
     np.testing.assert_array_equal(reference.simulated_outputs(ids)[0], reference.simulated_outputs(ids)[0])
     for module in (reference._module_fp64, reference._simulated):
-        assert module.head.weight is module.embedding.weight
+        assert module.get_parameter("head.weight") is module.get_parameter("embedding.weight")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.replay.cut import record_inputs
 
 if TYPE_CHECKING:
-    from conftest import Converted
+    from tests.validate.conftest import Converted
 
 Save = Callable[..., Path]
 
@@ -188,7 +188,7 @@ class TestWhatIsTaken:
         for name in ("weight", "bias"):
             want, found = linear.inputs[name], again.inputs[name]
             assert not isinstance(want, tuple) and not isinstance(found, tuple)
-            np.testing.assert_array_equal(found.data, want.data)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found.data, want.data)
         sizes = [next(each.rglob("weight.bin")).stat().st_size for each in (made, converted.package)]
         assert sizes[0] < 64 * 64 * 2 + 64 * 2 + 6 * 64 < sizes[1] / 10
 

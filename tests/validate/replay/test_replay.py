@@ -33,7 +33,7 @@ from coreflow.validate.replay.recording import KEY, read_replay, worst_sample, w
 from coreflow.validate.report.model import AmbiguousSample, Culprit, OutputReport, Report, Samples
 
 if TYPE_CHECKING:
-    from conftest import Converted
+    from tests.validate.conftest import Converted
 
 RECIPES = """
 from pathlib import Path
@@ -245,7 +245,7 @@ class TestReplaying:
         judged_again(package, converted.recipe(), tmp_path / "one.safetensors")
         other = converted.recipe()
         with torch.no_grad():
-            other.module.head.weight.mul_(1.0002)  # type: ignore[union-attr,operator]
+            other.module.get_parameter("head.weight").mul_(1.0002)
         assert replay(tmp_path / "one.safetensors", reference=converted.recipe()).verdict == "pass"
         report = replay(tmp_path / "one.safetensors", reference=other)
         assert report.verdict == "incomplete" and "another torch model" in report.text

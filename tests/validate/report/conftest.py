@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from coreflow.validate.report.model import (
     worst,
 )
 
+Kind = Literal["rounding", "translation", "non-finite", "underflow", "amplification"]
 HOSTILE = "<script>alert(1)</script>\"'&|`[bold]\x1b[31m\x00\u202e\ud800"
 
 
@@ -114,12 +115,13 @@ def stage(*outputs: OutputReport, **found: Any) -> Report:
 
 def whole(**found: Any) -> Report:
     """A failing package of which everything was looked at."""
+    kinds: tuple[Kind, ...] = ("rounding", "translation", "non-finite", "underflow", "amplification", "rounding")
     culprits = tuple(
         Culprit(
             kind=kind, name=f"op_{place}_linear", type="linear", ratio=40.0 - place, text="loses 40 times a rounding by itself",
             origin=Origin(module="layers.3", operation="aten.mm.default", file="net.py", line=30) if place != 1 else None,
         )
-        for place, kind in enumerate(("rounding", "translation", "non-finite", "underflow", "amplification", "rounding"))
+        for place, kind in enumerate(kinds)
     )  # fmt: skip
     looked: dict[str, Any] = {
         "verdict": "fail", "cause": "fp16", "ops": ops(), "culprits": culprits, "notes": ("softplus was never given a value above 10.4",),

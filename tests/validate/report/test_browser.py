@@ -7,6 +7,7 @@ import select
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ class Browser:
         options = ("--headless=new", "--disable-gpu", "--no-first-run", "--disable-extensions", "--disable-background-networking",
                    "--disable-component-update", "--remote-debugging-pipe", "--no-sandbox", f"--user-data-dir={profile}")  # fmt: skip
         # (Without its sandbox, which neither root nor many containers can have: it opens pages that these tests wrote.)
-        actions = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
         actions += [(os.POSIX_SPAWN_DUP2, end, number) for end, number in zip(its_ends, (3, 4), strict=True)]
         self._process = os.posix_spawn(binary, [binary, *options, "about:blank"], os.environ, file_actions=actions)
         for end in (*its_ends, pipes[0][0], pipes[1][1]):
@@ -105,7 +106,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(params=["whole", "bundle", "bare", "hostile", "real"])
-def page(request: pytest.FixtureRequest, make, tmp_path: Path) -> Path:
+def page(request: pytest.FixtureRequest, make: SimpleNamespace, tmp_path: Path) -> Path:
     report = {
         "whole": make.whole,
         "bundle": lambda: make.bundle(make.whole(), make.stage(make.output(), name="a_stage_with_" + "a_long_name_" * 8)),
@@ -134,7 +135,7 @@ def test_nothing_is_fetched_nothing_complains_and_nothing_overflows(browser: Bro
     assert browser.ask("document.querySelectorAll('script').length") == 1
 
 
-def test_every_picture_has_its_table_and_is_drawn(browser: Browser, make, tmp_path: Path) -> None:
+def test_every_picture_has_its_table_and_is_drawn(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.whole())
     browser.open(tmp_path / "report.html", PHONE)
     browser.ask("document.querySelectorAll('details.output').forEach(each => each.open = true)")
@@ -152,7 +153,7 @@ def test_every_picture_has_its_table_and_is_drawn(browser: Browser, make, tmp_pa
     assert size * scale > 9
 
 
-def test_marks_stay_inside_their_picture(browser: Browser, make, tmp_path: Path) -> None:
+def test_marks_stay_inside_their_picture(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.whole())
     browser.open(tmp_path / "report.html", DESK)
     outside = browser.ask(
@@ -165,7 +166,7 @@ def test_marks_stay_inside_their_picture(browser: Browser, make, tmp_path: Path)
     assert outside == []
 
 
-def test_the_search_narrows_the_table_to_rows_with_every_word(browser: Browser, make, tmp_path: Path) -> None:
+def test_the_search_narrows_the_table_to_rows_with_every_word(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.whole())
     browser.open(tmp_path / "report.html", PHONE)
     visible = "[...document.querySelectorAll('.ops tbody tr')].filter(each => each.checkVisibility()).length"
@@ -184,7 +185,7 @@ def test_the_search_narrows_the_table_to_rows_with_every_word(browser: Browser, 
     assert search(" ") == (60, "60 of 60 ops")
 
 
-def test_without_scripts_everything_is_there_but_the_search_field(browser: Browser, make, tmp_path: Path) -> None:
+def test_without_scripts_everything_is_there_but_the_search_field(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.whole())
     browser.open(tmp_path / "report.html", DESK, scripts=False)
     root = browser.call("DOM.getDocument")["root"]["nodeId"]
@@ -196,7 +197,7 @@ def test_without_scripts_everything_is_there_but_the_search_field(browser: Brows
     assert count(".search[hidden]") == 1 and count("tr[hidden]") == 0
 
 
-def test_dark_and_light_follow_the_reader_and_can_be_read(browser: Browser, make, tmp_path: Path) -> None:
+def test_dark_and_light_follow_the_reader_and_can_be_read(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.whole())
     luminance = (
         "(() => { const of = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(each => each / 255)"
@@ -217,7 +218,7 @@ def test_dark_and_light_follow_the_reader_and_can_be_read(browser: Browser, make
     assert grounds[0] > 0.9 and grounds[1] < 0.05
 
 
-def test_a_hostile_report_runs_nothing(browser: Browser, make, tmp_path: Path) -> None:
+def test_a_hostile_report_runs_nothing(browser: Browser, make: SimpleNamespace, tmp_path: Path) -> None:
     write(tmp_path / "report.html", make.hostile())
     browser.open(tmp_path / "report.html", DESK)
     assert browser.of("Page.javascriptDialogOpening") == []

@@ -1,6 +1,7 @@
 """What a CI system and a pull request show: JUnit XML and Markdown. What was not judged is never among what passed."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,7 +23,7 @@ def state(case: ElementTree.Element) -> str:
     return next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
 
 
-def test_junit_has_a_case_per_package_and_per_output_and_gate(make) -> None:
+def test_junit_has_a_case_per_package_and_per_output_and_gate(make: SimpleNamespace) -> None:
     found = {name: state(case) for name, case in cases(junit.to_text(make.whole())).items()}
     assert found == {
         "encoder / verdict": "failure",
@@ -36,7 +37,7 @@ def test_junit_has_a_case_per_package_and_per_output_and_gate(make) -> None:
     }
 
 
-def test_junit_failures_say_what_was_found(make) -> None:
+def test_junit_failures_say_what_was_found(make: SimpleNamespace) -> None:
     found = cases(junit.to_text(make.whole()))
     verdict = found["encoder / verdict"].find("failure")
     assert verdict is not None and verdict.text is not None
@@ -48,7 +49,7 @@ def test_junit_failures_say_what_was_found(make) -> None:
     assert warned is not None and str(warned.text).startswith("WARN")
 
 
-def test_junit_counts_what_it_holds(make) -> None:
+def test_junit_counts_what_it_holds(make: SimpleNamespace) -> None:
     report = make.bundle(make.whole(), make.stage(make.output(), name="other"), make.stage(name="none", verdict="incomplete"))
     root = ElementTree.fromstring(junit.to_text(report))
     assert [suite.get("name") for suite in root] == ["demo", "demo.encoder", "demo.other", "demo.none", "demo.cascade"]
@@ -62,7 +63,7 @@ def test_junit_counts_what_it_holds(make) -> None:
         }
 
 
-def test_junit_never_passes_what_was_not_judged(make) -> None:
+def test_junit_never_passes_what_was_not_judged(make: SimpleNamespace) -> None:
     no_gates = make.stage(make.output(gates=()), name="no gates")
     report = make.bundle(no_gates, make.stage(name="none", verdict="incomplete"), problems=("no reference for none",))
     found = {name: state(case) for name, case in cases(junit.to_text(report)).items()}
@@ -75,7 +76,7 @@ def test_junit_never_passes_what_was_not_judged(make) -> None:
     assert "not judged: no reference for none" in junit.to_text(report)
 
 
-def test_strict_makes_a_warning_a_failure(make) -> None:
+def test_strict_makes_a_warning_a_failure(make: SimpleNamespace) -> None:
     report = make.whole()
     assert state(cases(junit.to_text(report, strict=True))["encoder / hidden: rho_max"]) == "failure"
 
@@ -86,13 +87,13 @@ def test_junit_of_a_real_failure(real: Any) -> None:
     assert "layers.1.contract" in junit.to_text(real)
 
 
-def test_hostile_names_are_text_in_xml(make) -> None:
+def test_hostile_names_are_text_in_xml(make: SimpleNamespace) -> None:
     found = cases(junit.to_text(make.bundle(make.hostile(), name=make.HOSTILE)))
     kept = "<script>alert(1)</script>\"'&|`[bold]\ufffd[31m\ufffd\ufffd\ufffd"
     assert f"{kept}.{kept} / {kept}: rho_slice" in found
 
 
-def test_markdown_says_the_verdict_first_then_what_fails_then_why(make) -> None:
+def test_markdown_says_the_verdict_first_then_what_fails_then_why(make: SimpleNamespace) -> None:
     text = markdown.to_text(make.whole())
     assert text.startswith("### ✗ **FAIL** (fp16): coreflow validate `encoder`\n\nsaid so\n\n|")
     order = [
@@ -110,7 +111,7 @@ def test_markdown_says_the_verdict_first_then_what_fails_then_why(make) -> None:
     assert len(text.splitlines()) < 30
 
 
-def test_markdown_lists_packages_that_were_not_compared(make) -> None:
+def test_markdown_lists_packages_that_were_not_compared(make: SimpleNamespace) -> None:
     report = make.bundle(
         make.stage(make.output()),
         make.stage(name="none", verdict="incomplete", problems=("other golden samples",)),
@@ -125,12 +126,12 @@ def test_markdown_lists_packages_that_were_not_compared(make) -> None:
     assert "8 of 9 equal" in text and "NOT compared: none" in text
 
 
-def test_markdown_of_a_pass_is_short(make) -> None:
+def test_markdown_of_a_pass_is_short(make: SimpleNamespace) -> None:
     text = markdown.to_text(make.stage(make.output()))
     assert text.startswith("### ✓ **PASS**") and "Culprits" not in text and text.index("<details>") < text.index("`surface`")
 
 
-def test_hostile_names_are_text_in_markdown(make) -> None:
+def test_hostile_names_are_text_in_markdown(make: SimpleNamespace) -> None:
     text = markdown.to_text(make.bundle(make.hostile(), name=make.HOSTILE, warnings=(make.HOSTILE,)))
     page = READER.render(text)
     assert "<script" not in page

@@ -1,7 +1,9 @@
 """Two reports of the same thing: what got worse, by rules that are written down."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ def worse(diff: ReportDiff) -> set[str]:
     return {change.what for change in diff.worse}
 
 
-def test_a_report_is_no_worse_than_itself(make) -> None:
+def test_a_report_is_no_worse_than_itself(make: SimpleNamespace) -> None:
     for report in (make.stage(make.output(), make.failing()), make.whole(), make.bundle(make.whole())):
         diff = changed(report, report)
         assert (diff.changes, diff.exit_code) == ((), 0)
@@ -44,13 +46,13 @@ def test_a_report_is_no_worse_than_itself(make) -> None:
         (1.2, 1.0, False),
     ],
 )
-def test_rho_rms_is_worse_when_it_grew_by_a_tenth_and_by_a_step(make, before: float, after: float, is_worse: bool) -> None:
+def test_rho_rms_is_worse_when_it_grew_by_a_tenth_and_by_a_step(make: SimpleNamespace, before: float, after: float, is_worse: bool) -> None:
     diff = changed(make.stage(make.output(rho_rms=before)), make.stage(make.output(rho_rms=after)))
     assert (worse(diff) == {"surface: rho_rms"}) is is_worse and diff.exit_code == is_worse
     assert diff.outputs[0].worse is is_worse
 
 
-def test_single_draws_have_wider_limits(make) -> None:
+def test_single_draws_have_wider_limits(make: SimpleNamespace) -> None:
     old = make.stage(make.output(rho_max=2.0, rho_slice=2.0))
     assert changed(old, make.stage(make.output(rho_max=2.9, rho_slice=2.9))).exit_code == 0
     assert worse(changed(old, make.stage(make.output(rho_max=3.1, rho_slice=3.1)))) == {"surface: rho_max", "surface: rho_slice"}
@@ -58,7 +60,7 @@ def test_single_draws_have_wider_limits(make) -> None:
 
 
 @pytest.mark.parametrize("key", ["flips", "non_finite", "overflowed"])
-def test_one_more_flip_or_value_that_is_not_finite_is_worse(make, key: str) -> None:
+def test_one_more_flip_or_value_that_is_not_finite_is_worse(make: SimpleNamespace, key: str) -> None:
     few, many = (make.stage(make.output(**{key: count})) for count in (1, 2))
     assert worse(changed(few, many)) == {f"surface: {key}"}
     assert [change.direction for change in changed(many, few).changes] == ["better"]
@@ -76,7 +78,7 @@ def test_one_more_flip_or_value_that_is_not_finite_is_worse(make, key: str) -> N
         ("fp16-unsafe", "incomplete", "changed"),
     ],
 )
-def test_an_outcome_that_is_not_judged_any_more_is_no_improvement(make, before: str, after: str, direction: str) -> None:
+def test_an_outcome_that_is_not_judged_any_more_is_no_improvement(make: SimpleNamespace, before: str, after: str, direction: str) -> None:
     assert direction_of(before, after) == direction
 
     def report(outcome: Any) -> Any:
@@ -86,7 +88,7 @@ def test_an_outcome_that_is_not_judged_any_more_is_no_improvement(make, before: 
     assert found == {"verdict": direction, "surface: rho_rms": direction}
 
 
-def test_a_check_that_passed_and_is_gone_is_worse(make) -> None:
+def test_a_check_that_passed_and_is_gone_is_worse(make: SimpleNamespace) -> None:
     old = make.stage(make.output())
     new = make.stage(make.output(gates=make.output().gates[:1]))
     assert worse(changed(old, new)) == {"surface: contract"}
@@ -95,7 +97,7 @@ def test_a_check_that_passed_and_is_gone_is_worse(make) -> None:
     assert "surface: exact" in worse(changed(old, make.stage(failing)))
 
 
-def test_outputs_and_packages_that_are_gone_are_worse_and_new_ones_only_if_they_do_not_pass(make) -> None:
+def test_outputs_and_packages_that_are_gone_are_worse_and_new_ones_only_if_they_do_not_pass(make: SimpleNamespace) -> None:
     one, two = make.stage(make.output()), make.stage(make.output(), make.output("hidden"))
     assert worse(changed(two, one)) == {"hidden"}
     assert changed(one, two).exit_code == 0 and changed(one, two).changes[0].before == "new"
@@ -105,7 +107,7 @@ def test_outputs_and_packages_that_are_gone_are_worse_and_new_ones_only_if_they_
     assert worse(changed(small, make.bundle(one, cascade=None))) == {"cascade"}
 
 
-def test_every_part_of_a_bundle_is_compared(make) -> None:
+def test_every_part_of_a_bundle_is_compared(make: SimpleNamespace) -> None:
     old = make.bundle(make.stage(make.output()))
     assert old.cascade is not None
     tokens = TokenAgreement(sentences=1, tokens=9, equal=7, explained=(), unexplained=("'a b', token 4",))
@@ -118,7 +120,7 @@ def test_every_part_of_a_bundle_is_compared(make) -> None:
     assert "8 of 9" in {change.before for change in diff.changes}
 
 
-def test_other_circumstances_and_new_culprits_are_told_and_are_not_worse(make) -> None:
+def test_other_circumstances_and_new_culprits_are_told_and_are_not_worse(make: SimpleNamespace) -> None:
     old = make.whole(culprits=(), constants=())
     samples = Samples(seeds=(0,), drawn=1, given=0)
     diff = changed(old, make.whole(digest="cd" * 32, numerics="fp32", budget="heuristic", samples=samples, versions={"torch": "2.14.0"}))
@@ -130,12 +132,12 @@ def test_other_circumstances_and_new_culprits_are_told_and_are_not_worse(make) -
     assert told["culprit op_1_linear"] == ("new", "loses 40 times a rounding by itself") and told["constant eps"] == ("new", "is 0 in fp16")
 
 
-def test_a_bundle_and_a_package_are_not_compared(make) -> None:
+def test_a_bundle_and_a_package_are_not_compared(make: SimpleNamespace) -> None:
     with pytest.raises(InputError, match="give two of a kind"):
         changed(make.stage(make.output()), make.bundle(make.stage(make.output())))
 
 
-def test_the_comparison_is_shown_in_words(make, shown) -> None:
+def test_the_comparison_is_shown_in_words(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     diff = changed(make.stage(make.output()), make.stage(make.output(rho_rms=1.4, relative_rms=8e-4), name="encoder"))
     text = shown(render_diff(diff))
     assert text.startswith("WORSE  pass -> pass; 1 thing got worse")
@@ -148,7 +150,7 @@ def test_the_comparison_is_shown_in_words(make, shown) -> None:
     assert "[bold]" in hostile and "\x1b" not in hostile
 
 
-def test_what_got_worse_comes_first(make) -> None:
+def test_what_got_worse_comes_first(make: SimpleNamespace) -> None:
     old = make.stage(make.output(rho_rms=3.0), make.output("hidden"))
     diff = changed(old, make.stage(make.output(rho_rms=1.0), make.output("hidden", rho_rms=2.0), digest="cd" * 32))
     assert [change.direction for change in diff.changes] == ["worse", "changed", "better"]

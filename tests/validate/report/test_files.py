@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,14 +21,14 @@ def test_the_folder_lists_the_formats() -> None:
 @pytest.mark.parametrize(
     ("suffix", "start"), [(".html", "<!DOCTYPE html>"), (".json", "{"), (".xml", "<?xml"), (".md", "### "), (".JSON", "{")], ids=str
 )
-def test_the_suffix_chooses_the_format(make, tmp_path: Path, suffix: str, start: str) -> None:
+def test_the_suffix_chooses_the_format(make: SimpleNamespace, tmp_path: Path, suffix: str, start: str) -> None:
     file = tmp_path / "deep" / f"report{suffix}"
     write(file, make.whole())
     assert file.read_text(encoding="utf-8").startswith(start)
     assert [other.name for other in file.parent.iterdir()] == [file.name], "nothing is left behind"
 
 
-def test_a_new_format_is_one_file(make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_new_format_is_one_file(make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "verdict_line.py").write_text(
         'SUFFIX, TITLE = ".txt", "Text"\n\ndef to_text(report, *, strict=False):\n    return f"{report.name} {report.verdict} {strict}"\n'
     )
@@ -37,7 +38,7 @@ def test_a_new_format_is_one_file(make, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (tmp_path / "report.txt").read_text() == "encoder pass True"
 
 
-def test_strict_makes_a_warning_a_failure_only_where_a_format_knows_no_warnings(make) -> None:
+def test_strict_makes_a_warning_a_failure_only_where_a_format_knows_no_warnings(make: SimpleNamespace) -> None:
     warning = make.stage(make.output(), verdict="warn")
     differing = [suffix for suffix, module in known_formats().items() if module.to_text(warning, strict=True) != module.to_text(warning)]
     assert differing == [".xml"]
@@ -49,7 +50,7 @@ def test_an_unknown_suffix_is_refused_with_those_that_are_known(name: str) -> No
         check_formats([Path("report.json"), Path(name)])
 
 
-def test_json_is_written_as_it_always_was(make, tmp_path: Path) -> None:
+def test_json_is_written_as_it_always_was(make: SimpleNamespace, tmp_path: Path) -> None:
     from coreflow.validate.report.json import to_json, write_report
 
     report = make.whole()

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,14 +26,14 @@ class Tree(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.elements: list[tuple[tuple[str, ...], dict[str, str | None]]] = []
+        self.elements: list[tuple[tuple[str, ...], dict[str, str]]] = []
         self.texts: list[tuple[tuple[str, ...], str]] = []
         self.feed(page)
         self.close()
         assert not self.open
 
     def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(((*self.open, name), dict(attrs)))
+        self.elements.append(((*self.open, name), {attribute: value or "" for attribute, value in attrs}))
         assert len(dict(attrs)) == len(attrs), f"{name} repeats an attribute"
         if name not in VOID:
             self.open.append(name)
@@ -43,14 +44,14 @@ class Tree(HTMLParser):
     def handle_data(self, text: str) -> None:
         self.texts.append((tuple(self.open), text))
 
-    def of(self, name: str) -> Iterator[dict[str, str | None]]:
+    def of(self, name: str) -> Iterator[dict[str, str]]:
         return (attributes for path, attributes in self.elements if path[-1] == name)
 
     def text(self) -> str:
         return " ".join(text for path, text in self.texts if not {"style", "script"} & set(path))
 
 
-def reports(make) -> dict[str, Any]:
+def reports(make: SimpleNamespace) -> dict[str, Any]:
     return {
         "bare": make.stage(make.output()),
         "nothing": make.stage(verdict="incomplete"),
@@ -62,7 +63,7 @@ def reports(make) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["bare", "nothing", "whole", "bundle", "empty bundle", "hostile"])
-def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(make, name: str) -> None:
+def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(make: SimpleNamespace, name: str) -> None:
     page = to_html(reports(make)[name])
     tree = Tree(page)
     assert {attributes.get("href", "#")[0] for attributes in tree.of("a")} <= {"#"}
@@ -76,7 +77,7 @@ def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(make, name: str)
     assert "default-src 'none'" in next(each["content"] for each in tree.of("meta") if each.get("http-equiv"))
 
 
-def test_the_whole_report_has_every_plot_with_a_table_behind_it(make) -> None:
+def test_the_whole_report_has_every_plot_with_a_table_behind_it(make: SimpleNamespace) -> None:
     tree = Tree(to_html(make.whole()))
     pictures = [path for path, attributes in tree.elements if path[-1] == "svg" and attributes.get("class") == "plot"]
     titles = [text for path, text in tree.texts if path[-2:] == ("figure", "h4")]
@@ -88,7 +89,7 @@ def test_the_whole_report_has_every_plot_with_a_table_behind_it(make) -> None:
     assert all("details" in path[path.index("figure") :] for path in behind) and len(behind) >= len(pictures)
 
 
-def test_every_table_has_a_caption_headings_and_a_box_that_the_keyboard_reaches(make) -> None:
+def test_every_table_has_a_caption_headings_and_a_box_that_the_keyboard_reaches(make: SimpleNamespace) -> None:
     tree = Tree(to_html(reports(make)["bundle"]))
     tables = [path for path, _ in tree.elements if path[-1] == "table"]
     captions = [path for path, _ in tree.elements if path[-2:] == ("table", "caption")]
@@ -101,7 +102,7 @@ def test_every_table_has_a_caption_headings_and_a_box_that_the_keyboard_reaches(
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), "no level of headings is skipped"
 
 
-def test_what_was_not_looked_at_is_said_and_nothing_empty_is_drawn(make) -> None:
+def test_what_was_not_looked_at_is_said_and_nothing_empty_is_drawn(make: SimpleNamespace) -> None:
     tree = Tree(to_html(make.stage(make.output(rungs={}))))
     assert not [path for path, attributes in tree.elements if attributes.get("class") == "plot"]
     text = tree.text()
@@ -117,7 +118,7 @@ def test_what_was_not_looked_at_is_said_and_nothing_empty_is_drawn(make) -> None
     assert "Cascade: not looked at." in Tree(to_html(make.bundle(cascade=None))).text()
 
 
-def test_hostile_names_are_text(make) -> None:
+def test_hostile_names_are_text(make: SimpleNamespace) -> None:
     page = to_html(make.bundle(make.hostile(), name=make.HOSTILE, warnings=(make.HOSTILE,), problems=(make.HOSTILE,)))
     tree = Tree(page)
     assert page.count("<script>") == 1, "ours"
@@ -137,7 +138,7 @@ def test_a_string_is_escaped_and_only_tags_are_markup() -> None:
     assert table("c", ("a", "b"), [("<", "1")]).count("&lt;") == 1
 
 
-def test_the_op_table_holds_every_op_with_its_source_and_marks_the_bad_one(make) -> None:
+def test_the_op_table_holds_every_op_with_its_source_and_marks_the_bad_one(make: SimpleNamespace) -> None:
     tree = Tree(to_html(make.whole()))
     rows = [text for path, text in tree.texts if path[-4:] == ("table", "tbody", "tr", "th") and "figure" not in path]
     assert [f"op_{number}" in " ".join(rows) for number in range(60)] == [True] * 60
@@ -147,7 +148,7 @@ def test_the_op_table_holds_every_op_with_its_source_and_marks_the_bad_one(make)
     assert "hidden" in search, "without a script there is nothing to search with"
 
 
-def test_modules_are_bands_without_gaps(make) -> None:
+def test_modules_are_bands_without_gaps(make: SimpleNamespace) -> None:
     found = bands(make.ops())
     assert [band.module for band in found] == [f"layers.{number}" for number in range(6)]
     assert found[0].first == 0 and found[-1].last == 59

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ VALIDATOR = Draft202012Validator(schema())
 
 
 @pytest.fixture(params=["bare", "whole", "bundle", "empty bundle", "hostile"])
-def report(request: pytest.FixtureRequest, make) -> Any:
+def report(request: pytest.FixtureRequest, make: SimpleNamespace) -> Any:
     return {
         "bare": lambda: make.stage(make.output()),
         "whole": make.whole,
@@ -43,7 +44,7 @@ def test_every_report_follows_the_schema_and_comes_back_as_it_was(report: Any, t
     assert read_report(path) == plain == to_json(report)
 
 
-def test_a_report_of_before_a_field_was_added_is_read(make, tmp_path: Path) -> None:
+def test_a_report_of_before_a_field_was_added_is_read(make: SimpleNamespace, tmp_path: Path) -> None:
     plain = to_json(make.stage(make.output()))
     del plain["replay_package"]
     VALIDATOR.validate(plain)
@@ -57,7 +58,7 @@ def test_a_real_report_follows_the_schema(real: Any, tmp_path: Path) -> None:
     assert real.ops and real.culprits and all(each.plots.reference for each in real.outputs.values())
 
 
-def test_json_has_no_nan_and_what_a_reader_wants_is_computed(make) -> None:
+def test_json_has_no_nan_and_what_a_reader_wants_is_computed(make: SimpleNamespace) -> None:
     report = make.bundle(make.stage(make.output(), make.failing(), verdict="fail", cause="non-finite"), cause="non-finite")
     plain = to_json(report)
     json.dumps(plain, allow_nan=False)
@@ -117,7 +118,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         read_report(tmp_path / "binary.json")
 
 
-def test_a_wrong_value_is_named_with_its_place(make, tmp_path: Path) -> None:
+def test_a_wrong_value_is_named_with_its_place(make: SimpleNamespace, tmp_path: Path) -> None:
     plain = to_json(make.bundle(make.stage(make.output())))
     plain["stages"]["encoder"]["outputs"]["surface"]["gates"][0]["outcome"] = "splendid"
     (tmp_path / "report.json").write_text(json.dumps(plain))
@@ -139,13 +140,13 @@ def at(plain: Any, path: tuple[Any, ...]) -> Any:
     return plain
 
 
-def test_the_reader_refuses_exactly_what_a_json_schema_validator_refuses(make) -> None:
+def test_the_reader_refuses_exactly_what_a_json_schema_validator_refuses(make: SimpleNamespace) -> None:
     """Hundreds of damaged reports; the package ``jsonschema`` is the oracle."""
     few = Plots(reference=(1.0, 2.0), error=(0.5, 0.0), edges=(-1.0, 0.0), actual_counts=(2,), simulated_counts=(1,))
     outputs = {"hidden": make.failing(plots=few)}
     report = make.bundle(make.whole(ops=make.ops(2), outputs=outputs), make.stage(make.output(), name="other"))
     whole, random_, rules = to_json(report), random.Random(0), schema()
-    strangers = (None, True, False, 0, -1, 1.0, 1.5, 10**20, "", "pass", "R3", [], [None], ["x"], {}, {"x": 1}, [[]], 2)
+    strangers: tuple[Any, ...] = (None, True, False, 0, -1, 1.0, 1.5, 10**20, "", "pass", "R3", [], [None], ["x"], {}, {"x": 1}, [[]], 2)
     chosen = random_.sample([path for path in places(whole) if path], 250)
     refused = 0
     for path in chosen:
