@@ -197,7 +197,7 @@ class VectorsFamily:
             vectors = torch.randn(16, CODE) @ torch.linspace(-1, 1, CODE * SIZE).view(CODE, SIZE)
             loss = (model.widening(model.narrowing(vectors)) - vectors).square().mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             yield Step(step=step, steps=options.steps, step_ms=0.0, memory_mb=0.0, error=loss.item())
         save_tensors(directory / WEIGHTS, model.state_dict())

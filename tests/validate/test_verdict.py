@@ -19,7 +19,7 @@ def gate(outcome: Outcome, *, value: float = 2.0, limit: float = 1.0, name: str 
 
 
 def output(*gates: Gate, name: str = "y", rho_rms: float = 1.25) -> OutputReport:
-    numbers = dict.fromkeys(("reference_rms", "relative_rms", "snr_db", "budget", "rho_max", "rho_slice", "max_abs"), 0.5)
+    numbers: dict[str, Any] = dict.fromkeys(("reference_rms", "relative_rms", "snr_db", "budget", "rho_max", "rho_slice", "max_abs"), 0.5)
     return OutputReport(
         **numbers,
         name=name,

@@ -3,9 +3,9 @@
 import pytest
 
 from coreflow.validate.diagnosis.cause import cause_of
-from coreflow.validate.report.model import Cause
+from coreflow.validate.report.model import Cause, RungName
 
-CASES: dict[str, tuple[set[str], str, bool, Cause]] = {
+CASES: dict[str, tuple[set[str], RungName, bool, Cause]] = {
     "a value that is not finite, before all else": ({"finite", "translation", "rho_rms"}, "R3", True, "non-finite"),
     "a conversion at FLOAT32 that is off": ({"translation", "rho_rms"}, "R5", False, "translation"),
     "float64 arithmetic, the program as converted": ({"rho_rms"}, "R3", False, "weights"),

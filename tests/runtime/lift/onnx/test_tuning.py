@@ -481,7 +481,7 @@ def test_a_graph_in_a_graph_is_left_to_onnxruntime(tmp_path: Path) -> None:
 
 
 # A graph for every change, as its docstring gives it.
-X = {"x": (1, 32, 4, 4)}
+X: dict[str, tuple[int, ...]] = {"x": (1, 32, 4, 4)}
 CONV = helper.make_node("Conv", ["x", "w"], ["c"])
 MEAN = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)
 ROUNDED_RELU_AND_MAXIMUM = [
