@@ -128,7 +128,7 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
 
 
 # What is over a limit today. Nothing may be added; a line goes when its room is tidied.
-TOO_LONG_FUNCTIONS = {"energy_stages", "train", "judge_cascade", "judge_output", "validate"}
+TOO_LONG_FUNCTIONS = {"energy_stages", "train", "judge_cascade", "validate"}
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

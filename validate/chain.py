@@ -16,9 +16,10 @@ from coreflow.models.arrays import Array, Arrays
 from coreflow.models.family import Decider, Passage, Predict, Trial, TrialSample
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import Model
+from coreflow.validate.gates.comparison import Comparison
 from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates.metrics import as_float64, rms
-from coreflow.validate.gates.output import Comparison, judge_output
+from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, SEEDS, Tolerance
 from coreflow.validate.references.torch_module import TorchReference
 from coreflow.validate.report.model import (

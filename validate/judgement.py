@@ -9,9 +9,10 @@ from coreflow.export.package.graph import Graph
 from coreflow.models.arrays import Bools
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.case import Case
+from coreflow.validate.gates.comparison import Comparison
 from coreflow.validate.gates.compression import UselessCompression, find_useless_compression
 from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
-from coreflow.validate.gates.output import Comparison, differing, judge_output
+from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.plots import plots_of, worst_elements
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, Tolerance
 from coreflow.validate.ladder.fp32 import differing_ops
@@ -130,7 +131,9 @@ def _samples(observations: Observations, comparisons: Sequence[Comparison], outp
                 label=seen.sample.label,
                 left_out=not decisions.kept[place],
                 nearness=decisions.nearness[place],
-                differing=sum(differing(comparison, place, outputs[comparison.name].budget, DECISION_FACTOR) for comparison in comparisons),
+                differing=sum(
+                    comparison.count_differing(place, outputs[comparison.name].budget, DECISION_FACTOR) for comparison in comparisons
+                ),
             )
             for place, seen in enumerate(observations.by_sample)
             if decisions.nearness[place] < 1

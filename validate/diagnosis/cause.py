@@ -7,7 +7,8 @@ import numpy as np
 from torch import nn
 
 from coreflow.validate.diagnosis.constants import find_fp16_constants, has_only_weights_of
-from coreflow.validate.gates.output import Comparison, judge_output
+from coreflow.validate.gates.comparison import Comparison
+from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.tolerance import FP32, LIFTED
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage

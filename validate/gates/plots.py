@@ -6,8 +6,8 @@ import re
 import numpy as np
 
 from coreflow.models.arrays import Floats
+from coreflow.validate.gates.comparison import Comparison
 from coreflow.validate.gates.metrics import as_float64
-from coreflow.validate.gates.output import Comparison
 from coreflow.validate.report.model import Element, Plots
 
 _POINTS = 400  # of a scatter plot

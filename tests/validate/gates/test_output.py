@@ -9,7 +9,8 @@ import pytest
 
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.gates.output import Comparison, judge_output
+from coreflow.validate.gates.comparison import Comparison
+from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.structure import structure_problems
 from coreflow.validate.gates.tolerance import DEVICE, LIFTED, Tolerance
 from coreflow.validate.report.model import OutputReport

@@ -1,0 +1,71 @@
+"""Conditions on an output, one a gate. They return values and never raise; every one is written so that NaN fails."""
+
+import numpy as np
+
+from coreflow.models.arrays import Floats
+from coreflow.validate.gates.comparison import Errors
+from coreflow.validate.gates.metrics import max_abs, ratio, rms
+from coreflow.validate.gates.tolerance import FP16_MAX, TRANSLATION, Tolerance
+from coreflow.validate.report.model import Gate, Outcome
+
+# An output that moves less than this share of its own size, over all its elements and samples, compares nothing.
+_CONSTANT = 1e-6
+
+
+def finite_gate(errors: Errors) -> Gate:
+    """Every value is finite where the reference is, but for what fp16 does not hold."""
+    if errors.missing:
+        also = f"; torch's own fp16 gives {errors.simulated_missing}: the module overflows in fp16" if errors.simulated_missing else ""
+        text = f"{errors.missing} values are NaN or infinite where the reference is not{also}"
+        return Gate(name="finite", outcome="fail", value=errors.missing, limit=0, text=text)
+    if errors.overflowed:
+        text = f"{errors.overflowed} values are beyond {FP16_MAX:.0f}, which fp16 does not hold"
+        return Gate(name="finite", outcome="fp16-unsafe", value=errors.overflowed, limit=0, text=text)
+    return Gate(name="finite", outcome="pass", value=0, limit=0)
+
+
+def reacting_gate(reference: Floats) -> Gate | None:
+    """Refuses a reference that is one number throughout, or the same for every sample; None for all others."""
+    size = max_abs(reference) if reference.size else 0.0
+    spread = float(np.std(reference)) if reference.size else 0.0
+    if not spread > _CONSTANT * size:
+        text = "the reference gives one value everywhere: nothing was compared"
+        return Gate(name="reacts", outcome="incomplete", value=1, limit=0, text=text)
+    if len(reference) > 1 and not max_abs(reference - reference[:1]) > _CONSTANT * size:
+        text = "the reference gives the same for all inputs: nothing was compared"
+        return Gate(name="reacts", outcome="incomplete", value=1, limit=0, text=text)
+    return None
+
+
+def translation_gate(fp32_error: float, noise: float) -> Gate:
+    """A fresh conversion at FLOAT32 in float64 arithmetic: nothing rounds, so what differs was translated wrongly.
+
+    Constants that the converter folds are folded in fp32: the limit is 1e-6, or what fp32 itself loses if that is more.
+    """
+    limit = max(TRANSLATION, noise)
+    text = "" if fp32_error <= limit else f"converted at FLOAT32 and computed in float64 it is off by {fp32_error:.2g} of the output"
+    return Gate(name="translation", outcome=within(fp32_error, limit), value=fp32_error, limit=limit, text=text)
+
+
+def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
+    """The budget itself is small enough: whoever executes it, the module keeps its meaning in fp16."""
+    share = ratio(errors.noise_rms, errors.reference_rms)
+    outcome: Outcome = "pass" if share <= tolerance.ceiling else "fp16-unsafe"
+    text = "" if outcome == "pass" else f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
+    return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
+
+
+def contract_gate(errors: Errors, tolerance: Tolerance) -> Gate:
+    """The error is within the contract; where torch's own fp16 breaks that too, the package is not to blame."""
+    error_rms, limit = rms(errors.error), tolerance.contract(errors.reference_rms)
+    if not error_rms <= limit and errors.noise_rms > limit:
+        text = f"an RMS error of {error_rms:.2g} breaks the contract of {limit:.2g}, and torch's own fp16 breaks it too"
+        return Gate(name="contract", outcome="fp16-unsafe", value=error_rms, limit=limit, text=text)
+    return Gate(name="contract", outcome=within(error_rms, limit), value=error_rms, limit=limit)
+
+
+def within(value: float, limit: float, warn: float | None = None) -> Outcome:
+    """Pass up to ``limit``, a warning up to ``warn``, and a failure beyond and for NaN."""
+    if value <= limit:
+        return "pass"
+    return "warn" if warn is not None and value <= warn else "fail"
