@@ -17,29 +17,29 @@ def cosines(first: Floats, second: Floats) -> Floats:
         return np.asarray(np.sum(first * second, axis=1) / lengths)
 
 
-def precision_at(k: int, exact: Floats, actual: Floats, noise: float) -> float:
-    """Share of every row's ``k`` nearest others (by cosine) that are its nearest in ``exact`` too.
+def precision_at(k: int, reference: Floats, actual: Floats, noise: float) -> float:
+    """Share of every row's ``k`` nearest others (by cosine) that are its nearest in ``reference`` too.
 
-    Tie-aware: a neighbour counts as right if in ``exact`` it is nearer than the k-th less ``noise``. NaN for fewer than k + 1 rows.
+    Tie-aware: a neighbour counts as right if in ``reference`` it is nearer than the k-th less ``noise``. NaN for fewer than k + 1 rows.
     """
-    rows = len(exact)
+    rows = len(reference)
     if rows <= k:
         return float("nan")
-    true, found = (_similarities(each) for each in (exact, actual))
-    kth = np.sort(true, axis=1)[:, -k]
-    nearest = np.argsort(found, axis=1)[:, -k:]
-    return float(np.mean(np.take_along_axis(true, nearest, 1) >= kth[:, None] - noise))
+    similarities, actual_similarities = _similarities(reference), _similarities(actual)
+    kth = np.sort(similarities, axis=1)[:, -k]
+    nearest = np.argsort(actual_similarities, axis=1)[:, -k:]
+    return float(np.mean(np.take_along_axis(similarities, nearest, 1) >= kth[:, None] - noise))
 
 
-def embedding_gates(exact: Array, simulated: Array, actual: Array, limit: float) -> list[Gate]:
+def embedding_gates(reference: Array, simulated: Array, actual: Array, limit: float) -> list[Gate]:
     """Gates on rows (N, D): the worst angle against that of torch's own fp16, at most ``limit`` times as large, and the neighbours.
 
     The noise of a similarity is 6 sqrt(2) times what the simulation moves similarities by (RMS).
     """
-    truth, narrow, given = (as_float64(each).reshape(len(each), -1) for each in (exact, simulated, actual))
-    angles = [np.sqrt(np.maximum(0.0, 2 - 2 * cosines(truth, side))) for side in (given, narrow)]
-    lowest = float(np.min(cosines(truth, given))) if len(truth) else float("nan")
-    above, below = (float(each.max()) if each.size else float("nan") for each in angles)
+    reference, simulated, actual = (as_float64(rows).reshape(len(rows), -1) for rows in (reference, simulated, actual))
+    angles = [np.sqrt(np.maximum(0.0, 2 - 2 * cosines(reference, rows))) for rows in (actual, simulated)]
+    lowest = float(np.min(cosines(reference, actual))) if len(reference) else float("nan")
+    above, below = (float(angle.max()) if angle.size else float("nan") for angle in angles)
     value = ratio(above, max(below, 2.0**-12))
     gates = [
         Gate(
@@ -50,11 +50,11 @@ def embedding_gates(exact: Array, simulated: Array, actual: Array, limit: float)
             text=f"the lowest cosine of a row is {lowest:.9g}",
         )
     ]
-    k = min(NEIGHBOURS, len(truth) - 1)
+    k = min(NEIGHBOURS, len(reference) - 1)
     if k >= 1:
-        off = ~np.eye(len(truth), dtype=bool)
-        noise = DECISION_FACTOR * float(np.sqrt(np.mean(np.square((_similarities(narrow) - _similarities(truth))[off]))))
-        missed = 1 - precision_at(k, truth, given, noise)
+        off = ~np.eye(len(reference), dtype=bool)
+        noise = DECISION_FACTOR * float(np.sqrt(np.mean(np.square((_similarities(simulated) - _similarities(reference))[off]))))
+        missed = 1 - precision_at(k, reference, actual, noise)
         gates.append(
             Gate(
                 name="neighbours",
@@ -71,6 +71,6 @@ def _similarities(rows: Floats) -> Floats:
     """(N, N) cosines; -2, below all others, on the diagonal, where a row meets itself."""
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    found = unit @ unit.T
-    np.fill_diagonal(found, -2.0)
-    return np.asarray(found)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2.0)
+    return np.asarray(cosine)

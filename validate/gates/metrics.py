@@ -1,4 +1,4 @@
-"""Measures of size and difference, all in float64. Nothing here judges, and NaN goes in and comes out."""
+"""Measures of size and difference in float64; NaN goes in and comes out."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from coreflow.validate.gates.tolerance import few_elements_factor
 
 
 def as_float64(values: Array) -> Floats:
-    """As float64, before any difference is taken."""
+    """``values`` in float64, before any difference is taken."""
     return np.asarray(values, dtype=np.float64)
 
 
@@ -54,7 +54,7 @@ class WorstSlice:
     """The part of a tensor (samples, ...) whose error is largest against its own budget."""
 
     ratio: float  # RMS(error) / budget of this slice
-    factor: float  # what its few elements are allowed for
+    factor: float  # allowance for its few elements
     axis: int  # 0 counts the samples, 1 is the first axis of the tensor
     index: int
 
@@ -69,23 +69,23 @@ def worst_slice(error: Floats, noise: Floats, floor: float) -> WorstSlice:
 
     The budget of a slice is RMS(noise) in it, and at least ``floor``; a slice with NaN is the worst there is.
     """
-    found: list[WorstSlice] = []
+    slices: list[WorstSlice] = []
     for axis, extent in enumerate(error.shape):
         if extent < 2 and axis > 0:
             continue
-        others = tuple(each for each in range(error.ndim) if each != axis)
+        others = tuple(other for other in range(error.ndim) if other != axis)
         with np.errstate(invalid="ignore", over="ignore"):
             above = np.sqrt(np.mean(np.square(error), axis=others))
             below = np.maximum(np.sqrt(np.mean(np.square(noise), axis=others)), floor)
             ratios = np.divide(above, below, out=np.where(above == 0, 0.0, np.inf), where=below > 0)
-        # An element that is exact in both says nothing: a column of a sparse output has fewer elements than rows.
+        # An element without any error says nothing: a column of a sparse output has fewer elements than rows.
         counts = np.count_nonzero((error != 0) | (noise != 0), axis=others)
         factors = np.array([few_elements_factor(max(int(count), 1)) for count in counts])
         index = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios / factors)))
-        found.append(WorstSlice(float(ratios[index]), float(factors[index]), axis, index))
-    return max(found, key=lambda each: math.inf if math.isnan(each.excess) else each.excess)
+        slices.append(WorstSlice(float(ratios[index]), float(factors[index]), axis, index))
+    return max(slices, key=lambda worst: math.inf if math.isnan(worst.excess) else worst.excess)
 
 
 def non_finite(values: Array) -> int:
-    """How many values are NaN or infinite."""
+    """Number of values that are NaN or infinite."""
     return int(np.count_nonzero(~np.isfinite(values)))
