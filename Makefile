@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 ROOMS := coreflow models export runtime validate cli
 
-.PHONY: demo test test-all coverage check lint docs bench clean
+.PHONY: demo test test-all coverage check lint readme docs bench clean
 
 demo: $(READY)
 	$(BIN)/coreflow demo
@@ -25,6 +25,19 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+# Lint, types and the tests of what changed since main, in about a minute; `make test` runs all of them.
+check: $(READY) lint
+	$(BIN)/python tests/changed.py 40
+
+# What is generated from the code: the README's list of files, the list of ops.
+readme: $(READY)
+	$(BIN)/python docs/generate.py
+
+# The site, in build/site; a warning is an error.
+docs: $(READY)
+	$(BIN)/python docs/generate.py --site build/docs
+	$(BIN)/zensical build --clean --strict
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run

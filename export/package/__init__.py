@@ -1,0 +1,1 @@
+"""Saved programs read, described and edited; all of export that other rooms may import."""

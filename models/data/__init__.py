@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, teachers and synthetic sentences."""

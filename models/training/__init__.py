@@ -1,0 +1,1 @@
+"""Parts of training that no family owns: losses, checkpoints, pictures."""

@@ -1,0 +1,1 @@
+"""By which limits: measures of error, and the conditions that an output must meet."""

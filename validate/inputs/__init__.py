@@ -1,0 +1,1 @@
+"""On what: samples, sweeps and states."""

@@ -1,0 +1,1 @@
+"""Against what: a torch module, another package, an ONNX file, recorded outputs."""

@@ -1,0 +1,1 @@
+"""Again: the worst sample of a failed validation, recorded and run alone."""

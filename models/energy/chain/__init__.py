@@ -1,0 +1,1 @@
+"""The stages of an energy-flow bundle wired together, and what is drawn and checked of them."""

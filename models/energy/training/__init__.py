@@ -1,0 +1,1 @@
+"""Training and checkpoints of the energy flow."""

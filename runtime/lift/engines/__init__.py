@@ -1,0 +1,1 @@
+"""What executes a planned program: interpreter, torch module, onnxruntime, or the one that pays."""

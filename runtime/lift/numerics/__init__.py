@@ -1,0 +1,1 @@
+"""Arithmetic after each op: what is rounded, and when."""

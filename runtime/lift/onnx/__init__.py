@@ -1,0 +1,1 @@
+"""A saved program as ONNX, and onnxruntime as an engine."""

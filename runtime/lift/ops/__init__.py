@@ -1,0 +1,1 @@
+"""Lowerings: one torch function per MIL op, a file per family of ops."""

@@ -1,0 +1,1 @@
+"""Programs planned before they run: lowerings, arguments, roundings, lifetimes."""

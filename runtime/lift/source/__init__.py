@@ -1,0 +1,1 @@
+"""A saved program as Python source."""

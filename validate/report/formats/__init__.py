@@ -1,0 +1,1 @@
+"""The formats that a report is written in, a file a format."""

@@ -1,0 +1,1 @@
+"""The HTML report: one page, drawn without network or libraries."""
