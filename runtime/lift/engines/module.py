@@ -65,17 +65,17 @@ class LiftedModule(nn.Module):
                 self.plain[slot] = value
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
-        """See the class; floats of any width are taken."""
+        """See the class; floats may be of any width."""
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{self._package} takes {', '.join(self.input_names)}; {len(inputs)} tensors were given")
         dtype = self.anchor.dtype
-        given = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
-        buffers = {name: StateBuffer(given[name]) for name in self.states}
+        tensors = {n: v.to(dtype) if v.is_floating_point() else v for n, v in zip(self.input_names, inputs, strict=True)}
+        buffers = {name: StateBuffer(tensors[name]) for name in self.states}
         environment = self._environment.copy()
         environment[self.surroundings["device"]], environment[self.surroundings["float_dtype"]] = self.anchor.device, dtype
         for slot, name in self.constants.items():
             environment[slot] = getattr(self, name)
-        values = [buffers.get(value.name, given.get(value.name)) for value in self.graph.inputs]
+        values = [buffers.get(value.name, tensors.get(value.name)) for value in self.graph.inputs]
         results = self.plan.run(environment, values)
         named = {value.name: result for value, result in zip(self.graph.outputs, results, strict=True)}
         return (*(named[name] for name in self.result_names), *(buffers[name].tensor for name in self.states))
@@ -131,9 +131,9 @@ class ModuleEngine:
 
 
 def state_output_names(inputs: Iterable[str], states: Iterable[str], outputs: Iterable[str]) -> dict[str, str]:
-    """By state, the name of the output that it leaves as; no other name is taken twice."""
-    kept = tuple(states)
-    return dict(zip(kept, unique_names((f"{name}{STATE_SUFFIX}" for name in kept), taken=(*inputs, *kept, *outputs)), strict=True))
+    """Name of the output that a state leaves as, per state; none clashes with another input or output."""
+    names = tuple(states)
+    return dict(zip(names, unique_names((f"{name}{STATE_SUFFIX}" for name in names), taken=(*inputs, *names, *outputs)), strict=True))
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:

@@ -17,9 +17,9 @@ class Fp16Storage(Numerics):
     Overflow becomes inf, as it does in fp16.
     """
 
-    def rounding(self, op: Op | None, output: Value, exact: bool) -> Rounding | None:
+    def rounding(self, op: Op | None, output: Value, rounds_nothing: bool) -> Rounding | None:
         """Rounding to fp16 unless the op only moves values."""
-        return None if exact or output.dtype != "float16" else _to_fp16_and_back
+        return None if rounds_nothing or output.dtype != "float16" else _to_fp16_and_back
 
 
 def _to_fp16_and_back(tensor: Tensor) -> Tensor:

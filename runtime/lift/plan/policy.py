@@ -1,4 +1,4 @@
-"""What may differ between two plans of one program: in which dtype values lie in memory, and what becomes of a step that was planned."""
+"""Policies: how a plan stores values in memory, and which functions its steps call."""
 
 from typing import Protocol
 

@@ -66,7 +66,7 @@ def load(weights: str | Path = Path(__file__).with_name("{weights}")) -> {name}:
 def write_source(program: Program, path: Path, function_name: str | None = None) -> None:
     """Writes the folder ``path`` with ``model.py`` and ``weights.safetensors``; ``from NAME.model import load`` gives the module.
 
-    Weights are kept in the narrowest of fp16 and fp32 that holds them. ``path`` must not exist, and its name must be one that Python
+    Weights are kept in fp16 where that holds them, else in fp32. ``path`` must not exist, and its name must be one that Python
     can import.
     """
     from safetensors.torch import save_file
@@ -79,7 +79,7 @@ def write_source(program: Program, path: Path, function_name: str | None = None)
     input_specs(program, graph, interface)  # refuses what is no tensor
     module = LiftedModule(graph, interface, numerics_named("fp32"), program.path.name)
     text = _Writer(module, graph, program.path.name).text()
-    tensors = {name: _narrow(tensor) for name, tensor in module.state_dict().items()}
+    tensors = {name: _smallest_storage(tensor) for name, tensor in module.state_dict().items()}
 
     def write(folder: Path) -> None:
         save_file(tensors, folder / WEIGHTS)
@@ -101,64 +101,90 @@ class _Writer:
         self._names |= {slot: f"self.{name}" for slot, name in module.constants.items()}
         self._names |= {slot: name for name, slot in module.surroundings.items()}
         self._names |= zip((slot for slot, _ in values), self._new_names(value.name for _, value in values), strict=True)
+        slots = {value.name: slot for slot, value in zip(module.plan.inputs, graph.inputs, strict=True)}
+        self._inputs = [(name, self._values[slots[name]], self._names[slots[name]]) for name in module.input_names]
 
-    def _new_names(self, wanted: Iterable[str]) -> list[str]:
-        """Names that nothing else in the function has."""
-        names = unique_names(wanted, self._taken)
-        self._taken += names
-        return names
+    def _new_names(self, names: Iterable[str]) -> list[str]:
+        """Names like these that nothing else in the function has."""
+        unique = unique_names(names, self._taken)
+        self._taken += unique
+        return unique
 
     def text(self) -> str:
         """The whole file."""
-        module, graph = self._module, self._graph
-        slots = {value.name: slot for slot, value in zip(module.plan.inputs, graph.inputs, strict=True)}
-        inputs = [self._names[slots[name]] for name in module.input_names]
-        body = []
-        used = {slot for step in module.plan.walk() for _, slot in step.reads} & set(module.surroundings.values())
-        if used:
-            body.append("device, float_dtype = self.anchor.device, self.anchor.dtype")
-        for name, variable in zip(module.input_names, inputs, strict=True):
-            if self._values[slots[name]].dtype.startswith("float"):
-                body.append(f"{variable} = {variable}.to(self.anchor.dtype)")
-        body += [f"{self._names[slots[name]]} = StateBuffer({self._names[slots[name]]})" for name in module.states]
-        body += self._block(module.plan, graph)
-        results = {value.name: self._names[slot] for slot, value in zip(module.plan.outputs, graph.outputs, strict=True)}
-        gives = [results[name] for name in module.result_names] + [f"{self._names[slots[name]]}.tensor" for name in module.states]
-        body.append(f"return {', '.join(gives)},")
-        title = "".join(part.capitalize() for part in re.split(r"\W|_", Path(self._package).stem, flags=re.ASCII)) or "Model"
-        name = unique_names([title], taken=("Tensor", "StateBuffer", "Path"))[0]
-        described = [f"{name} {value.dtype} {_shape(value)}" for name, value in ((n, self._values[slots[n]]) for n in module.input_names)]
-        kept = {value.name: value for value in graph.outputs}
-        contents = ["Inputs: " + "; ".join(_harmless(each) for each in described)]
-        contents.append("Outputs: " + "; ".join(_harmless(f"{n} {kept[n].dtype} {_shape(kept[n])}") for n in module.result_names))
-        if module.states:
-            contents.append(f"States come last among inputs and outputs: {_harmless(', '.join(module.states))}")
+        variables = [variable for _, _, variable in self._inputs]
+        name = self._class_name()
         return _TEMPLATE.format(
-            title=f"The function {_harmless(graph.name)} of {_harmless(self._package)}, lifted.",
-            contents="\n".join(contents),
+            title=f"The function {_harmless(self._graph.name)} of {_harmless(self._package)}, lifted.",
+            contents="\n".join(self._contents()),
             version=version("coreflow"),
-            opset=graph.opset,
+            opset=self._graph.opset,
             name=name,
             weights=WEIGHTS,
-            inputs=", ".join(inputs),
-            outputs=", ".join(_harmless(each) for each in module.output_names),
+            inputs=", ".join(variables),
+            outputs=", ".join(_harmless(output) for output in self._module.output_names),
             members="\n".join(f"        {line}" for line in self._members()),
-            parameters=", ".join(f"{each}: Tensor" for each in inputs),
-            body="\n".join(f"        {line}" for line in body),
+            parameters=", ".join(f"{variable}: Tensor" for variable in variables),
+            body="\n".join(f"        {line}" for line in self._body()),
         )
+
+    def _class_name(self) -> str:
+        title = "".join(part.capitalize() for part in re.split(r"\W|_", Path(self._package).stem, flags=re.ASCII)) or "Model"
+        return unique_names([title], taken=("Tensor", "StateBuffer", "Path"))[0]
+
+    def _contents(self) -> Iterator[str]:
+        """The lines of the docstring that name inputs, outputs and states."""
+        outputs = {value.name: value for value in self._graph.outputs}
+        yield "Inputs: " + "; ".join(_described(name, value) for name, value, _ in self._inputs)
+        yield "Outputs: " + "; ".join(_described(name, outputs[name]) for name in self._module.result_names)
+        if self._module.states:
+            yield f"States come last among inputs and outputs: {_harmless(', '.join(self._module.states))}"
 
     def _members(self) -> Iterator[str]:
         for name, tensor in self._module.state_dict(keep_vars=True).items():
-            made = f"torch.empty({tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f", dtype={tensor.dtype}") + ")"
-            yield f"self.{name} = nn.{'Parameter' if isinstance(tensor, nn.Parameter) else 'Buffer'}({made})"
+            empty = f"torch.empty({tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f", dtype={tensor.dtype}") + ")"
+            yield f"self.{name} = nn.{'Parameter' if isinstance(tensor, nn.Parameter) else 'Buffer'}({empty})"
         yield "self.anchor = nn.Buffer(torch.zeros(()), persistent=False)  # where the module is, and in what it computes"
+
+    def _body(self) -> Iterator[str]:
+        """The lines of ``forward``."""
+        module = self._module
+        states = [variable for name, _, variable in self._inputs if name in module.states]
+        floats = [variable for _, value, variable in self._inputs if value.dtype.startswith("float")]
+        if {slot for step in module.plan.walk() for _, slot in step.reads} & set(module.surroundings.values()):
+            yield "device, float_dtype = self.anchor.device, self.anchor.dtype"
+        yield from (f"{variable} = {variable}.to(self.anchor.dtype)" for variable in floats)
+        yield from (f"{variable} = StateBuffer({variable})" for variable in states)
+        yield from self._block(module.plan, self._graph)
+        results = {value.name: self._names[slot] for slot, value in zip(module.plan.outputs, self._graph.outputs, strict=True)}
+        yield f"return {', '.join([*(results[name] for name in module.result_names), *(f'{variable}.tensor' for variable in states)])},"
 
     def _block(self, block: Block, graph: Graph) -> list[str]:
         return [line for step in block.steps for line in self._step(step, graph)]
 
     def _step(self, step: Step, graph: Graph) -> Iterator[str]:
         """The lines of one operation; the blocks of control flow are functions in front of it."""
-        arguments: dict[str, str] = {name: _literal(value) for name, value in step.fixed.items()}
+        arguments = self._arguments(step)
+        if step.blocks:
+            names = self._new_names(block.name for block in step.op.blocks)
+            for name, block, inner in zip(names, step.blocks, step.op.blocks, strict=True):
+                parameters = ", ".join(f"{self._names[slot]}: Tensor" for slot in block.inputs)
+                yield f"def {name}({parameters}) -> tuple[Tensor, ...]:"
+                yield from (f"    {line}" for line in self._block(block, inner))
+                yield f"    return {_tuple([self._names[slot] for slot in block.outputs])}"
+            arguments["blocks"] = _tuple(names)
+        order = list(inspect.signature(step.function).parameters)
+        call = ", ".join(f"{name}={arguments[name]}" for name in sorted(arguments, key=order.index))
+        line = f"ops.{step.op.type}({call})"
+        targets = [self._names[slot] for slot, _ in step.writes]
+        if targets:
+            line = f"{', '.join(targets)}{',' if len(targets) == 1 and _gives_tuple(step, graph) else ''} = {line}"
+            line += f"  # {'; '.join(f'{value.dtype} {_shape(value)}' for value in step.op.outputs)}"
+        yield line
+
+    def _arguments(self, step: Step) -> dict[str, str]:
+        """The arguments of one operation as source code."""
+        arguments = {name: _literal(value) for name, value in step.fixed.items()}
         arguments |= {name: self._names[slot] for name, slot in step.reads}
         for name, form, source in step.converts:
             parts = [self._names[slot] for slot in (source if isinstance(source, tuple) else (source,))]
@@ -166,29 +192,23 @@ class _Writer:
                 arguments[name] = _tuple(parts)
             else:
                 arguments[name] = f"{'as_number' if form == 'scalar' else 'as_numbers'}({', '.join(parts)})"
-        if step.blocks:
-            names = self._new_names(block.name for block in step.op.blocks)
-            for name, plan, block in zip(names, step.blocks, step.op.blocks, strict=True):
-                takes = ", ".join(f"{self._names[slot]}: Tensor" for slot in plan.inputs)
-                yield f"def {name}({takes}) -> tuple[Tensor, ...]:"
-                yield from (f"    {line}" for line in self._block(plan, block))
-                yield f"    return {_tuple([self._names[slot] for slot in plan.outputs])}"
-            arguments["blocks"] = _tuple(names)
-        order = list(inspect.signature(step.function).parameters)
-        call = ", ".join(f"{name}={arguments[name]}" for name in sorted(arguments, key=order.index))
-        line = f"ops.{step.op.type}({call})"
-        gives = [self._names[slot] for slot, _ in step.writes]
-        if gives:
-            lowering = find(step.op.type, graph.opset)
-            assert lowering is not None
-            is_tuple = typing.get_origin(typing.get_type_hints(lowering.function).get("return")) is tuple
-            line = f"{', '.join(gives)}{',' if is_tuple and len(gives) == 1 else ''} = {line}"
-            line += f"  # {'; '.join(f'{value.dtype} {_shape(value)}' for value in step.op.outputs)}"
-        yield line
+        return arguments
+
+
+def _gives_tuple(step: Step, graph: Graph) -> bool:
+    """Whether the lowering of the step gives a tuple, however many results it has."""
+    lowering = find(step.op.type, graph.opset)
+    assert lowering is not None
+    return typing.get_origin(typing.get_type_hints(lowering.function).get("return")) is tuple
+
+
+def _described(name: str, value: Value) -> str:
+    """A line's part about one input or output: its name, dtype and shape."""
+    return _harmless(f"{name} {value.dtype} {_shape(value)}")
 
 
 def _values(graph: Graph, block: Block) -> Iterator[tuple[int, Value]]:
-    """Every slot that a variable is made for, with its value: inputs and results, those of nested blocks included."""
+    """Every slot that is a variable, with its value: inputs and results, those of nested blocks included."""
     yield from zip(block.inputs, graph.inputs, strict=True)
     for step in block.steps:
         for inner_graph, inner in zip(step.op.blocks, step.blocks, strict=True):
@@ -203,9 +223,9 @@ def _literal(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if np.isfinite(value) else f"float({str(value)!r})"
     if isinstance(value, list | tuple):
-        return _tuple([_literal(each) for each in value])
+        return _tuple([_literal(item) for item in value])
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
     assert value is None or isinstance(value, bool | int | str), type(value)
     return repr(value)
 
@@ -223,9 +243,9 @@ def _harmless(text: str) -> str:
     return re.sub(r"[^\w .,;:/\[\]-]", "_", text, flags=re.ASCII)
 
 
-def _narrow(tensor: Tensor) -> Tensor:
-    """In fp16 if nothing is lost by it."""
+def _smallest_storage(tensor: Tensor) -> Tensor:
+    """The tensor in fp16 if nothing is lost by it."""
     if not tensor.is_floating_point():
         return tensor.contiguous()
-    half = tensor.to(torch.float16)
-    return half.contiguous() if torch.equal(half.to(tensor.dtype), tensor) else tensor.contiguous()
+    as_fp16 = tensor.to(torch.float16)
+    return as_fp16.contiguous() if torch.equal(as_fp16.to(tensor.dtype), tensor) else tensor.contiguous()

@@ -37,7 +37,7 @@ def sums_as_convolutions(graph: GraphProto, shapes: Shapes, in_blocks: Collectio
 
 
 def _operands(node: NodeProto, readers: Mapping[str, int]) -> tuple[str, str] | None:
-    """What is added to what: the second is read by nothing else, so that it may be written over. None for what is no such sum."""
+    """The operands of a sum, the second read by nothing else, so that it may be written over; None for a node that is no such sum."""
     shared = [name for name in node.input if readers[name] > 1]
     if node.op_type != "Add" or len(shared) > 1:
         return None
