@@ -73,7 +73,7 @@ class TestArrays:
     def test_every_line_is_a_sample_and_blank_ones_are_none(self, tmp_path: Path) -> None:
         line = write_jsonl(tmp_path / "a.jsonl", GOOD).read_text()
         (tmp_path / "a.jsonl").write_text(f"\ufeff{line}\n  \n{line}", encoding="utf-8")
-        assert [each.label for each in read_samples(tmp_path / "a.jsonl", BOTH)] == ["a.jsonl line 1", "a.jsonl line 4"]
+        assert [sample.label for sample in read_samples(tmp_path / "a.jsonl", BOTH)] == ["a.jsonl line 1", "a.jsonl line 4"]
 
     def test_a_folder_is_read_in_the_order_of_its_names(self, tmp_path: Path) -> None:
         for name in ("b.npz", "a.npz"):
@@ -121,7 +121,7 @@ def test_values_that_are_no_inputs_are_refused_with_the_file(problem: str, suffi
 @pytest.mark.parametrize("problem", BAD)
 def test_the_bad_one_of_several_samples_is_named(problem: str, tmp_path: Path) -> None:
     arrays, said = BAD[problem]
-    lines = [json.dumps({name: np.asarray(array).tolist() for name, array in each.items()}) for each in (GOOD, arrays)]
+    lines = [json.dumps({name: np.asarray(array).tolist() for name, array in arrays_of_line.items()}) for arrays_of_line in (GOOD, arrays)]
     (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError, match=rf"^bad\.jsonl line 2\b.*{said}"):
         read_samples(tmp_path / "bad.jsonl", BOTH)
@@ -267,8 +267,8 @@ class TestPictures:
         interface = Interface((Feature("image", "image", "float32", (4, 6), colour=colour),), (), ())
         specs = {"image": TensorSpec((1, channels, 4, 6), "float32", (0, 255))}
         (sample,) = read_samples(tmp_path / "a.png", specs, interface=interface)
-        wanted = np.asarray(shown.convert("L"))[None] if channels == 1 else np.asarray(shown).transpose(2, 0, 1)
-        np.testing.assert_array_equal(sample.inputs["image"][0], wanted[::-1] if colour == "BGR" else wanted)
+        pixels = np.asarray(shown.convert("L"))[None] if channels == 1 else np.asarray(shown).transpose(2, 0, 1)
+        np.testing.assert_array_equal(sample.inputs["image"][0], pixels[::-1] if colour == "BGR" else pixels)
         assert sample.label == "a.png"
 
     def test_only_another_size_is_resized_and_the_label_says_so(self, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ class TestPictures:
         picture((6, 4), 1).save(tmp_path / "b.jpg")
         picture((6, 4), 2).convert("P").save(tmp_path / "a.png")
         picture((6, 4), 3).convert("RGBA").save(tmp_path / "c.PNG")
-        assert [each.label.split(",")[0] for each in read_samples(tmp_path, {"image": PICTURE})] == ["a.png", "b.jpg", "c.PNG"]
+        assert [sample.label.split(",")[0] for sample in read_samples(tmp_path, {"image": PICTURE})] == ["a.png", "b.jpg", "c.PNG"]
 
     def test_a_cut_or_deep_picture_and_a_program_without_an_image_are_refused(self, tmp_path: Path) -> None:
         picture((60, 40)).save(tmp_path / "a.png")

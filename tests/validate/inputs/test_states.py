@@ -50,14 +50,13 @@ def module_of(keep: float = 0.5) -> Memory:
 
 def package_of(module: nn.Module, folder: Path) -> Path:
     ct = quiet_coremltools()
-    half = np.float16
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         model = ct.convert(
             torch.jit.trace(copy.deepcopy(module), (torch.zeros(1, C),), check_trace=False),
-            inputs=[ct.TensorType(name="x", shape=(1, C), dtype=half)],
-            outputs=[ct.TensorType(name="y", dtype=half)],
-            states=[ct.StateType(wrapped_type=ct.TensorType(shape=(1, C), dtype=half), name="memory")],
+            inputs=[ct.TensorType(name="x", shape=(1, C), dtype=np.float16)],
+            outputs=[ct.TensorType(name="y", dtype=np.float16)],
+            states=[ct.StateType(wrapped_type=ct.TensorType(shape=(1, C), dtype=np.float16), name="memory")],
             minimum_deployment_target=ct.target.iOS18,
             skip_model_load=True,
         )
@@ -137,17 +136,17 @@ def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, 
     for reference in (None, module_of(keep=0.25), recipe_of(module_of(keep=0.25))):
         assert replay(report.replay, reference=reference, package=package).verdict == "fail"
     assert replay(report.replay, reference=module_of(), package=package).verdict == "incomplete", "another reference than was recorded"
-    (alone,) = (each for each in tmp_path.iterdir() if each.is_dir())
+    (alone,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (alone / "op.mlpackage").exists()
 
 
 def test_what_enters_an_op_comes_from_the_samples_state(package: Path) -> None:
     graph, _ = read_program(package).function()
     name = next(op.name for op in graph.ops if op.type == "mul")
-    held = np.linspace(-2, 2, C, dtype=np.float16)[None]
-    inputs = {"x": np.zeros((1, C), np.float16), "memory": held}
-    entering = record_inputs(package, name, Sample(label="held", inputs=inputs))
-    assert any(np.array_equal(each, held) for each in entering.values())
+    memory = np.linspace(-2, 2, C, dtype=np.float16)[None]
+    inputs = {"x": np.zeros((1, C), np.float16), "memory": memory}
+    entering = record_inputs(package, name, Sample(label="memory", inputs=inputs))
+    assert any(np.array_equal(array, memory) for array in entering.values())
 
 
 def test_recorded_outputs_include_the_states(package: Path) -> None:
@@ -173,13 +172,13 @@ def test_both_ways_of_taking_states_out_give_what_predictions_in_a_row_give(pack
     model = load_model(package, "lifted", engine="interpreter")
     state = model.make_state()
     ways: list[Any] = [StatelessLifted(model.program), StatelessModel(model)]  # type: ignore[attr-defined]
-    random, held = np.random.default_rng(0), [np.zeros((1, C), np.float16)] * 2
+    random, memories = np.random.default_rng(0), [np.zeros((1, C), np.float16)] * 2
     for _ in range(3):
         x = random.standard_normal((1, C)).astype(np.float16)
         expected = model.predict({"x": x}, state)
         for place, way in enumerate(ways):
-            found = way.predict({"x": x, "memory": held[place]})
-            np.testing.assert_array_equal(found["y"], expected["y"])
-            np.testing.assert_array_equal(found["memory_out"], state.read("memory"))
-            held[place] = found["memory_out"].astype(np.float16)
-    assert np.abs(held[0]).max() > 0.5
+            outputs = way.predict({"x": x, "memory": memories[place]})
+            np.testing.assert_array_equal(outputs["y"], expected["y"])
+            np.testing.assert_array_equal(outputs["memory_out"], state.read("memory"))
+            memories[place] = outputs["memory_out"].astype(np.float16)
+    assert np.abs(memories[0]).max() > 0.5

@@ -35,10 +35,10 @@ def draw_for(specs: Mapping[str, TensorSpec]) -> Draw:
 
 
 def sweeps(**specs: TensorSpec) -> dict[str, Sample]:
-    found = sweep_samples(specs, draw_for(specs))
-    labels = [sample.label.removeprefix("sweep: ") for sample in found]
-    assert len(set(labels)) == len(labels) and all(sample.label.startswith("sweep: ") for sample in found)
-    return dict(zip(labels, found, strict=True))
+    samples = sweep_samples(specs, draw_for(specs))
+    labels = [sample.label.removeprefix("sweep: ") for sample in samples]
+    assert len(set(labels)) == len(labels) and all(sample.label.startswith("sweep: ") for sample in samples)
+    return dict(zip(labels, samples, strict=True))
 
 
 def test_every_sample_keeps_shapes_dtypes_and_bounds() -> None:
@@ -68,9 +68,9 @@ def test_the_drawn_inputs_stay_as_they_were() -> None:
 
 class TestRanges:
     def test_bounds_are_reached_by_all_inputs_that_have_them(self) -> None:
-        found = sweeps(x=X, gain=GAIN, ids=IDS)
+        samples = sweeps(x=X, gain=GAIN, ids=IDS)
         for side, value in (("lower", (-2, 3)), ("upper", (5, 42))):
-            inputs = found[f"inputs at their {side} bounds"].inputs
+            inputs = samples[f"inputs at their {side} bounds"].inputs
             assert (set(inputs["gain"].tolist()), set(inputs["ids"].ravel().tolist())) == ({value[0]}, {value[1]})
             np.testing.assert_array_equal(inputs["x"], draw_for({"x": X})(0)["x"])
 
@@ -91,8 +91,8 @@ class TestRanges:
         assert np.count_nonzero(inputs["x"] == 1e4) == 1 and np.count_nonzero(inputs["x"] != draw_for({"x": X})(0)["x"]) == 1
 
     def test_large_draws_are_cut_to_what_fp16_holds(self) -> None:
-        found = sweep_samples({"x": X}, lambda seed: {"x": np.full((2, 5), 3e3, np.float16)})
-        assert max(float(sample.inputs["x"].max()) for sample in found) == 65504
+        samples = sweep_samples({"x": X}, lambda seed: {"x": np.full((2, 5), 3e3, np.float16)})
+        assert max(float(sample.inputs["x"].max()) for sample in samples) == 65504
 
 
 class TestMasks:
@@ -112,8 +112,8 @@ class TestMasks:
     def test_a_mask_is_told_by_its_bounds_and_is_not_scaled(self) -> None:
         assert [is_mask(spec) for spec in ALL.values()] == [False, False, True, True, False, True]
         assert is_mask(TensorSpec((1, 8), "int32", (0, 1)))
-        found = sweeps(mask=MASK, x=X)
-        np.testing.assert_array_equal(found["0.01 times the drawn values"].inputs["mask"], draw_for({"mask": MASK})(0)["mask"])
+        samples = sweeps(mask=MASK, x=X)
+        np.testing.assert_array_equal(samples["0.01 times the drawn values"].inputs["mask"], draw_for({"mask": MASK})(0)["mask"])
 
     def test_a_picture_from_0_to_1_is_scaled_all_the_same(self) -> None:
         assert float(sweeps(picture=PICTURE)["0.01 times the drawn values"].inputs["picture"].max()) <= 0.0101
@@ -121,8 +121,8 @@ class TestMasks:
 
 class TestIds:
     def test_extreme_repeated_and_permuted_ids(self) -> None:
-        found, drawn = sweeps(x=X, ids=IDS), draw_for({"x": X, "ids": IDS})(0)["ids"].ravel().tolist()
-        ids = {label: sample.inputs["ids"].ravel().tolist() for label, sample in found.items()}
+        samples, drawn = sweeps(x=X, ids=IDS), draw_for({"x": X, "ids": IDS})(0)["ids"].ravel().tolist()
+        ids = {label: sample.inputs["ids"].ravel().tolist() for label, sample in samples.items()}
         assert set(ids["ids: one, repeated"]) == {drawn[0]}
         permuted = ids["ids: the drawn ones in another order"]
         assert sorted(permuted) == sorted(drawn) and permuted != drawn
@@ -146,8 +146,8 @@ class Softplus(nn.Module):
     """log(1 + exp(x)) with the limit of a kernel that gives 0 above it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = nn.functional.softplus(x)
-        return torch.where(x > 10.4, torch.zeros_like(exact), exact)
+        softplus = nn.functional.softplus(x)
+        return torch.where(x > 10.4, torch.zeros_like(softplus), softplus)
 
 
 def test_a_softplus_that_vanishes_for_large_inputs_is_seen_by_sweeps_and_not_by_inputs_from_0_to_1() -> None:

@@ -76,7 +76,9 @@ def test_recorded_outputs_stand_for_a_reference(package: Path) -> None:
             y = module(torch.from_numpy(x.astype(np.float32))).numpy()
         samples.append(Sample(label=f"recorded {seed}", inputs={"x": x}, expected={"y": y}))
     assert validate(package, None, samples).verdict == "pass"
-    wrong = [Sample(label=each.label, inputs=each.inputs, expected={"y": np.roll((each.expected or {})["y"], 1, -1)}) for each in samples]
+    wrong = [
+        Sample(label=sample.label, inputs=sample.inputs, expected={"y": np.roll((sample.expected or {})["y"], 1, -1)}) for sample in samples
+    ]
     assert validate(package, None, wrong).verdict == "fail"
     with pytest.raises(InputError, match="recorded 0 records no y"):
         validate(package, None, [Sample(label="recorded 0", inputs=samples[0].inputs, expected={})])

@@ -17,7 +17,7 @@ from coreflow.validate.references.torch_module import TorchReference
 X = np.random.default_rng(0).standard_normal((1, 6)).astype(np.float16)
 
 
-def half(values: Array) -> Array:
+def to_fp16(values: Array) -> Array:
     return values.astype(np.float16).astype(np.float32)
 
 
@@ -46,23 +46,23 @@ def in_place(x: Tensor) -> Tensor:
 
 
 def in_place_by_hand(x: Array) -> Array:
-    y = half(half(x * number(1.1)) + number(0.3))
-    y[:, :2] = half(y[:, :2] - number(0.7))
+    y = to_fp16(to_fp16(x * number(1.1)) + number(0.3))
+    y[:, :2] = to_fp16(y[:, :2] - number(0.7))
     return y
 
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Array], Array]]] = {
-    "two operations round twice": (lambda x: x * 1.1 + 0.3, lambda x: half(half(x * number(1.1)) + number(0.3))),
+    "two operations round twice": (lambda x: x * 1.1 + 0.3, lambda x: to_fp16(to_fp16(x * number(1.1)) + number(0.3))),
     "in place, and through a view": (in_place, in_place_by_hand),
-    "a sum accumulates wide": (lambda x: (x * 1000).sum(1), lambda x: half(half(x * np.float32(1000)).sum(1))),
+    "a sum accumulates in fp32": (lambda x: (x * 1000).sum(1), lambda x: to_fp16(to_fp16(x * np.float32(1000)).sum(1))),
     "an overflow is infinite": (lambda x: x.abs() + 70000, lambda x: np.full_like(x, np.inf)),
     "an underflow is zero": (lambda x: x * 1e-9, lambda x: x * 0),
-    "an output buffer is rounded": (lambda x: torch.add(x, 0.1, out=torch.empty_like(x)), lambda x: half(x + number(0.1))),
+    "an output buffer is rounded": (lambda x: torch.add(x, 0.1, out=torch.empty_like(x)), lambda x: to_fp16(x + number(0.1))),
     "a divisor and an exponent are numbers too": (
         lambda x: x.abs() ** 0.7 / 1.3,
-        lambda x: half(half(np.abs(x) ** number(0.7)) / number(1.3)),
+        lambda x: to_fp16(to_fp16(np.abs(x) ** number(0.7)) / number(1.3)),
     ),
-    "what fp16 holds badly stays exact": (lambda x: x * 65536 + 1e-6, lambda x: half(half(x * np.float32(65536)) + np.float32(1e-6))),
+    "numbers beyond fp16 stay": (lambda x: x * 65536 + 1e-6, lambda x: to_fp16(to_fp16(x * np.float32(65536)) + np.float32(1e-6))),
     "a view is no operation": (lambda x: x.view(2, 3).t().contiguous(), lambda x: x.reshape(2, 3).T),
 }
 
@@ -76,9 +76,9 @@ def test_every_result_is_rounded_as_by_hand(case: str) -> None:
 
 def test_a_linear_layer_rounds_its_weights_its_input_and_its_result_once() -> None:
     layer = nn.Linear(6, 4)
-    weight, bias = (half(each.detach().numpy()) for each in (layer.weight, layer.bias))
+    weight, bias = (to_fp16(tensor.detach().numpy()) for tensor in (layer.weight, layer.bias))
     (simulated,) = TorchReference(layer).simulated_outputs({"x": X})
-    np.testing.assert_array_equal(simulated, half(X.astype(np.float32) @ weight.T + bias))
+    np.testing.assert_array_equal(simulated, to_fp16(X.astype(np.float32) @ weight.T + bias))
 
 
 def test_the_reference_is_float64_throughout() -> None:
@@ -95,22 +95,22 @@ def test_the_reference_is_float64_throughout() -> None:
             return self.layer(x) + self.buffer + self.plain + torch.eye(6)[0] / 3 + torch.full((6,), 0.1)
 
     module = Everything()
-    (exact,) = TorchReference(module).outputs({"x": X})
-    held = (module.layer.weight, module.layer.bias, module.buffer, module.plain)
-    weight, bias, buffer, plain = (each.detach().double().numpy() for each in held)
-    np.testing.assert_allclose(exact, X.astype(np.float64) @ weight.T + bias + buffer + plain + np.eye(6)[0] / 3 + 0.1, rtol=1e-14)
+    (output,) = TorchReference(module).outputs({"x": X})
+    tensors = (module.layer.weight, module.layer.bias, module.buffer, module.plain)
+    weight, bias, buffer, plain = (tensor.detach().double().numpy() for tensor in tensors)
+    np.testing.assert_allclose(output, X.astype(np.float64) @ weight.T + bias + buffer + plain + np.eye(6)[0] / 3 + 0.1, rtol=1e-14)
 
 
 def test_module_inputs_and_settings_stay_as_they_were() -> None:
     double, add = Function(lambda x: x.mul_(2)), Function(lambda x: x.add_(1))
     module = nn.Sequential(double, nn.Linear(6, 6), nn.Dropout(0.5), add, nn.ReLU(inplace=True)).train()
-    before, given = copy.deepcopy(module.state_dict()), X.astype(np.float32)
-    kept = given.copy()
+    before, x = copy.deepcopy(module.state_dict()), X.astype(np.float32)
+    unchanged = x.copy()
     settings = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     reference = TorchReference(module)
-    reference.outputs({"x": given}), reference.simulated_outputs({"x": given})
-    assert module.training and all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
-    np.testing.assert_array_equal(given, kept)
+    reference.outputs({"x": x}), reference.simulated_outputs({"x": x})
+    assert module.training and all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    np.testing.assert_array_equal(x, unchanged)
     assert settings == (torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled)
 
 
@@ -160,8 +160,8 @@ def test_fused_modules_are_taken_apart(module: nn.Module, at_least: int, monkeyp
             self.inner = module
 
         def forward(self, x: Tensor) -> Tensor:
-            found = self.inner(x, x, x) if isinstance(module, nn.MultiheadAttention) else self.inner(x)
-            return found[0] if isinstance(found, tuple) else found
+            result = self.inner(x, x, x) if isinstance(module, nn.MultiheadAttention) else self.inner(x)
+            return result[0] if isinstance(result, tuple) else result
 
     TorchReference(First()).simulated_outputs({"x": np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float16)})
     assert sum(any(word in name for word in ("mm", "add", "mul", "softmax", "sigmoid", "tanh", "norm")) for name in rounded) >= at_least

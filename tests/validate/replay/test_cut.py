@@ -71,15 +71,15 @@ def sample_for(package: Path) -> Sample:
 
 def observed(package: Path, sample: Sample, numerics: NumericsName = "fp16") -> dict[str, list[Array]]:
     """What every op gave in the whole program, by the name of its first output."""
-    found: dict[str, list[Array]] = {}
+    results_of: dict[str, list[Array]] = {}
 
     def keep(op: Op, results: tuple[Any, ...]) -> None:
         if op.outputs and all(isinstance(result, Tensor) for result in results):
-            found[op.outputs[0].name] = [result.numpy().copy() for result in results]
+            results_of[op.outputs[0].name] = [result.numpy().copy() for result in results]
 
     model = LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter"))
     model.predict(sample.inputs, model.make_state() if model.states else None, observe=keep)
-    return found
+    return results_of
 
 
 def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: int = 0, numerics: NumericsName = "fp16") -> Path:
@@ -87,8 +87,8 @@ def assert_same(package: Path, op: str, out: Path, sample: Sample, *, radius: in
     made = cut(package, op, out, radius)
     model = LiftedModel(read_program(made), LoadOptions(numerics=numerics, engine="interpreter"))
     results = model.predict(record_inputs(package, op, sample, numerics, radius=radius), observe=lambda op, results: None)
-    for (name, result), want in zip(results.items(), observed(package, sample, numerics)[op], strict=True):
-        np.testing.assert_array_equal(result, want.reshape(result.shape), err_msg=f"{op}: {name}")
+    for (name, result), expected in zip(results.items(), observed(package, sample, numerics)[op], strict=True):
+        np.testing.assert_array_equal(result, expected.reshape(result.shape), err_msg=f"{op}: {name}")
     return made
 
 
@@ -105,10 +105,10 @@ class Convolutions(nn.Module):
         self.norm, self.up = nn.BatchNorm2d(8), nn.ConvTranspose2d(16, 4, 2, stride=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        wide = self.norm(self.first(x)).relu()
-        pooled = nn.functional.max_pool2d(wide, 2)
+        grown = self.norm(self.first(x)).relu()
+        pooled = nn.functional.max_pool2d(grown, 2)
         joined = torch.cat([pooled, nn.functional.silu(self.deep(pooled))], 1)
-        return self.up(joined), wide.mean((2, 3))
+        return self.up(joined), grown.mean((2, 3))
 
 
 class Lookup(nn.Module):
@@ -186,10 +186,10 @@ class TestWhatIsTaken:
         made = cut(converted.package, linear.name, tmp_path / "cut.mlpackage")
         (again,) = ops_of(made)
         for name in ("weight", "bias"):
-            want, found = linear.inputs[name], again.inputs[name]
-            assert not isinstance(want, tuple) and not isinstance(found, tuple)
-            np.testing.assert_array_equal(found.data, want.data)
-        sizes = [next(each.rglob("weight.bin")).stat().st_size for each in (made, converted.package)]
+            saved, cut_out = linear.inputs[name], again.inputs[name]
+            assert not isinstance(saved, tuple) and not isinstance(cut_out, tuple)
+            np.testing.assert_array_equal(cut_out.data, saved.data)
+        sizes = [next(path.rglob("weight.bin")).stat().st_size for path in (made, converted.package)]
         assert sizes[0] < 64 * 64 * 2 + 64 * 2 + 6 * 64 < sizes[1] / 10
 
     def test_an_op_without_weights_has_no_weight_file(self, converted: "Converted", tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ class TestTheBorder:
 
         def features(op: str) -> list[list[tuple[str, str, tuple[int, ...]]]]:
             interface = read_program(cut(package, op, tmp_path / f"{op}.mlpackage")).function()[1]
-            return [[(each.name, each.dtype, each.shape) for each in side] for side in (interface.inputs, interface.outputs)]
+            return [[(feature.name, feature.dtype, feature.shape) for feature in side] for side in (interface.inputs, interface.outputs)]
 
         assert features("kept") == [[("x", "float16", (4,)), ("either_as_int32", "int32", (4,))], [("kept", "float16", (4,))]]
         assert features("above") == [[("x", "float16", (4,))], [("above_as_int32", "int32", (4,))]]
@@ -310,7 +310,7 @@ class TestTheBorder:
         package = save("iOS15", [Builder.TensorSpec((2, 3), dtype=types.fp32)], body)
         made = assert_same(package, "grown", tmp_path / "cut.mlpackage", sample_for(package))
         interface = read_program(made).function()[1]
-        assert [(each.name, each.dtype) for each in (*interface.inputs, *interface.outputs)] == [
+        assert [(feature.name, feature.dtype) for feature in (*interface.inputs, *interface.outputs)] == [
             ("half_as_float32", "float32"),
             ("grown_as_float32", "float32"),
         ]
@@ -347,11 +347,9 @@ class TestOracles:
                 model = ct.models.MLModel(str(path), skip_model_load=True)
                 loaded = load(model.get_spec(), model.get_spec().specificationVersion, model.weights_dir)
             graph = read_program(path).function()[0]
-            assert [each.op_type for each in loaded.functions["main"].operations if each.op_type != "const"] == [
-                each.type for each in graph.ops
-            ]
-            assert [each.name for each in loaded.functions["main"].outputs] == [each.name for each in graph.outputs]
-            assert [tuple(each.shape) for each in loaded.functions["main"].outputs] == [each.shape for each in graph.outputs]
+            assert [op.op_type for op in loaded.functions["main"].operations if op.op_type != "const"] == [op.type for op in graph.ops]
+            assert [value.name for value in loaded.functions["main"].outputs] == [value.name for value in graph.outputs]
+            assert [tuple(value.shape) for value in loaded.functions["main"].outputs] == [value.shape for value in graph.outputs]
 
     @pytest.mark.parametrize("dtype", BLOB_DTYPES)
     def test_its_reader_finds_the_weights_that_were_copied(self, dtype: str, tmp_path: Path) -> None:
@@ -372,8 +370,8 @@ class TestOracles:
         blob = WeightFile(tmp_path / "weight.bin", "weights").blob(offset)
         assert blob.content.nbytes == packed_bytes(dtype, 13)
         offsets = write_blobs(tmp_path / "copy.bin", [blob, blob])
-        for each in offsets:
-            read = getattr(_BlobStorageReader(str(tmp_path / "copy.bin")), f"read_{name}_data")(each)
+        for offset in offsets:
+            read = getattr(_BlobStorageReader(str(tmp_path / "copy.bin")), f"read_{name}_data")(offset)
             np.testing.assert_array_equal(np.asarray(read, stored.dtype), stored)
 
 
@@ -405,7 +403,7 @@ class TestRefusals:
             cut(package, "held", tmp_path / "cut.mlpackage")
         sample = Sample(label="x", inputs={"x": np.array([1, 2], np.float16)})
         made = assert_same(package, "twice", tmp_path / "cut.mlpackage", sample, radius=5)
-        assert [each.name for each in read_program(made).function()[1].inputs] == ["x", "held"]
+        assert [feature.name for feature in read_program(made).function()[1].inputs] == ["x", "held"]
 
     def test_an_open_shape_that_enters_is_refused(self, save: Save, tmp_path: Path) -> None:
         from coremltools.converters.mil.mil import Builder, types
@@ -431,7 +429,7 @@ class TestRefusals:
         (tmp_path / "file").write_text("")
         with pytest.raises(ExportError, match="could not be written"):
             cut(converted.package, softmax.name, tmp_path / "file" / "cut.mlpackage")
-        assert package_digest(made) == digest and sorted(each.name for each in tmp_path.iterdir()) == ["cut.mlpackage", "file"]
+        assert package_digest(made) == digest and sorted(path.name for path in tmp_path.iterdir()) == ["cut.mlpackage", "file"]
 
     def test_the_same_cut_has_the_same_bytes_in_every_process(self, converted: "Converted", tmp_path: Path) -> None:
         op = next(op for op in ops_of(converted.package) if op.type == "linear")
@@ -440,5 +438,5 @@ class TestRefusals:
             made.append(tmp_path / f"{seed}.mlpackage")
             code = f"from coreflow.export.package.edit import cut; cut({str(converted.package)!r}, {op.name!r}, {str(made[-1])!r}, 4)"
             subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed})
-        contents = [{file.name: file.read_bytes() for file in each.rglob("*") if file.is_file()} for each in made]
+        contents = [{file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()} for folder in made]
         assert contents[0] == contents[1] == contents[2]

@@ -45,7 +45,7 @@ NET = Recipe(name="other", module=nn.Identity(), inputs={"x": TensorSpec((1, 16,
 """
 
 
-def judged_again(package: Path, recipe: Recipe, path: Path, *, simulated: bool = True, reference: str | Path | None = None) -> Report:
+def judge_and_write(package: Path, recipe: Recipe, path: Path, *, simulated: bool = True, reference: str | Path | None = None) -> Report:
     """Judge eight seeds, write the worst of them to ``path``; the report of all."""
     report = validate(package, recipe)
     torch_reference, model = TorchReference(recipe.module), load_model(package, "lifted", engine="interpreter")
@@ -74,7 +74,7 @@ def recorded(converted: "Converted", tmp_path_factory: pytest.TempPathFactory) -
     """A folder with a faulty package and the recording of its worst sample; not to be changed."""
     folder = tmp_path_factory.mktemp("recorded")
     package = converted.with_fault(folder / "network.mlpackage", drop_bias)
-    report = judged_again(package, converted.recipe(), folder / "worst.safetensors", reference="recipes.py:NET")
+    report = judge_and_write(package, converted.recipe(), folder / "worst.safetensors", reference="recipes.py:NET")
     assert (report.verdict, report.cause) == ("fail", "weights")
     (folder / "recipes.py").write_text(RECIPES)
     return folder
@@ -95,7 +95,7 @@ def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Array]], None])
 
 
 @pytest.fixture
-def judged() -> Report:
+def report() -> Report:
     """A report that a validation might have given."""
     culprit = Culprit(kind="rounding", name="linear_3", type="linear", ratio=9, text="")
     shared: dict[str, Any] = dict.fromkeys([field.name for field in fields(OutputReport)], 0.0)
@@ -124,56 +124,56 @@ def judged() -> Report:
 
 class TestWriting:
     def test_everything_comes_back_as_it_was_written(self, recorded: Path, converted: "Converted") -> None:
-        found, recipe = read_replay(recorded / "worst.safetensors"), converted.recipe()
-        assert (found.package, found.name, found.reference_kind, found.reference) == (
+        record, recipe = read_replay(recorded / "worst.safetensors"), converted.recipe()
+        assert (record.package, record.name, record.reference_kind, record.reference) == (
             "network.mlpackage",
             "network",
             "recipe",
             "recipes.py:NET",
         )
-        assert (found.numerics, found.backend, found.compute_units) == ("fp16", "lifted", "all")
-        assert (found.verdict, found.cause) == ("fail", "weights") and found.label == f"seed {found.seed}"
-        assert found.seed is not None
-        np.testing.assert_array_equal(found.inputs["x"], recipe.inputs_for(found.seed)["x"])
+        assert (record.numerics, record.backend, record.compute_units) == ("fp16", "lifted", "all")
+        assert (record.verdict, record.cause) == ("fail", "weights") and record.label == f"seed {record.seed}"
+        assert record.seed is not None
+        np.testing.assert_array_equal(record.inputs["x"], recipe.inputs_for(record.seed)["x"])
         with torch.no_grad():
-            expected = recipe.module.double()(torch.from_numpy(recipe.inputs_for(found.seed)["x"]).double()).numpy()
-        assert found.outputs["y"].dtype == np.float64
-        np.testing.assert_allclose(found.outputs["y"], expected, rtol=1e-12, atol=1e-12)
-        assert found.simulated is not None and 0 < np.abs(found.simulated["y"] - found.outputs["y"]).max() < 0.1
+            expected = recipe.module.double()(torch.from_numpy(recipe.inputs_for(record.seed)["x"]).double()).numpy()
+        assert record.outputs["y"].dtype == np.float64
+        np.testing.assert_allclose(record.outputs["y"], expected, rtol=1e-12, atol=1e-12)
+        assert record.simulated is not None and 0 < np.abs(record.simulated["y"] - record.outputs["y"]).max() < 0.1
 
     @pytest.mark.parametrize(("name", "kind"), [("demo", "bundle"), ("other.mlpackage", "package"), ("net.onnx", "onnx"), (None, "none")])
-    def test_the_way_to_the_reference_is_relative_to_the_file(self, name: str | None, kind: str, judged: Report, tmp_path: Path) -> None:
+    def test_the_way_to_the_reference_is_relative_to_the_file(self, name: str | None, kind: str, report: Report, tmp_path: Path) -> None:
         sample = Sample(label="one", inputs={"x": np.ones(3)})
-        given = None if name is None else tmp_path / "a" / name
+        reference = None if name is None else tmp_path / "a" / name
         path = write_replay(
             tmp_path / "b/c/one.safetensors",
             package=tmp_path / "a/net.mlpackage",
             sample=sample,
-            report=judged,
+            report=report,
             outputs={"y": np.ones(2)},
-            reference=given,
+            reference=reference,
         )
-        found = read_replay(path)
-        assert (found.reference_kind, found.reference) == (kind, "" if name is None else f"../../a/{name}")
-        assert found.package == "../../a/net.mlpackage" and found.culprits == ("linear_3",) and found.simulated is None
+        record = read_replay(path)
+        assert (record.reference_kind, record.reference) == (kind, "" if name is None else f"../../a/{name}")
+        assert record.package == "../../a/net.mlpackage" and record.culprits == ("linear_3",) and record.simulated is None
 
-    def test_arrays_of_any_layout_and_scalars_are_stored_in_order(self, judged: Report, tmp_path: Path) -> None:
+    def test_arrays_of_any_layout_and_scalars_are_stored_in_order(self, report: Report, tmp_path: Path) -> None:
         values = np.arange(12.0).reshape(3, 4)
         inputs = {"turned": values.T, "spread": np.broadcast_to(np.float16(2), (2, 2)), "scalar": np.array(3, np.int32)}
         path = write_replay(
             tmp_path / "one.safetensors",
             package=tmp_path,
             sample=Sample(label="one", inputs=inputs),
-            report=judged,
+            report=report,
             outputs={"y": values[:, ::2]},
         )
-        found = read_replay(path)
+        record = read_replay(path)
         for name, array in inputs.items():
-            assert found.inputs[name].dtype == array.dtype
-            np.testing.assert_array_equal(found.inputs[name], array)
-        np.testing.assert_array_equal(found.outputs["y"], values[:, ::2])
+            assert record.inputs[name].dtype == array.dtype
+            np.testing.assert_array_equal(record.inputs[name], array)
+        np.testing.assert_array_equal(record.outputs["y"], values[:, ::2])
 
-    def test_a_write_that_fails_leaves_the_old_file(self, folder: Path, judged: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_write_that_fails_leaves_the_old_file(self, folder: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
         path = folder / "worst.safetensors"
         before = path.read_bytes()
 
@@ -183,14 +183,14 @@ class TestWriting:
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             write_replay(
-                path, package=folder, sample=Sample(label="one", inputs={"x": np.ones(3)}), report=judged, outputs={"y": np.ones(2)}
+                path, package=folder, sample=Sample(label="one", inputs={"x": np.ones(3)}), report=report, outputs={"y": np.ones(2)}
             )
         assert path.read_bytes() == before and not list(folder.glob(".worst*"))
 
-    def test_another_suffix_is_refused(self, judged: Report, tmp_path: Path) -> None:
+    def test_another_suffix_is_refused(self, report: Report, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"NAME\.safetensors"):
             write_replay(
-                tmp_path / "one.npz", package=tmp_path, sample=Sample(label="one", inputs={}), report=judged, outputs={"y": np.ones(2)}
+                tmp_path / "one.npz", package=tmp_path, sample=Sample(label="one", inputs={}), report=report, outputs={"y": np.ones(2)}
             )
 
 
@@ -202,17 +202,17 @@ class TestTheWorstSample:
         actual = [{"a": a + error[0], "b": b + error[1]} for (a, b), error in zip(self.EXACT, errors, strict=True)]
         return worst_sample(recorded_report, self.SAMPLES, self.EXACT, actual)
 
-    def test_it_has_the_largest_error_in_budgets(self, judged: Report) -> None:
-        assert self.find(judged, (0.1, 0), (0.3, 0), (0.2, 0)) == 1
-        assert self.find(judged, (0.1, 0), (0.3, 0), (0.2, 0.02)) == 2  # the budget of b is smaller
+    def test_it_has_the_largest_error_in_budgets(self, report: Report) -> None:
+        assert self.find(report, (0.1, 0), (0.3, 0), (0.2, 0)) == 1
+        assert self.find(report, (0.1, 0), (0.3, 0), (0.2, 0.02)) == 2  # the budget of b is smaller
 
-    def test_what_is_not_finite_is_worse_than_any_error(self, judged: Report) -> None:
-        assert self.find(judged, (1e9, 0), (0, float("nan")), (0, 0)) == 1
-        assert self.find(judged, (1e9, 0), (0, 0), (float("inf"), 0)) == 2
+    def test_what_is_not_finite_is_worse_than_any_error(self, report: Report) -> None:
+        assert self.find(report, (1e9, 0), (0, float("nan")), (0, 0)) == 1
+        assert self.find(report, (1e9, 0), (0, 0), (float("inf"), 0)) == 2
 
-    def test_an_ambiguous_sample_that_was_left_out_is_not_it(self, judged: Report) -> None:
+    def test_an_ambiguous_sample_that_was_left_out_is_not_it(self, report: Report) -> None:
         ambiguous = AmbiguousSample(label="seed 1", left_out=True, nearness=0.1, differing=3)
-        without = replace(judged, samples=replace(judged.samples, ambiguous=(ambiguous,)))
+        without = replace(report, samples=replace(report.samples, ambiguous=(ambiguous,)))
         assert self.find(without, (0.1, 0), (0.3, 0), (0.2, 0)) == 2
 
 
@@ -242,7 +242,7 @@ class TestReplaying:
 
     def test_another_reference_than_the_recorded_one_does_not_pass_as_it(self, converted: "Converted", tmp_path: Path) -> None:
         package = converted.copy(tmp_path / "network.mlpackage")
-        judged_again(package, converted.recipe(), tmp_path / "one.safetensors")
+        judge_and_write(package, converted.recipe(), tmp_path / "one.safetensors")
         other = converted.recipe()
         with torch.no_grad():
             other.module.get_parameter("head.weight").mul_(1.0002)
@@ -257,13 +257,13 @@ class TestReplaying:
     def test_a_healthy_package_passes_with_and_without_a_recorded_simulation(self, converted: "Converted", tmp_path: Path) -> None:
         package = converted.copy(tmp_path / "network.mlpackage")
         for simulated, budget in ((True, "recorded fp16 of the reference"), (False, "heuristic")):
-            judged_again(package, converted.recipe(), tmp_path / "one.safetensors", simulated=simulated)
+            judge_and_write(package, converted.recipe(), tmp_path / "one.safetensors", simulated=simulated)
             report = replay(tmp_path / "one.safetensors")
             assert (report.verdict, report.budget) == ("pass", budget), report.text
 
     def test_without_a_simulation_the_fault_is_found_by_the_heuristic_budget(self, converted: "Converted", tmp_path: Path) -> None:
         package = converted.with_fault(tmp_path / "network.mlpackage", drop_bias)
-        judged_again(package, converted.recipe(), tmp_path / "one.safetensors", simulated=False)
+        judge_and_write(package, converted.recipe(), tmp_path / "one.safetensors", simulated=False)
         assert replay(tmp_path / "one.safetensors").verdict == "fail"
 
     def test_numerics_are_those_of_then(self, folder: Path) -> None:
