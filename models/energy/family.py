@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from coreflow.models.data.tokenizers import TextTokenizer
     from coreflow.models.energy.chain.pipeline import EnergyPipeline
     from coreflow.models.energy.training.checkpoint import Checkpoint
-    from coreflow.models.energy.training.trainer import TrainingOptions
+    from coreflow.models.energy.training.options import TrainingOptions
 
 
 class EnergyFamily:
@@ -32,7 +32,7 @@ class EnergyFamily:
 
     def training_options(self, given: Mapping[str, Any]) -> "TrainingOptions":
         """The options of a training run from those that were given."""
-        from coreflow.models.energy.training.trainer import TrainingOptions
+        from coreflow.models.energy.training.options import TrainingOptions
 
         return options_from(TrainingOptions, given, self.kind)
 
