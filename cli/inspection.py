@@ -33,7 +33,7 @@ def to_json(summary: "Summary") -> dict[str, Any]:
     """Everything about one function, plain data."""
     from dataclasses import asdict
 
-    from coreflow.export.package.summary import COUNTED_OPS
+    from coreflow.export.package.op_facts import FACTS
 
     meta = summary.metadata
     return {
@@ -60,7 +60,7 @@ def to_json(summary: "Summary") -> dict[str, Any]:
         "multiply_adds": {
             "total": summary.multiply_adds.total,
             "by_op": dict(summary.multiply_adds.by_op),
-            "counted": list(COUNTED_OPS),
+            "counted": sorted(op for op, facts in FACTS.items() if facts.is_contraction),
             "open": list(summary.multiply_adds.open),
         },
     }

@@ -1,13 +1,14 @@
 """What a package consists of, in figures: operations, weights, parameters, multiply-adds. Nothing is executed."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from coreflow.export.package.graph import Graph, Interface, Metadata, Op, Program, Shape, Value, package_files
+from coreflow.export.package.graph import Graph, Interface, Metadata, Op, Program, Value, package_files
+from coreflow.export.package.op_counts import count_elements
+from coreflow.export.package.op_facts import facts_of
 from coreflow.export.package.weights import BLOB_DTYPES, is_mapped, packed_bytes
 
 
@@ -47,7 +48,7 @@ class StoredWeight:
 class MultiplyAdds:
     """Multiply-adds of one prediction.
 
-    Counted are ``COUNTED_OPS``; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes only a
+    Counted are contractions; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes only a
     prediction tells, which are not in the figures.
     """
 
@@ -125,7 +126,9 @@ def stored_weights(graph: Graph) -> Iterator[StoredWeight]:
         kinds = " + ".join(dict.fromkeys(f"{each.type.removeprefix('constexpr_')}{_bits(each)}" for each in chain))
         parts = {id(value): value for each in chain for value in each.input_values() if value.data is not None}
         dense = op.outputs[-1]
-        yield StoredWeight(op.name, dense.dtype, kinds, _count(dense.shape) or 0, sum(_stored_bytes(value) for value in parts.values()))
+        yield StoredWeight(
+            op.name, dense.dtype, kinds, count_elements(dense.shape) or 0, sum(_stored_bytes(value) for value in parts.values())
+        )
     for value in _constants(graph):
         data = value.data
         if isinstance(data, np.ndarray) and id(value) not in compressed and (is_mapped(data) or (data.dtype.kind == "f" and data.ndim)):
@@ -137,8 +140,8 @@ def count_multiply_adds(graph: Graph) -> MultiplyAdds:
     by_op: Counter[str] = Counter()
     unknown = []
     for op in graph.walk():
-        if op.type in _COUNTERS:
-            count = _COUNTERS[op.type](op)
+        if (count_of := facts_of(op.type).multiply_adds) is not None:
+            count = count_of(op)
             if count is None:
                 unknown.append(op.name)
             else:
@@ -179,97 +182,3 @@ def _stored_bytes(value: Value) -> int:
     if not isinstance(value.data, np.ndarray):
         return 0
     return packed_bytes(value.dtype, value.data.size) if value.dtype in BLOB_DTYPES else value.data.nbytes
-
-
-def _count(shape: Shape | None) -> int | None:
-    """Elements of a shape; None where an extent is open."""
-    if shape is None:
-        return None
-    known = [extent for extent in shape if extent is not None]
-    return math.prod(known) if len(known) == len(shape) else None
-
-
-def _times(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return math.prod(known) if len(known) == len(counts) else None
-
-
-def _shape_of(op: Op, name: str) -> Shape | None:
-    value = op.inputs.get(name)
-    return value.shape if isinstance(value, Value) else None
-
-
-def _is_set(op: Op, name: str) -> bool:
-    value = op.inputs.get(name)
-    return isinstance(value, Value) and isinstance(value.data, np.ndarray) and bool(value.data.reshape(-1)[0])
-
-
-def _linear(op: Op) -> int | None:
-    """Elements of the result times the length of a row of the weight."""
-    weight = _shape_of(op, "weight")
-    return _times(_count(op.outputs[0].shape), weight[-1] if weight else None)
-
-
-def _matmul(op: Op) -> int | None:
-    """Elements of the result times the extent that is summed over."""
-    x = _shape_of(op, "x")
-    summed = None if not x else x[-2] if len(x) > 1 and _is_set(op, "transpose_x") else x[-1]
-    return _times(_count(op.outputs[0].shape), summed)
-
-
-def _conv(op: Op) -> int | None:
-    """Elements of the result times those of one filter: C_in / groups x kernel."""
-    weight = _shape_of(op, "weight")
-    return _times(_count(op.outputs[0].shape), _count(weight[1:]) if weight else None)
-
-
-def _conv_transpose(op: Op) -> int | None:
-    """Elements of x times C_out / groups x kernel: before anything is cut off the result."""
-    weight = _shape_of(op, "weight")
-    return _times(_count(_shape_of(op, "x")), _count(weight[1:]) if weight else None)
-
-
-def _einsum(op: Op) -> int | None:
-    """The product of the extents of all labels."""
-    values, equation = op.inputs.get("values"), op.inputs.get("equation")
-    if not isinstance(values, tuple) or not isinstance(equation, Value) or not isinstance(equation.data, str):
-        return None
-    extents: dict[str, int] = {}
-    for labels, value in zip(equation.data.split("->")[0].replace(" ", "").split(","), values, strict=False):
-        if value.shape is None or len(labels) != len(value.shape):
-            return None
-        for label, extent in zip(labels, value.shape, strict=True):
-            if extent is None:
-                return None
-            extents[label] = max(extent, extents.get(label, 1))  # an extent of 1 is broadcast
-    return math.prod(extents.values())
-
-
-def _attention(op: Op) -> int | None:
-    """query x key and weights x value; the softmax has none."""
-    query, value = _shape_of(op, "query"), _shape_of(op, "value")
-    if not query or not value or len(value) < 2 or value[-1] is None or query[-1] is None:
-        return None
-    return _times(_count(query[:-1]), value[-2], query[-1] + value[-1])
-
-
-def _recurrent(op: Op) -> int | None:
-    """Every step of every sample meets every weight once."""
-    x = _shape_of(op, "x")
-    weights = [_count(_shape_of(op, name)) for name in op.inputs if name.startswith(("weight_ih", "weight_hh"))]
-    total = None if None in weights else sum(weight for weight in weights if weight is not None)
-    return _times(_count(x[:2]) if x else None, total)
-
-
-_COUNTERS: dict[str, Callable[[Op], int | None]] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "einsum": _einsum,
-    "gru": _recurrent,
-    "linear": _linear,
-    "lstm": _recurrent,
-    "matmul": _matmul,
-    "rnn": _recurrent,
-    "scaled_dot_product_attention": _attention,
-}
-COUNTED_OPS = tuple(_COUNTERS)

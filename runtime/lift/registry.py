@@ -37,7 +37,7 @@ _CONTEXT = ("float_dtype", "device", "blocks")
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """One op's function; ``exact`` promises that every result value is one of the inputs' values (or as coarse as they are).
+    """One op's function; what is known of the op beside it stands in ``export.package.op_facts``.
 
     ``guard`` takes the same arguments, of tensors only the shapes, and raises where the result would be too large to be made.
     """
@@ -45,7 +45,6 @@ class Lowering:
     op: str
     function: Function
     since: int
-    exact: bool
     guard: Function | None
     forms: Mapping[str, Form]
     required: frozenset[str]
@@ -55,11 +54,10 @@ class Lowering:
 _LOWERINGS: dict[str, dict[int, Lowering]] = {}
 
 
-def lowering(op: str, *, since: str = "iOS15", exact: bool = False, guard: Function | None = None) -> Callable[[Function], Function]:
+def lowering(op: str, *, since: str = "iOS15", guard: Function | None = None) -> Callable[[Function], Function]:
     """Registers the decorated function for ``op`` from the opset ``since`` on; a second one for the same opset is refused.
 
-    ``exact``: the op cannot make a value that its inputs' element type does not hold (it moves, picks or compares values), so nothing
-    has to be rounded after it. ``guard``: asked when the program is planned; only if some shape is open then, before every call.
+    ``guard``: asked when the program is planned; only if some shape is open then, before every call.
     """
 
     def register(function: Function) -> Function:
@@ -73,7 +71,6 @@ def lowering(op: str, *, since: str = "iOS15", exact: bool = False, guard: Funct
             op=op,
             function=function,
             since=release,
-            exact=exact,
             guard=guard,
             forms={name: _form(hints[name]) for name in parameters if name not in _CONTEXT},
             required=frozenset(

@@ -8,14 +8,12 @@ import numpy as np
 from torch import nn
 
 from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.op_facts import facts_of
+from coreflow.models import fp16
 from coreflow.runtime.lift.registry import find
 from coreflow.validate.diagnosis.lossy_ops import MAX_LOCAL_RHO
-from coreflow.validate.gates.tolerance import FP16_MAX
-from coreflow.validate.ladder.localise import SMALLEST_NORMAL, Walked
+from coreflow.validate.ladder.localise import Walked
 from coreflow.validate.report.model import ConstantReport, Culprit, Origin
-
-_LIMITING = ("clip", "threshold", "clamped_relu")  # a limit beyond all fp16 numbers limits nothing
-_SMALLEST_SUBNORMAL = 2.0**-24
 
 
 def find_fp16_constants(graph: Graph) -> tuple[ConstantReport, ...]:
@@ -97,9 +95,9 @@ def _report(op: Op, argument: str, value: Value) -> ConstantReport | None:
     name = value.name or f"{op.name}.{argument}"
     # ("subnormal" is worth saying of a number that stands alone: among many weights it is below their rounding.)
     checks = (
-        ("overflows", (sizes > FP16_MAX) & np.isfinite(sizes), op.type not in _LIMITING),
-        ("is 0 in fp16", (sizes > 0) & (sizes < _SMALLEST_SUBNORMAL / 2), value.data.size == 1),
-        ("is subnormal in fp16", (sizes >= _SMALLEST_SUBNORMAL / 2) & (sizes < SMALLEST_NORMAL), value.data.size == 1),
+        ("overflows", (sizes > fp16.MAX) & np.isfinite(sizes), not facts_of(op.type).is_limit),
+        ("is 0 in fp16", (sizes > 0) & (sizes < fp16.SMALLEST_SUBNORMAL / 2), value.data.size == 1),
+        ("is subnormal in fp16", (sizes >= fp16.SMALLEST_SUBNORMAL / 2) & (sizes < fp16.SMALLEST_NORMAL), value.data.size == 1),
     )
     for problem, concerned, counts in checks:
         if counts and concerned.any():

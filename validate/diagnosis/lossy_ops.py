@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from coreflow.validate.gates.tolerance import FP16_MAX
-from coreflow.validate.ladder.localise import SMALLEST_NORMAL
+from coreflow.models import fp16
 from coreflow.validate.report.model import Culprit, OpReport
 
 # A local error of so many roundings is more than rounding; healthy ops are at 0.5 to 1.3.
@@ -24,10 +23,10 @@ def _culprits_of(op: OpReport) -> Iterator[Culprit]:
         return Culprit(kind=kind, name=op.name, type=op.type, ratio=ratio, text=text, origin=op.origin)  # type: ignore[arg-type]
 
     if op.overflowed:
-        text = f"{op.overflowed} of its results are beyond {FP16_MAX:.0f}, or not a number, and its inputs are finite"
+        text = f"{op.overflowed} of its results are beyond {fp16.MAX:.0f}, or not a number, and its inputs are finite"
         yield culprit("non-finite", float(op.overflowed), text)
     elif op.local_rho > MAX_LOCAL_RHO and op.underflowed > 0:
-        text = f"{op.underflowed:.0%} of its results are below {SMALLEST_NORMAL:.2g}, of which fp16 holds few digits or none"
+        text = f"{op.underflowed:.0%} of its results are below {fp16.SMALLEST_NORMAL:.2g}, of which fp16 holds few digits or none"
         yield culprit("underflow", op.local_rho, text)
     elif op.local_rho > MAX_LOCAL_RHO or op.ulps > op.ulps_limit:
         yield culprit("rounding", max(op.local_rho, op.ulps / op.ulps_limit), f"loses {op.local_rho:.1f} times a rounding by itself")

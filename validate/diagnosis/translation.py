@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from coreflow.export.package.graph import Graph, Op
-from coreflow.runtime.lift.registry import find
+from coreflow.export.package.op_facts import facts_of
 from coreflow.validate.diagnosis.matching import Matches
 from coreflow.validate.diagnosis.tracing import TracedValue
 from coreflow.validate.report.model import Culprit
@@ -64,7 +64,7 @@ def _expected_value(op: Op, graph: Graph, candidates: Iterable[TracedValue]) -> 
     """The first value of torch that may have been meant: one of the same size, computed by torch if the op computes."""
     size = math.prod(extent or 1 for extent in op.outputs[0].shape or ()) if op.outputs else 0
     alike = (value for value in candidates if value.fingerprint.count == size)
-    return next((value for value in alike if _computes(value) or _moves_only(op, graph)), None)
+    return next((value for value in alike if _computes(value) or facts_of(op.type).rounds_nothing), None)
 
 
 def _culprit(op: Op, expected: TracedValue | None, ratio: float) -> Culprit:
@@ -82,9 +82,3 @@ def _culprit(op: Op, expected: TracedValue | None, ratio: float) -> Culprit:
 def _computes(value: TracedValue) -> bool:
     """Whether the torch operation makes new values; a program may move them in other ways."""
     return value.origin.operation.split(".")[1] not in _MOVING
-
-
-def _moves_only(op: Op, graph: Graph) -> bool:
-    """Whether the op only moves values: then so may the operation of torch that it stands for."""
-    lowering = find(op.type, graph.opset)
-    return lowering is not None and lowering.exact

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coreflow.models import fp16
 from coreflow.models.arrays import Array, Bools, Floats
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.metrics import as_float64, max_abs, non_finite, ratio, rms
-from coreflow.validate.gates.tolerance import FP16_MAX, Tolerance
+from coreflow.validate.gates.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,4 +103,4 @@ def _difference(values: Floats, reference: Floats, comparable: Bools) -> Floats:
 
 def _overflows(reference: Floats, actual: Floats) -> Bools:
     """Elements that are infinite because fp16 does not hold the reference's value."""
-    return np.isinf(actual) & np.isfinite(reference) & (np.abs(reference) > FP16_MAX) & (np.sign(actual) == np.sign(reference))
+    return np.isinf(actual) & np.isfinite(reference) & (np.abs(reference) > fp16.MAX) & (np.sign(actual) == np.sign(reference))

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from coreflow.models import fp16
 from coreflow.models.arrays import Floats
 from coreflow.validate.gates.comparison import Errors
 from coreflow.validate.gates.metrics import max_abs, ratio, rms
-from coreflow.validate.gates.tolerance import FP16_MAX, TRANSLATION, Tolerance
+from coreflow.validate.gates.tolerance import TRANSLATION, Tolerance
 from coreflow.validate.report.model import Gate, Outcome
 
 # An output that moves less than this share of its own size, over all its elements and samples, compares nothing.
@@ -19,7 +20,7 @@ def finite_gate(errors: Errors) -> Gate:
         text = f"{errors.missing} values are NaN or infinite where the reference is not{also}"
         return Gate(name="finite", outcome="fail", value=errors.missing, limit=0, text=text)
     if errors.overflowed:
-        text = f"{errors.overflowed} values are beyond {FP16_MAX:.0f}, which fp16 does not hold"
+        text = f"{errors.overflowed} values are beyond {fp16.MAX:.0f}, which fp16 does not hold"
         return Gate(name="finite", outcome="fp16-unsafe", value=errors.overflowed, limit=0, text=text)
     return Gate(name="finite", outcome="pass", value=0, limit=0)
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+from coreflow.models import fp16
 from coreflow.models.errors import ConfigError
 
 # Relative spacing of the numbers just above 1, halved: the most that one rounding changes a number, relative to it.
-UNIT_ROUNDOFF = {"fp16": 2.0**-11, "fp32": 2.0**-24}
-# The largest number that fp16 holds.
-FP16_MAX = 65504.0
+UNIT_ROUNDOFF = {"fp16": fp16.UNIT_ROUNDOFF, "fp32": 2.0**-24}
 # A decision nearer to its border than this many times the noise may fall either way: six standard deviations of the
 # difference of two executions that are each off by the noise.
 DECISION_FACTOR = 6 * math.sqrt(2)

@@ -14,6 +14,7 @@ from torch import nn
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
 from coreflow.export.package.graph import Graph, read_program
+from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.arrays import Arrays, Draw
@@ -27,7 +28,6 @@ from coreflow.validate.ladder.opening import OpenPackage
 logger = logging.getLogger(__name__)
 
 _NAME = "wide"  # of the recipe and of its folder in the cache, in which earlier releases look too
-_NOT_COUNTED = ("cast", "read_state", "write_state", "coreml_update_state")
 _TARGETS: Mapping[str, Target] = {"CoreML6": "iOS16", "CoreML7": "iOS17", "CoreML8": "iOS18"}
 
 
@@ -90,7 +90,7 @@ def differing_ops(saved: Graph, fresh: Graph) -> str:
 
     Left out are casts, since the two differ in precision, and what reads and writes states, which the fresh one has as inputs and outputs.
     """
-    saved_ops, fresh_ops = (Counter(op.type for op in graph.walk() if op.type not in _NOT_COUNTED) for graph in (saved, fresh))
+    saved_ops, fresh_ops = (Counter(op.type for op in graph.walk() if not facts_of(op.type).is_bookkeeping) for graph in (saved, fresh))
     differences = [
         f"{verb} {', '.join(f'{count} {op}' for op, count in sorted(ops.items()))}"
         for verb, ops in (("has", saved_ops - fresh_ops), ("lacks", fresh_ops - saved_ops))

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
+from coreflow.export.package.op_facts import facts_of
+from coreflow.models import fp16
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.plan.plan import Step
-from coreflow.runtime.lift.registry import find
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.gates.metrics import ratio
 from coreflow.validate.ladder.risks import never_exercised
@@ -27,8 +28,7 @@ from coreflow.validate.report.model import OpReport, Origin
 
 # RMS error of rounding to fp16, as a share of the RMS of what is rounded: ulp / sqrt(12) of each value, averaged over a normal
 # distribution's binades (simulated with 1e7 draws: 0.41 unit roundoffs).
-ROUNDING = 0.41 * 2.0**-11
-SMALLEST_NORMAL = 2.0**-14
+ROUNDING = 0.41 * fp16.UNIT_ROUNDOFF
 # Bytes of values that samples which are walked together may hold at a time, beside the weights.
 _ROOM = 256e6
 _FEW_ROWS = 16  # up to which a product is as fast as its weights are read
@@ -130,7 +130,7 @@ class Localiser:
         narrow.interpreter.rest()  # its ops are looked at, by another plan
         self.ops: tuple[Op, ...] = tuple(step.op for step in narrow.interpreter.plan.steps)  # in execution order
         self._tallies = [_Tally() for _ in self.ops]
-        self._exact = [_moves_only(op, narrow) for op in self.ops]
+        self._exact = [facts_of(op.type).rounds_nothing for op in self.ops]
         self._ranges: dict[int, Range] = {}  # id of an input Value of the graph
 
     def wide_values(self, inputs: Mapping[str, Any]) -> list[Tensor | None]:
@@ -210,7 +210,7 @@ class Localiser:
                 origin=origins.get(index),
                 local_rho=tally.local_rho,
                 ulps=tally.ulps,
-                ulps_limit=2 + math.sqrt(terms) / 16 if (terms := terms_of(op)) > 1 else 2.0,
+                ulps_limit=2 + math.sqrt(terms) / 16 if (terms := facts_of(op.type).terms(op)) > 1 else 2.0,
                 accumulated=tally.relative,
                 amplification=tally.relative / max(ROUNDING, *_relatives(op, made)) if tally.relative > _NEGLIGIBLE else 0.0,
                 largest=tally.range.largest,
@@ -221,25 +221,6 @@ class Localiser:
             )
             for index, (op, tally) in enumerate(zip(self.ops, self._tallies, strict=True))
         )
-
-
-def terms_of(op: Op) -> int:
-    """How many products or terms are added up for one element of the result; 1 for what computes element by element."""
-    shapes = {name: value.shape for name, value in op.inputs.items() if isinstance(value, Value)}
-    weight, x = shapes.get("weight"), shapes.get("x") or shapes.get("query")
-    if weight is not None and len(weight) > 1:
-        return _product(weight) // max(weight[0] or 1, 1)
-    if op.type in ("matmul", "einsum", "scaled_dot_product_attention"):
-        first = x or next((value.shape for value in op.input_values()), None)
-        return (first[-1] or 1) if first else 1
-    if op.type.startswith("reduce_") or op.type.endswith(("_norm", "_pool")) or op.type in ("softmax", "cumsum"):
-        axes = op.inputs.get("axes") or op.inputs.get("axis")
-        if x is None:
-            return 1
-        places = axes.data if isinstance(axes, Value) and axes.data is not None else range(len(x))
-        chosen = [int(each) for each in torch.as_tensor(places).reshape(-1).tolist()]
-        return _product(tuple(x[place] for place in chosen if -len(x) <= place < len(x)))
-    return 1
 
 
 def _product(shape: tuple[int | None, ...]) -> int:
@@ -323,12 +304,6 @@ def _in_roundings(changed: Tensor, right: Tensor) -> float:
     return ratio(float(difference.square().mean().sqrt()), ROUNDING * float(right.double().square().mean().sqrt()))
 
 
-def _moves_only(op: Op, model: LiftedModel) -> bool:
-    """Whether the op gives values that it was given: nothing to lose, and no range of its own."""
-    lowering = find(op.type, model.interpreter.graph.opset)
-    return lowering is not None and lowering.exact
-
-
 def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor, given: Iterable[Any]) -> None:
     """Add one sample. ``raw`` is ``result`` before its rounding, ``exact`` the value in fp64; what is not finite is only counted.
 
@@ -369,9 +344,9 @@ def _count(tally: _Tally, raw: Tensor, result: Tensor, exact: Tensor, given: Ite
     least, most = _ends(loss)
     tally.local_max = max(tally.local_max, most, -least)
     tally.wide_max = max(tally.wide_max, high, -low)
-    if smallest < SMALLEST_NORMAL:
+    if smallest < fp16.SMALLEST_NORMAL:
         sizes = raw.abs()
-        tally.underflowed += int(((sizes < SMALLEST_NORMAL) & (sizes > 0)).sum())
+        tally.underflowed += int(((sizes < fp16.SMALLEST_NORMAL) & (sizes > 0)).sum())
 
 
 def _relatives(op: Op, made: Mapping[int, _Tally]) -> Iterator[float]:

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from coreflow.models import fp16
+
 # Operations on two operands, of which a number may be one.
 _BINARY_OPERATIONS = frozenset({"aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div", "aten::pow"})
-_SMALLEST_NORMAL, _LARGEST = 2.0**-14, 65504.0
 
 
 def round_to_fp16(values: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def _schema_facts(func: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
 
 def _rounded_number(value: Any) -> Any:
     """A Python number of the code as a program stores it."""
-    return float(np.float16(value)) if isinstance(value, float) and _SMALLEST_NORMAL <= abs(value) <= _LARGEST else value
+    return float(np.float16(value)) if isinstance(value, float) and fp16.SMALLEST_NORMAL <= abs(value) <= fp16.MAX else value
 
 
 def _is_fp32_or_fp64(value: Any) -> bool:

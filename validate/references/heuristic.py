@@ -3,9 +3,9 @@
 import math
 
 from coreflow.export.package.graph import Graph
-from coreflow.validate.gates.tolerance import UNIT_ROUNDOFF
+from coreflow.export.package.op_facts import facts_of
+from coreflow.models import fp16
 
-_CONTRACTIONS = ("linear", "matmul", "conv", "conv_transpose", "einsum", "scaled_dot_product_attention", "lstm", "gru", "rnn")
 _CONTRACTIONS_PER_LAYER = 8  # of a transformer layer: six projections and two products of attention
 
 
@@ -14,5 +14,5 @@ def heuristic_budget(graph: Graph) -> float:
 
     Measured on random pre-norm transformers of 1 to 24 layers, d = 256. A layer is counted for every eight contractions.
     """
-    contractions = sum(op.type in _CONTRACTIONS for op in graph.walk())
-    return UNIT_ROUNDOFF["fp16"] * math.sqrt(0.7 + 0.4 * max(1.0, contractions / _CONTRACTIONS_PER_LAYER))
+    contractions = sum(facts_of(op.type).is_contraction for op in graph.walk())
+    return fp16.UNIT_ROUNDOFF * math.sqrt(0.7 + 0.4 * max(1.0, contractions / _CONTRACTIONS_PER_LAYER))

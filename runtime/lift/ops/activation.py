@@ -9,13 +9,13 @@ from torch import Tensor
 from coreflow.runtime.lift.registry import lowering
 
 
-@lowering("relu", exact=True)
+@lowering("relu")
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return torch.relu(x)
 
 
-@lowering("relu6", exact=True)
+@lowering("relu6")
 def relu6(x: Tensor) -> Tensor:
     """min(max(x, 0), 6)."""
     return torch.clamp(x, 0.0, 6.0)
@@ -33,7 +33,7 @@ def leaky_relu(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x >= 0, x, alpha * x)
 
 
-@lowering("thresholded_relu", exact=True)
+@lowering("thresholded_relu")
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
     """X for x >= alpha, else 0; NaN stays."""
     return torch.where(x < alpha, torch.zeros_like(x), x)

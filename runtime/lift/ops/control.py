@@ -14,13 +14,13 @@ from coreflow.runtime.lift.registry import lowering
 Block = Callable[..., tuple[Any, ...]]
 
 
-@lowering("cond", exact=True)
+@lowering("cond")
 def cond(pred: Tensor, *, blocks: tuple[Block, ...]) -> tuple[Any, ...]:
     """What the first block gives if ``pred`` holds, else what the second gives. Source: MIL iOS15 control_flow.cond."""
     return blocks[0]() if bool(pred) else blocks[1]()
 
 
-@lowering("while_loop", exact=True)
+@lowering("while_loop")
 def while_loop(loop_vars: Sequence[Tensor], *, blocks: tuple[Block, ...]) -> tuple[Any, ...]:
     """The loop variables after the second block ran as long as the first one holds. Source: MIL iOS15 control_flow.while_loop."""
     condition, body = blocks
@@ -32,7 +32,7 @@ def while_loop(loop_vars: Sequence[Tensor], *, blocks: tuple[Block, ...]) -> tup
     raise ValueError(f"the loop has not ended after {limits.MAX_ITERATIONS} rounds")
 
 
-@lowering("make_list", exact=True)
+@lowering("make_list")
 def make_list(
     elem_shape: object,
     init_length: int = 1,
@@ -57,19 +57,19 @@ def list_length(ls: list[Tensor | None], *, device: torch.device) -> Tensor:
     return torch.tensor(len(ls), dtype=torch.int32, device=device)
 
 
-@lowering("list_read", exact=True)
+@lowering("list_read")
 def list_read(ls: list[Tensor | None], index: int) -> Tensor:
     """The element at ``index``."""
     return _written(ls, index)
 
 
-@lowering("list_write", exact=True)
+@lowering("list_write")
 def list_write(ls: list[Tensor | None], index: int, value: Tensor) -> list[Tensor | None]:
     """A list with ``value`` at ``index``; it grows where that is past its end."""
     return _with(ls, {index: value})
 
 
-@lowering("list_gather", exact=True)
+@lowering("list_gather")
 def list_gather(ls: list[Tensor | None], indices: Sequence[int]) -> Tensor:
     """The elements at ``indices`` along a new first axis."""
     elements = [_written(ls, index) for index in indices]
@@ -77,7 +77,7 @@ def list_gather(ls: list[Tensor | None], indices: Sequence[int]) -> Tensor:
     return torch.stack(elements)
 
 
-@lowering("list_scatter", exact=True)
+@lowering("list_scatter")
 def list_scatter(ls: list[Tensor | None], indices: Sequence[int], value: Tensor) -> list[Tensor | None]:
     """A list with the slices of ``value`` at ``indices``; it grows where those are past its end."""
     return _with(ls, dict(zip(indices, value.unbind(0), strict=True)))

@@ -9,35 +9,35 @@ from coreflow.runtime.lift.limits import bounded_together
 from coreflow.runtime.lift.registry import lowering
 
 
-def _unary(op: str, function: Callable[[Tensor], Tensor], *, exact: bool = False) -> None:
+def _unary(op: str, function: Callable[[Tensor], Tensor]) -> None:
     """Registers an op that is one torch function of ``x``."""
 
-    @lowering(op, exact=exact)
+    @lowering(op)
     def lowered(x: Tensor) -> Tensor:
         return function(x)
 
 
-def _binary(op: str, function: Callable[[Tensor, Tensor], Tensor], *, exact: bool = False) -> None:
+def _binary(op: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Registers an op that is one torch function of ``x`` and ``y``, broadcast against each other."""
 
-    @lowering(op, exact=exact, guard=bounded_together)
+    @lowering(op, guard=bounded_together)
     def lowered(x: Tensor, y: Tensor) -> Tensor:
         return function(x, y)
 
 
-_unary("abs", torch.abs, exact=True)
+_unary("abs", torch.abs)
 _unary("acos", torch.acos)
 _unary("asin", torch.asin)
 _unary("atan", torch.atan)
 _unary("atanh", torch.atanh)
-_unary("ceil", torch.ceil, exact=True)
+_unary("ceil", torch.ceil)
 _unary("cos", torch.cos)
 _unary("cosh", torch.cosh)
 _unary("erf", torch.erf)
 _unary("exp", torch.exp)
-_unary("floor", torch.floor, exact=True)
+_unary("floor", torch.floor)
 _unary("logical_not", torch.logical_not)
-_unary("round", torch.round, exact=True)  # half to even, as numpy and MIL do
+_unary("round", torch.round)  # half to even, as numpy and MIL do
 _unary("sin", torch.sin)
 _unary("sinh", torch.sinh)
 _unary("sqrt", torch.sqrt)
@@ -50,8 +50,8 @@ _binary("sub", torch.sub)
 _binary("mul", torch.mul)
 _binary("pow", torch.pow)
 _binary("mod", torch.remainder)  # the sign of y, as Python's %
-_binary("maximum", torch.maximum, exact=True)
-_binary("minimum", torch.minimum, exact=True)
+_binary("maximum", torch.maximum)
+_binary("minimum", torch.minimum)
 _binary("equal", torch.eq)
 _binary("not_equal", torch.ne)
 _binary("greater", torch.gt)
@@ -63,7 +63,7 @@ _binary("logical_or", torch.logical_or)
 _binary("logical_xor", torch.logical_xor)
 
 
-@lowering("sign", exact=True)
+@lowering("sign")
 def sign(x: Tensor) -> Tensor:
     """-1, 0 or 1; NaN stays, which torch would make 0 and so hide."""
     return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
@@ -89,7 +89,7 @@ def real_div(x: Tensor, y: Tensor) -> Tensor:
 
 @lowering("clip")
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """min(max(x, alpha), beta). Not ``exact``: since iOS17 the limits may be finer than x."""
+    """min(max(x, alpha), beta). Its result is rounded: since iOS17 the limits may be finer than x."""
     return torch.clamp(x, alpha, beta)
 
 
@@ -136,7 +136,7 @@ def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype) -> Tensor:
     return torch.bitwise_and(whole + half, (1 << bits) - 1) - half
 
 
-@lowering("select", exact=True, guard=bounded_together)
+@lowering("select", guard=bounded_together)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where ``cond`` holds, else ``b``."""
     return torch.where(cond, a, b)

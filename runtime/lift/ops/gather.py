@@ -25,7 +25,7 @@ def _bounded_gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate
     bounded((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
 
 
-@lowering("gather", exact=True, guard=_bounded_gather)
+@lowering("gather", guard=_bounded_gather)
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """x[..., indices, ...]: the index tensor takes the place of ``axis``; its first ``batch_dims`` axes are those of x.
 
@@ -48,13 +48,13 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     return taken.reshape(*batch, *x.shape[batch_dims:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
 
 
-@lowering("gather_along_axis", exact=True)
+@lowering("gather_along_axis")
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """numpy's take_along_axis: indices have x's shape but along ``axis``. Source: MIL iOS15 scatter_gather.gather_along_axis."""
     return torch.gather(x, axis, from_start(indices, x.shape[axis], validate=validate_indices).long())
 
 
-@lowering("gather_nd", exact=True, guard=_bounded_gather_nd)
+@lowering("gather_nd", guard=_bounded_gather_nd)
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Slices x[i, j, ...] for every (i, j, ...) along the last axis of indices, per element of the first ``batch_dims`` axes.
 

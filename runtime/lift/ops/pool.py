@@ -29,7 +29,7 @@ def _bounded_pool(
     bounded((*x.shape[:2], *(b + extent + a + o for extent, (b, a), o in zip(x.shape[2:], padding, overhang, strict=True))))
 
 
-@lowering("max_pool", exact=True, guard=_bounded_pool)
+@lowering("max_pool", guard=_bounded_pool)
 def max_pool(
     x: Tensor,
     *,

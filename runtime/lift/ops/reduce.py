@@ -9,10 +9,10 @@ from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
-def _reduction(op: str, function: Callable[[Tensor, list[int], bool], Tensor], *, exact: bool = False) -> None:
+def _reduction(op: str, function: Callable[[Tensor, list[int], bool], Tensor]) -> None:
     """Registers ``function(x, axes, keep_dims)`` for ``op``; where no axes are given it is all of them, of an empty list none."""
 
-    @lowering(op, exact=exact)
+    @lowering(op)
     def lowered(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = False) -> Tensor:
         chosen = sorted({axis % max(x.dim(), 1) for axis in axes}) if axes is not None else list(range(x.dim()))
         if not x.numel():
@@ -46,8 +46,8 @@ def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 _reduction("reduce_sum", lambda x, axes, keep: x.sum(axes, keepdim=keep))
 _reduction("reduce_mean", _mean)
-_reduction("reduce_max", lambda x, axes, keep: x.amax(axes, keepdim=keep), exact=True)
-_reduction("reduce_min", lambda x, axes, keep: x.amin(axes, keepdim=keep), exact=True)
+_reduction("reduce_max", lambda x, axes, keep: x.amax(axes, keepdim=keep))
+_reduction("reduce_min", lambda x, axes, keep: x.amin(axes, keepdim=keep))
 _reduction("reduce_prod", _product)
 _reduction("reduce_l1_norm", lambda x, axes, keep: x.abs().sum(axes, keepdim=keep))
 _reduction("reduce_l2_norm", _length)

@@ -62,7 +62,7 @@ def _scaled(extent: int, factor: float) -> int:
     return bounded_axis(math.floor(np.float32(extent) * np.float32(factor)))
 
 
-@lowering("upsample_nearest_neighbor", exact=True)
+@lowering("upsample_nearest_neighbor")
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Tensor:
     """Pixels repeated; fractional factors give floor(extent * factor) pixels."""
     for axis, factor in ((x.dim() - 2, scale_factor_height), (x.dim() - 1, scale_factor_width)):
@@ -72,7 +72,7 @@ def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1, scale_f
     return x
 
 
-@lowering("resize_nearest_neighbor", exact=True)
+@lowering("resize_nearest_neighbor")
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """The pixel at or before every sample."""
     for axis, count in ((x.dim() - 2, bounded_axis(target_size_height)), (x.dim() - 1, bounded_axis(target_size_width))):
@@ -119,7 +119,7 @@ def resize(
     return x
 
 
-@lowering("crop", exact=True)
+@lowering("crop")
 def crop(x: Tensor, crop_height: Sequence[int], crop_width: Sequence[int]) -> Tensor:
     """Without so many rows at the top and bottom and columns at the left and right."""
     height, width = x.shape[-2:]

@@ -10,20 +10,20 @@ from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
-@lowering("identity", exact=True)
+@lowering("identity")
 def identity(x: Tensor) -> Tensor:
     """The value itself; a list or a state goes through too."""
     return x
 
 
-@lowering("reshape", exact=True)
+@lowering("reshape")
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """X in another shape: -1 is worked out, 0 keeps the extent of that place."""
     kept = [x.shape[place] if extent == 0 and len(shape) == x.dim() else extent for place, extent in enumerate(shape)]
     return x.reshape(kept)
 
 
-@lowering("reshape", since="iOS17", exact=True)
+@lowering("reshape", since="iOS17")
 def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
     """X in another shape: -1 is worked out, 0 keeps the extent of that place counted from the end. Source: MIL iOS17."""
     missing = len(shape) - x.dim()
@@ -31,7 +31,7 @@ def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.reshape(kept)
 
 
-@lowering("reshape_like", exact=True)
+@lowering("reshape_like")
 def reshape_like(x: Tensor, ref_tensors: Sequence[Tensor], begins: Sequence[int], ends: Sequence[int], end_masks: Sequence[bool]) -> Tensor:
     """X in the shape of begin:end of every reference one after the other; a masked end is open. Source: MIL iOS16."""
     shape: list[int] = []
@@ -40,13 +40,13 @@ def reshape_like(x: Tensor, ref_tensors: Sequence[Tensor], begins: Sequence[int]
     return x.reshape(shape)
 
 
-@lowering("transpose", exact=True)
+@lowering("transpose")
 def transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
     """Axis i of the result is axis perm[i] of x."""
     return x.permute(tuple(perm))
 
 
-@lowering("expand_dims", exact=True)
+@lowering("expand_dims")
 def expand_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
     """New axes of extent 1 at these places of the result."""
     rank = x.dim() + len(axes)
@@ -55,13 +55,13 @@ def expand_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
     return x
 
 
-@lowering("squeeze", exact=True)
+@lowering("squeeze")
 def squeeze(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """Without these axes of extent 1, or without any."""
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
-@lowering("concat", exact=True)
+@lowering("concat")
 def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """The values one after the other along ``axis``; interleaved, they take turns."""
     values = tuple(value.reshape(1) if value.dim() == 0 else value for value in values)
@@ -72,14 +72,14 @@ def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Ten
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
-@lowering("stack", exact=True)
+@lowering("stack")
 def stack(values: Sequence[Tensor], axis: int) -> Tensor:
     """The values along a new axis."""
     bounded((len(values), *values[0].shape))
     return torch.stack(tuple(values), axis)
 
 
-@lowering("split", exact=True)
+@lowering("split")
 def split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Sequence[int] | None = None) -> tuple[Tensor, ...]:
     """Parts along ``axis``: of these sizes, or so many equal ones."""
     if split_sizes is not None:
@@ -88,7 +88,7 @@ def split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Sequ
     return torch.split(x, x.shape[axis] // num_splits, axis)
 
 
-@lowering("slice_by_index", exact=True)
+@lowering("slice_by_index")
 def slice_by_index(
     x: Tensor,
     begin: Sequence[int],
@@ -141,7 +141,7 @@ def take_slice(x: Tensor, axis: int, wanted: slice) -> Tensor:
     return cut.flip(axis) if step < 0 else cut
 
 
-@lowering("slice_by_size", exact=True)
+@lowering("slice_by_size")
 def slice_by_size(x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tensor:
     """``size`` elements from ``begin`` on, on every axis; a size of -1 goes to the end."""
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
@@ -150,7 +150,7 @@ def slice_by_size(x: Tensor, begin: Sequence[int], size: Sequence[int]) -> Tenso
     return x
 
 
-@lowering("slice_update", exact=True)
+@lowering("slice_update")
 def slice_update(
     x: Tensor,
     update: Tensor,
@@ -169,13 +169,13 @@ def slice_update(
     return x.reshape(-1).scatter(0, places.reshape(-1), update.reshape(-1)).reshape(x.shape)
 
 
-@lowering("reverse", exact=True)
+@lowering("reverse")
 def reverse(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """X from the end to the start along these axes, or along all."""
     return x.flip(tuple(range(x.dim()) if axes is None else axes))
 
 
-@lowering("reverse_sequence", exact=True)
+@lowering("reverse_sequence")
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first ``lengths[b]`` elements along ``seq_axis`` reversed, for every b along ``batch_axis``."""
     place_shape, length_shape = [1] * x.dim(), [1] * x.dim()
@@ -185,7 +185,7 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
     return torch.gather(x, seq_axis, torch.where(place < length, length - 1 - place, place).expand_as(x))
 
 
-@lowering("sliding_windows", exact=True)
+@lowering("sliding_windows")
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """Every window of ``size`` elements; ``axis`` counts windows, the axis after it the elements of one."""
     axis = axis % x.dim()
@@ -194,7 +194,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     return windows
 
 
-@lowering("depth_to_space", exact=True)
+@lowering("depth_to_space")
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     """(B, C, H, W) -> (B, C / b^2, H b, W b): the channels of one block are C / b^2 apart, as in TensorFlow."""
     B, C, H, W = x.shape
@@ -202,7 +202,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(B, C // block_size**2, H * block_size, W * block_size)
 
 
-@lowering("space_to_depth", exact=True)
+@lowering("space_to_depth")
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     """The inverse of ``depth_to_space``."""
     B, C, H, W = x.shape
@@ -210,13 +210,13 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(B, C * block_size**2, H // block_size, W // block_size)
 
 
-@lowering("pixel_shuffle", exact=True)
+@lowering("pixel_shuffle")
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """(B, C f^2, H, W) -> (B, C, H f, W f): the channels of one block are neighbours, as in torch."""
     return F.pixel_shuffle(x, upscale_factor)
 
 
-@lowering("pixel_unshuffle", exact=True)
+@lowering("pixel_unshuffle")
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """The inverse of ``pixel_shuffle``. Source: MIL iOS16."""
     return F.pixel_unshuffle(x, downscale_factor)
@@ -227,7 +227,7 @@ def _bounded_space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Ten
     bounded((*x.shape[:2], top + x.shape[2] + bottom, left + x.shape[3] + right))
 
 
-@lowering("space_to_batch", exact=True, guard=_bounded_space_to_batch)
+@lowering("space_to_batch", guard=_bounded_space_to_batch)
 def space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Tensor) -> Tensor:
     """(B, C, H, W) -> (B b0 b1, C, H / b0, W / b1) after padding with zeros; ``paddings`` (2, 2)."""
     (top, bottom), (left, right) = paddings.tolist()
@@ -238,7 +238,7 @@ def space_to_batch(x: Tensor, block_shape: Sequence[int], paddings: Tensor) -> T
     return blocks.permute(3, 5, 0, 1, 2, 4).reshape(rows * columns * B, C, H // rows, W // columns)
 
 
-@lowering("batch_to_space", exact=True)
+@lowering("batch_to_space")
 def batch_to_space(x: Tensor, block_shape: Sequence[int], crops: Tensor) -> Tensor:
     """The inverse of ``space_to_batch``; ``crops`` (2, 2) are cut off."""
     rows, columns = block_shape

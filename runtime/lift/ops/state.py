@@ -14,20 +14,20 @@ class StateBuffer:
     tensor: Tensor
 
 
-@lowering("read_state", exact=True)
+@lowering("read_state")
 def read_state(input: StateBuffer) -> Tensor:
     """What the state holds now. Source: MIL iOS18 states.read_state."""
     return input.tensor
 
 
-@lowering("write_state", exact=True)
+@lowering("write_state")
 def write_state(input: StateBuffer, data: Tensor) -> tuple[()]:
     """Replaces what the state holds; gives nothing. Source: the spec's form of coreml_update_state."""
     input.tensor = data
     return ()
 
 
-@lowering("coreml_update_state", exact=True)
+@lowering("coreml_update_state")
 def coreml_update_state(state: StateBuffer, value: Tensor) -> Tensor:
     """Replaces what the state holds and gives it on. Source: coremltools' dialect."""
     state.tensor = value

@@ -11,21 +11,21 @@ from coreflow.runtime.lift.limits import bounded
 from coreflow.runtime.lift.registry import lowering
 
 
-@lowering("tile", exact=True)
+@lowering("tile")
 def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
     """X repeated so many times along each axis."""
     bounded((x.numel(), *reps))
     return x.repeat(tuple(reps))
 
 
-@lowering("fill", exact=True)
+@lowering("fill")
 def fill(shape: Sequence[int], value: Tensor | None = None, *, float_dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of this shape with one value everywhere."""
     filling = torch.zeros((), dtype=float_dtype, device=device) if value is None else value
     return filling.reshape(()).expand(bounded(shape)).contiguous()
 
 
-@lowering("one_hot", exact=True)
+@lowering("one_hot")
 def one_hot(
     indices: Tensor, one_hot_vector_size: int, axis: int = -1, on_value: Tensor | None = None, off_value: Tensor | None = None
 ) -> Tensor:
@@ -50,7 +50,7 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     return total.flip(axis) if reverse else total
 
 
-@lowering("topk", exact=True)
+@lowering("topk")
 def topk(
     x: Tensor,
     *,
@@ -71,7 +71,7 @@ def topk(
     return (values, indices) if return_indices else (values,)
 
 
-@lowering("pad", exact=True)
+@lowering("pad")
 def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", constant_val: Tensor | None = None) -> Tensor:
     """``pad`` holds (before, after) for the last axes; new elements are a constant, a reflection without the edge, or the edge.
 
@@ -104,7 +104,7 @@ def _pad_axis(x: Tensor, axis: int, amounts: tuple[int, int], mode: str, constan
     return torch.index_select(x, axis, place)
 
 
-@lowering("flatten2d", exact=True)
+@lowering("flatten2d")
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
     """Two axes: those before ``axis`` as one, the others as one."""
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
@@ -116,7 +116,7 @@ def shape(x: Tensor, output_dtype: str = "int32") -> Tensor:
     return torch.tensor(x.shape, dtype=torch.int32, device=x.device)
 
 
-@lowering("fill_like", exact=True)
+@lowering("fill_like")
 def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: torch.dtype) -> Tensor:
     """One value everywhere, in the shape of ``ref_tensor``. Source: MIL iOS16."""
     return fill(ref_tensor.shape, value, float_dtype=float_dtype, device=ref_tensor.device)
@@ -148,7 +148,7 @@ def non_zero(x: Tensor) -> Tensor:
     return torch.nonzero(x).to(torch.int32)
 
 
-@lowering("band_part", exact=True)
+@lowering("band_part")
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     """X with zeros outside the band of ``lower`` and ``upper`` diagonals of its last two axes; -1 keeps them all."""
     rows, columns = bounded(x.shape[-2:])
@@ -161,7 +161,7 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     return torch.where(kept, x, torch.zeros_like(x))
 
 
-@lowering("non_maximum_suppression", exact=True)
+@lowering("non_maximum_suppression")
 def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,
@@ -199,7 +199,7 @@ def non_maximum_suppression(
     return out_boxes, out_scores, numbers, counts
 
 
-@lowering("non_maximum_suppression", since="iOS17", exact=True)
+@lowering("non_maximum_suppression", since="iOS17")
 def non_maximum_suppression_ios17(
     boxes: Tensor, scores: Tensor, *, iou_threshold: float, max_boxes: int, per_class_suppression: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

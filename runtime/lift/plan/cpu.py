@@ -3,8 +3,8 @@
 - A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. A
   convolution of images keeps channels innermost.
 - With ``fp16_storage``, for fp16 numerics when nobody looks at single ops, a value that is declared fp16 lies in memory as fp16. Ops that
-  only move values take it so, and arithmetic, which torch's CPU kernels compute in fp32 and round once (``ROUNDED_ONCE``); the others get
-  it as fp32, and their result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
+  round nothing take it so, and those that round once, which torch's CPU kernels compute in fp32; the others get it as fp32, and their
+  result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
   A product of a single row reads its weights as fp16 too, half the memory traffic; it still sums in fp32, but in another order, so there a
   last bit may differ.
 """
@@ -20,17 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.op_facts import facts_of
 from coreflow.runtime.lift.numerics.plain import Numerics, Rounding
 from coreflow.runtime.lift.ops.conv import conv_geometry, for_torch
 from coreflow.runtime.lift.plan.arguments import plain, release
 from coreflow.runtime.lift.plan.plan import Step
 from coreflow.runtime.lift.registry import Lowering, find
 
-# One torch function each, exact in fp32 but for a rounding, so that they give the same bits on every processor. Of others (erf and sqrt
-# here, in torch 2.13) an fp16 kernel may differ from the rounded fp32 one, which may come from another library.
-ROUNDED_ONCE = frozenset({"add", "sub", "mul", "real_div", "square"})
-# Gives boxes that it was given, and computes how far they overlap to choose them.
-_COMPUTES_TO_CHOOSE = frozenset({"non_maximum_suppression"})
 _FLOATS = ("float16", "float32")
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
 ONEDNN = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _NAMES)
@@ -109,7 +105,7 @@ class CpuPolicy:
         table = op.inputs.get("x")
         return (
             not self._fp16_storage
-            and op.type in ("gather", "gather_along_axis", "gather_nd")
+            and facts_of(op.type).looks_up
             and isinstance(table, Value)
             and isinstance(table.data, np.ndarray)
             and table.dtype == "float16"
@@ -128,9 +124,12 @@ class CpuPolicy:
         if opaque or not all(_fits_fp16(value) for form, value in arguments if form in ("scalar", "sequence")):
             return False
         tensors = [value.dtype for form, value in arguments if form in ("tensor", "tensors")]
-        if op.type in ROUNDED_ONCE:
+        facts = facts_of(op.type)
+        # Of ops that round more often (erf and sqrt here, in torch 2.13) an fp16 kernel may differ from the rounded fp32 one, which may
+        # come from another library; one torch function of two numbers gives the same bits on every processor.
+        if facts.rounds == "once":
             return {*tensors, *(value.dtype for value in op.outputs)} == {"float16"}
-        return lowering.exact and op.type not in _COMPUTES_TO_CHOOSE and not {"float32", "float64"} & {*tensors}
+        return facts.rounds_nothing and not facts.computes_to_pick and not {"float32", "float64"} & {*tensors}
 
     def _lowering(self, op: Op) -> Lowering:
         lowering = find(op.type, self._opset)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.op_facts import facts_of
 from coreflow.models.errors import BundleError, UnsupportedError
 from coreflow.runtime.lift.limits import refuse_absurd
 from coreflow.runtime.lift.numerics.plain import Rounding
@@ -16,8 +17,6 @@ from coreflow.runtime.lift.plan.arguments import Constants, convert, plain
 from coreflow.runtime.lift.plan.plan import Block, Environment, Plan, Step, not_executable
 from coreflow.runtime.lift.plan.policy import Policy
 from coreflow.runtime.lift.registry import Form, Lowering, find, load_lowerings, require_all
-
-_OF_TWO_TYPES = ("linear", "matmul")  # since iOS17 a constant may be of another type than the result
 
 
 class Planner:
@@ -123,8 +122,8 @@ class Planner:
 
     def _rounding(self, op: Op, value: Value, lowering: Lowering) -> Rounding | None:
         """What is done to a result. A product of integers and constant fractions is declared an integer, and loses its fraction."""
-        whole = value.dtype == "int32" and op.type in _OF_TWO_TYPES
-        return _truncated if whole else self._policy.numerics.rounding(op, value, lowering.exact)
+        whole = value.dtype == "int32" and facts_of(op.type).mixes_types
+        return _truncated if whole else self._policy.numerics.rounding(op, value, facts_of(op.type).rounds_nothing)
 
     def _check_arguments(self, op: Op, lowering: Lowering) -> None:
         unknown = sorted(op.inputs.keys() - lowering.forms.keys())

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import build
 from coreflow.export.package.graph import read_program
+from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.ladder.localise import ROUNDING, Localiser, smallest_of, terms_of
+from coreflow.validate.ladder.localise import ROUNDING, Localiser, smallest_of
 from coreflow.validate.report.model import OpReport
 
 
@@ -104,7 +105,7 @@ def test_terms_are_those_that_are_added_up(tmp_path: Path) -> None:
         return linear(x).sum(-1) + conv(x.reshape(1, 6, 8)).mean((1, 2))
 
     localiser, _ = looked_at(function, tmp_path, draw(1, 48))
-    terms: dict[str, Any] = {op.type: terms_of(op) for op in localiser.ops}
+    terms: dict[str, Any] = {op.type: facts_of(op.type).terms(op) for op in localiser.ops}
     assert (terms["linear"], terms["conv"], terms["reduce_sum"], terms["reduce_mean"]) == (48, 18, 5, 24)
     assert terms["add"] == 1
 

@@ -6,12 +6,12 @@ Where nothing was recorded, the sentence says so and no axes are drawn.
 import math
 from collections.abc import Iterator, Sequence
 
+from coreflow.models import fp16
 from coreflow.validate.report.html import svg
 from coreflow.validate.report.html.markup import Child, Html, details, join, table, tag
 from coreflow.validate.report.model import OutputReport, Report
 from coreflow.validate.report.wording import NOT_LOOKED_AT, RUNGS, jump, nan_as_infinite, number, why_no_units
 
-_U = 2.0**-11  # unit roundoff of fp16
 _ROW = 36.0  # of the ladder
 _SHOWN_ROWS = 40
 _SHOWN_OUTPUTS = 12
@@ -85,13 +85,13 @@ def error_over_reference(output: OutputReport) -> Html:
         return absent(title, _nothing("Error over size", len(plots.reference), "every error, or every reference, is exactly 0"))
     height = 300.0
     x = svg.log_bounds(size for size, _ in pairs)
-    y = svg.log_bounds((error for _, error in pairs), _U * x[1])
+    y = svg.log_bounds((error for _, error in pairs), fp16.UNIT_ROUNDOFF * x[1])
     panel = svg.panel(x, y, height=height, log_x=True)
     parts = (
         svg.axes(panel, "|reference|", "|error|"),
         svg.dots((panel.point(*pair) for pair in pairs if math.isfinite(pair[1])), "actual"),
         svg.crosses((panel.point(*pair) for pair in pairs if not math.isfinite(pair[1])), "cross"),
-        svg.curve(panel, lambda size: _U * size, "limit"),
+        svg.curve(panel, lambda size: fp16.UNIT_ROUNDOFF * size, "limit"),
     )
     zeros = len(plots.reference) - len(pairs)
     left_out = f" {zeros:,} with an error or a reference of exactly 0 are not drawn." if zeros else ""
@@ -119,7 +119,7 @@ def _by_decade(pairs: Sequence[tuple[float, float]]) -> Iterator[Sequence[Child]
             f"{len(members):,}",
             number(errors[len(errors) // 2]),
             number(errors[-1]),
-            number(max(error / (_U * size) for size, error in members)),
+            number(max(error / (fp16.UNIT_ROUNDOFF * size) for size, error in members)),
         )
 
 

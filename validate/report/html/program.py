@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from coreflow.models import fp16
 from coreflow.validate.report.columns import OPS, pick
 from coreflow.validate.report.html import svg
 from coreflow.validate.report.html.markup import Child, Html, join, table, tag
@@ -12,7 +13,7 @@ from coreflow.validate.report.html.tables import column_table
 from coreflow.validate.report.model import OpReport, Report
 from coreflow.validate.report.wording import NOT_LOOKED_AT, nan_as_infinite, number
 
-_FP16_MAX, _FP16_NORMAL = 65504.0, 6.1e-5  # the largest fp16 number, the smallest normal one
+_FP16_NORMAL = 6.1e-5  # the smallest normal fp16 number, as it is written beside its line
 _MUCH = 0.01  # of the results below the smallest normal number; a few near zero are in every result
 _SHOWN_OPS = 40
 _MAX_BANDS = 12
@@ -113,7 +114,7 @@ def dynamic_range(report: Report) -> Html:
     if not ops:
         return absent(title, f"Dynamic range: {NOT_LOOKED_AT}; no op was compared.")
     height = 400.0
-    bounds = svg.log_bounds((value for op in ops for value in (op.largest, op.smallest)), 10 * _FP16_MAX, _FP16_NORMAL)
+    bounds = svg.log_bounds((value for op in ops for value in (op.largest, op.smallest)), 10 * fp16.MAX, _FP16_NORMAL)
     panel = svg.panel((0.0, float(max(len(ops) - 1, 1))), bounds, height=height)
     within = [(place, op) for place, op in enumerate(ops) if op.largest > 0 and 0 < op.smallest < math.inf]
     parts: list[Child] = [
@@ -122,7 +123,7 @@ def dynamic_range(report: Report) -> Html:
         svg.stems(((panel.x.at(place), panel.y.at(op.smallest), panel.y.at(op.largest)) for place, op in within), "stem"),
         svg.dots((panel.point(place, op.largest) for place, op in within), "actual"),
     ]
-    for value, text in ((_FP16_MAX, "65504"), (_FP16_NORMAL, "6.1e-5")):
+    for value, text in ((fp16.MAX, "65504"), (_FP16_NORMAL, "6.1e-5")):
         parts += [svg.line(panel.x.start, panel.y.at(value), panel.x.end, panel.y.at(value), "limit")]
         parts += [svg.label(panel.x.end, panel.y.at(value) - 3, text, "end", "strong halo")]
     parts += [

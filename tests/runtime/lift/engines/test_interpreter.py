@@ -69,18 +69,6 @@ class TestNumerics:
         result = Interpreter(graph, chosen).run({"x": torch.tensor([1.0009765625])})["y"]
         assert result.item() == pytest.approx(1.0009765625**2, rel=1e-7)
 
-    @pytest.mark.parametrize("op", ["reshape", "transpose", "concat", "gather", "relu", "maximum", "reduce_max", "slice_by_index", "pad"])
-    def test_ops_that_only_move_values_are_exact(self, op: str) -> None:
-        load_lowerings()
-        entry = find(op, "CoreML8")
-        assert entry is not None and entry.exact
-
-    @pytest.mark.parametrize("op", ["add", "mul", "exp", "softmax", "layer_norm", "linear", "conv", "reduce_sum", "cumsum", "clip"])
-    def test_ops_that_compute_are_not(self, op: str) -> None:
-        load_lowerings()
-        entry = find(op, "CoreML8")
-        assert entry is not None and not entry.exact
-
 
 class TestWalk:
     def test_an_observer_sees_every_op_in_order_with_its_rounded_results(self) -> None:
