@@ -1,8 +1,8 @@
-"""The torch operation that an op of a saved program comes from, found by value: both run on one sample, and equal numbers belong together.
+"""The torch operation behind each op of a saved program, found by value.
 
-Names do not count: converters rename, fuse and reorder, and a package may come from any of them. An op into which several operations
-were fused has the numbers of the last of them; one that lays a value out otherwise has its numbers in another order, which fingerprints
-do not depend on.
+Both run on one sample, and equal numbers belong together. Names do not count: converters rename, fuse and reorder, and a package may
+come from any of them. An op into which several operations were fused has the numbers of the last of them; one that lays a value out
+otherwise has its numbers in another order, which fingerprints do not depend on.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The budget of last resort: the error that healthy fp16 has in a network as deep."""
+"""The budget of last resort: the error of healthy fp16 in a network of the same depth."""
 
 import math
 
@@ -10,7 +10,7 @@ _CONTRACTIONS_PER_LAYER = 8  # of a transformer layer: six projections and two p
 
 
 def heuristic_budget(graph: Graph) -> float:
-    """Relative RMS error that healthy fp16 has in a network as deep: u * sqrt(0.7 + 0.4 n), n layers.
+    """Relative RMS error of healthy fp16 in a network of the same depth: u * sqrt(0.7 + 0.4 n), n layers.
 
     Measured on random pre-norm transformers of 1 to 24 layers, d = 256. A layer is counted for every eight contractions.
     """

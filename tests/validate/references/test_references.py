@@ -1,4 +1,4 @@
-"""What a package may be compared with, and what is refused."""
+"""References of every kind, and those that are refused."""
 
 from pathlib import Path
 

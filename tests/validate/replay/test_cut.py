@@ -70,7 +70,7 @@ def sample_for(package: Path) -> Sample:
 
 
 def observed(package: Path, sample: Sample, numerics: NumericsName = "fp16") -> dict[str, list[Array]]:
-    """What every op gave in the whole program, by the name of its first output."""
+    """Results of every op in the whole program, by the name of its first output."""
     results_of: dict[str, list[Array]] = {}
 
     def keep(op: Op, results: tuple[Any, ...]) -> None:
