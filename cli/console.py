@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they draw progress, how an error looks."""
+"""Output of the commands: results on standard output; progress, warnings and errors on standard error."""
 
 import json
 import sys
@@ -13,32 +13,32 @@ WIDTH = 160  # where the output is no terminal: a pipe or a file has no width of
 
 
 def out() -> Console:
-    """Results. Made on each call, so that a redirected ``sys.stdout`` is followed."""
+    """A console for results, made on each call, so that a redirected ``sys.stdout`` is followed."""
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def err() -> Console:
-    """Progress, warnings and errors."""
+    """A console for progress, warnings and errors."""
     return Console(file=sys.stderr, highlight=False)
 
 
 def warn(text: str) -> None:
-    """One warning line."""
+    """Print one warning line."""
     err().print(f"[yellow]warning:[/] {_plain(text)}", soft_wrap=True)
 
 
 def fail(text: str) -> None:
-    """One error line."""
+    """Print one error line."""
     err().print(f"[bold red]error:[/] {_plain(text)}", soft_wrap=True)
 
 
 def print_json(plain: Any) -> None:
-    """The one result of a command, for programs."""
+    """Print the one result of a command as JSON."""
     sys.stdout.write(json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
+def progress_bar(title: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
     """A bar on standard error while the block runs; nothing is drawn where that is not a terminal."""
     console = err()
     columns = (
@@ -50,7 +50,7 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[tuple[Progress
         TextColumn("{task.fields[detail]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield progress, progress.add_task(what, total=total, detail="")
+        yield progress, progress.add_task(title, total=total, detail="")
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""``coreflow inspect``."""
+"""``coreflow inspect``: interface, ops, weights and multiply-adds of a package."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ def inspect(
 
 
 def to_json(summary: "Summary") -> dict[str, Any]:
-    """Everything about one function, plain data."""
+    """Figures of one function as plain data."""
     from dataclasses import asdict
 
     from coreflow.export.package.op_facts import FACTS
@@ -43,9 +43,9 @@ def to_json(summary: "Summary") -> dict[str, Any]:
         "opset": summary.opset,
         "function": summary.function,
         "functions": list(summary.program.functions),
-        "inputs": [_feature(each) for each in summary.interface.inputs],
-        "outputs": [_feature(each) for each in summary.interface.outputs],
-        "states": [_feature(each) for each in summary.interface.states],
+        "inputs": [_feature(feature) for feature in summary.interface.inputs],
+        "outputs": [_feature(feature) for feature in summary.interface.outputs],
+        "states": [_feature(feature) for feature in summary.interface.states],
         "metadata": {
             "description": meta.description,
             "author": meta.author,
@@ -67,7 +67,7 @@ def to_json(summary: "Summary") -> dict[str, Any]:
 
 
 def show(summary: "Summary") -> None:
-    """Tables for people."""
+    """Print the figures as tables."""
     from rich.text import Text
 
     program, counted, console = summary.program, summary.multiply_adds, out()

@@ -1,4 +1,4 @@
-"""``coreflow lift``."""
+"""``coreflow lift``: a package back to ONNX or torch."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``coreflow validate``, ``coreflow validate diff`` and ``coreflow validate replay``."""
+"""``coreflow validate`` with its ``diff`` and ``replay``: compare packages with torch, two reports, one sample again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
-    from coreflow.export.recipe import Recipe
     from coreflow.validate.report.diff import ReportDiff
     from coreflow.validate.report.model import BundleReport, Report
 
@@ -42,7 +41,7 @@ def validate(
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
     compute_units: ComparedUnitsOption = "all",
-    report: Reports = None,
+    reports: Reports = None,
     baseline: Annotated[Path | None, typer.Option(help="Compare with this report, as `validate diff` does.")] = None,
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Write the report to --baseline.")] = False,
     unsealed: Annotated[bool, typer.Option("--unsealed", help="Let changed files pass; they are listed.")] = False,
@@ -56,39 +55,31 @@ def validate(
     A folder that is called diff or replay is given as ./diff or ./replay.
     """
     from coreflow.models.errors import ConfigError
+    from coreflow.validate.gates.tolerance import by_share
     from coreflow.validate.report.diff import compare
-    from coreflow.validate.report.json import read_report, to_json, without_pictures, write_report
+    from coreflow.validate.report.json import to_json, without_pictures, write_report
 
-    # What can be refused is refused before minutes of work.
-    check_formats(report or ())
-    if update_baseline and baseline is None:
-        raise ConfigError("--update-baseline: which file? Give --baseline FILE.json too")
-    if baseline is not None and baseline.suffix != ".json":
-        raise ConfigError(f"--baseline {baseline}: a baseline is a report in JSON, FILE.json")
-    if baseline is not None and not update_baseline and not baseline.exists():
-        raise ConfigError(f"--baseline {baseline} is not there; --update-baseline writes it")
-    old = None if baseline is None or update_baseline else read_report(baseline)
-    if old is not None and ("stages" in old) == (path.suffix == ".mlpackage"):
-        kinds = ("bundle", "package") if "stages" in old else ("package", "bundle")
-        raise ConfigError(f"--baseline {baseline} is of a {kinds[0]}, and {path} is a {kinds[1]}")
+    # Wrong arguments are refused before minutes of work.
+    check_formats(reports or ())
+    old = _read_baseline(baseline, update_baseline, path)
     if against is not None and reference is not None:
         raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
-    found = validate_with_bar(
+    report = validate_with_bar(
         path,
         reference if against is None else str(against),
-        backend,
-        compute_units,
-        verify=not unsealed,
         inputs=inputs,
+        backend=backend,
+        compute_units=compute_units,
+        tolerance=None if within is None else by_share(within),
+        verify=not unsealed,
         sweep=sweep,
-        within=within,
         evidence=evidence,
     )
     if baseline is not None and update_baseline:
-        write_report(baseline, without_pictures(found))
+        write_report(baseline, without_pictures(report))
         err().print(f"baseline: {baseline}", soft_wrap=True, markup=False)
-    compared = None if old is None else compare(old, to_json(found))
-    return _present(found, report or (), strict=strict, as_json=as_json, compared=compared)
+    changes = None if old is None else compare(old, to_json(report))
+    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes)
 
 
 def diff(
@@ -106,12 +97,12 @@ def diff(
     from coreflow.validate.report.json import read_report
     from coreflow.validate.report.terminal.diff import render_diff
 
-    found = compare(read_report(old), read_report(new))
+    changes = compare(read_report(old), read_report(new))
     if as_json:
-        print_json(found.to_json())
+        print_json(changes.to_json())
     else:
-        out().print(render_diff(found))
-    return found.exit_code
+        out().print(render_diff(changes))
+    return changes.exit_code
 
 
 def replay(
@@ -121,75 +112,26 @@ def replay(
     ] = None,
     package: Annotated[Path | None, typer.Option(help="Where the package is, if not where it was.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, coreml or lifted [default: the recorded one].")] = None,
-    report: Reports = None,
+    reports: Reports = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> int:
     """Run the worst sample of a failed validation again, alone."""
+    from coreflow.validate.recorded import replay as validate_again
 
-    check_formats(report or ())
-    from coreflow.validate.recorded import replay as judge_again
-
-    found = judge_again(file, reference=reference, package=package, backend=backend)  # type: ignore[arg-type]
-    return _present(found, report or (), strict=strict, as_json=as_json)
-
-
-def _present(
-    found: "BundleReport | Report", files: Sequence[Path], *, strict: bool, as_json: bool, compared: "ReportDiff | None" = None
-) -> int:
-    """Write and print a report, and what changed against a baseline; the exit code of the worse of the two."""
-    from coreflow.validate.report.json import to_json
-    from coreflow.validate.report.terminal.diff import render_diff
-    from coreflow.validate.report.terminal.report import render
-
-    for each in files:
-        write(each, found, strict=strict)
-    if as_json:
-        plain = to_json(found)
-        print_json(plain if compared is None else {"validation": plain, "baseline": compared.to_json()})
-    else:
-        console = out()
-        console.print(render(found), crop=False)  # commands to copy are longer than a line
-        if compared is not None:
-            console.print("\nagainst the baseline:", style="bold")
-            console.print(render_diff(compared))
-        for each in files:
-            console.print(f"report: {each}", soft_wrap=True, markup=False)
-    # A failing validation says more by its own code than a comparison, which knows only 1.
-    return found.exit_code_for(strict=strict) or (compared.exit_code if compared is not None else 0)
+    check_formats(reports or ())
+    report = validate_again(file, reference=reference, package=package, backend=backend)  # type: ignore[arg-type]
+    return _present(report, reports or (), strict=strict, as_json=as_json)
 
 
-def validate_with_bar(
-    path: Path,
-    reference: str | None = None,
-    backend: str = "auto",
-    compute_units: str = "all",
-    *,
-    verify: bool = True,
-    inputs: Path | None = None,
-    sweep: bool = False,
-    within: float | None = None,
-    evidence: Path | None = None,
-) -> "BundleReport | Report":
-    """Judge a bundle or a package while a bar counts its parts."""
-    from coreflow.export.user_files import is_recipe_source, load_recipes
-    from coreflow.models.errors import ConfigError
-    from coreflow.validate import judge_bundle
-    from coreflow.validate.gates.tolerance import by_share
-    from coreflow.validate.report.model import BundleReport
+def validate_with_bar(path: Path, reference: str | None = None, **options: Any) -> "BundleReport | Report":
+    """The report of ``validate_files``, which takes the same options, while a bar counts the parts."""
+    from coreflow.validate.from_files import validate_files
+    from coreflow.validate.report.model import BundleReport, Report
 
-    tolerance = None if within is None else by_share(within)
-    options: dict[str, Any] = {"backend": backend, "compute_units": compute_units, "tolerance": tolerance, "sweep": sweep}
-    own = reference is None or is_recipe_source(reference)
-    if path.suffix == ".mlpackage":
-        against = _only_recipe(path, load_recipes(reference) if own and reference else None) if own else Path(str(reference))
-        return _judge_one(path, against, reference, inputs, evidence, options)
-    if not own:
-        raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
-    recipes = None if reference is None else load_recipes(reference)
     with progress_bar("validating") as (bar, task):
-        for event in judge_bundle(path, recipes=recipes, verify=verify, texts=inputs, evidence=evidence, **options):
-            if isinstance(event, BundleReport):
+        for event in validate_files(path, reference, **options):
+            if isinstance(event, BundleReport | Report):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.part)
             if bar.disable:
@@ -197,36 +139,48 @@ def validate_with_bar(
     raise AssertionError("a validation ends with its report")
 
 
-def _judge_one(
-    path: Path, against: "Recipe | Path", named: str | None, inputs: Path | None, evidence: Path | None, options: dict[str, Any]
-) -> "Report":
-    """One package against its recipe, another package or an ONNX file."""
-    from coreflow.export.package.graph import read_program
-    from coreflow.runtime.interface import input_specs
-    from coreflow.validate import validate as judge
-    from coreflow.validate.inputs.sample_files import read_samples
-    from coreflow.validate.options import Evidence
-
-    given = None
-    if inputs is not None:
-        program = read_program(path)
-        graph, interface = program.function()
-        given = read_samples(inputs, input_specs(program, graph, interface), interface=interface)
-    with progress_bar("validating", total=None):
-        draw = None if isinstance(against, Path) else against.inputs_for
-        kept = None if evidence is None else Evidence(folder=evidence, reference=named)
-        return judge(path, against, given, draw=draw, evidence=kept, **options)
-
-
-def _only_recipe(package: Path, recipes: "tuple[Recipe, ...] | None") -> "Recipe":
+def _read_baseline(baseline: Path | None, update: bool, path: Path) -> dict[str, Any] | None:
+    """The report that a validation of ``path`` is compared with; None where there is none, or where it is about to be written."""
     from coreflow.models.errors import ConfigError
+    from coreflow.validate.report.json import read_report
 
-    if not recipes:
-        raise ConfigError(
-            f"{package.name}: what is it to be compared with? Give another package or an ONNX file after it, "
-            "or --reference FILE.py:NAME of its recipe"
-        )
-    matching = [recipe for recipe in recipes if recipe.name == package.stem] or list(recipes)
-    if len(matching) > 1:
-        raise ConfigError(f"no recipe is named {package.stem!r}; there are {', '.join(recipe.name for recipe in matching)}")
-    return matching[0]
+    if baseline is None:
+        if update:
+            raise ConfigError("--update-baseline: which file? Give --baseline FILE.json too")
+        return None
+    if baseline.suffix != ".json":
+        raise ConfigError(f"--baseline {baseline}: a baseline is a report in JSON, FILE.json")
+    if update:
+        return None
+    if not baseline.exists():
+        raise ConfigError(f"--baseline {baseline} is not there; --update-baseline writes it")
+    old = read_report(baseline)
+    if ("stages" in old) == (path.suffix == ".mlpackage"):
+        kinds = ("bundle", "package") if "stages" in old else ("package", "bundle")
+        raise ConfigError(f"--baseline {baseline} is of a {kinds[0]}, and {path} is a {kinds[1]}")
+    return old
+
+
+def _present(
+    report: "BundleReport | Report", files: Sequence[Path], *, strict: bool, as_json: bool, changes: "ReportDiff | None" = None
+) -> int:
+    """Write and print a report and its changes against a baseline; the exit code of the worse of the two."""
+    from coreflow.validate.report.json import to_json
+    from coreflow.validate.report.terminal.diff import render_diff
+    from coreflow.validate.report.terminal.report import render
+
+    for file in files:
+        write(file, report, strict=strict)
+    if as_json:
+        plain = to_json(report)
+        print_json(plain if changes is None else {"validation": plain, "baseline": changes.to_json()})
+    else:
+        console = out()
+        console.print(render(report), crop=False)  # commands to copy are longer than a line
+        if changes is not None:
+            console.print("\nagainst the baseline:", style="bold")
+            console.print(render_diff(changes))
+        for file in files:
+            console.print(f"report: {file}", soft_wrap=True, markup=False)
+    # A failing validation says more by its own code than a comparison, which knows only 1.
+    return report.exit_code_for(strict=strict) or (changes.exit_code if changes is not None else 0)
