@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from coreflow.validate.report.model import BundleReport, ChainReport, OutputReport, Report, Samples, TokenAgreement
+from coreflow.validate.report.model import BundleReport, ChainReport, OutputReport, Report, RungName, Samples, TokenAgreement
 
 SCHEMA_VERSION = 2
 # Keys that the first reports of this version lack; they are read all the same, baselines in other people's repositories among them.
@@ -109,13 +109,14 @@ def _of_type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [_of_type(choice, definitions) for choice in arguments]}
     if origin is tuple and arguments[1:] == (...,):
         return {"type": "array", "items": _of_type(arguments[0], definitions)}
-    if origin is not None and issubclass(origin, Mapping) and arguments[0] is str:
+    if origin is not None and issubclass(origin, Mapping) and _NAMES.get(arguments[0]) == "string":
         return {"type": "object", "additionalProperties": _of_type(arguments[1], definitions)}
     raise TypeError(f"{kind} has no place in a report")
 
 
 _NAMES: Mapping[Any, Any] = {
     str: "string",
+    RungName: "string",  # published as any string
     int: "integer",
     bool: "boolean",
     float: ["number", "null"],  # null: not finite
