@@ -28,13 +28,13 @@ def lifted(package: Path, **options: Any) -> Any:
     [("module", "fp64"), ("module", "fp32"), ("module", "fp16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")],
 )
 def test_every_engine_gives_what_the_interpreter_gives(small_package: Path, engine: EngineName, numerics: NumericsName) -> None:
-    want = lifted(small_package, engine="interpreter", numerics=numerics).predict(INPUTS)
+    reference = lifted(small_package, engine="interpreter", numerics=numerics).predict(INPUTS)
     model = lifted(small_package, engine=engine, numerics=numerics)
-    found = model.predict(INPUTS)
-    assert model.engine == engine and list(found) == list(want)
-    for name in want:
-        assert found[name].dtype == want[name].dtype and found[name].shape == want[name].shape
-        np.testing.assert_allclose(found[name], want[name], rtol=0, atol=ATOL[numerics], err_msg=name)
+    actual = model.predict(INPUTS)
+    assert model.engine == engine and list(actual) == list(reference)
+    for name in reference:
+        assert actual[name].dtype == reference[name].dtype and actual[name].shape == reference[name].shape
+        np.testing.assert_allclose(actual[name], reference[name], rtol=0, atol=ATOL[numerics], err_msg=name)
 
 
 def test_onnxruntime_rounds_to_fp16_where_the_interpreter_does(save: Callable[..., Path]) -> None:
@@ -61,8 +61,8 @@ def test_a_state_lives_in_every_engine(counting_package: Path, engine: EngineNam
     model = lifted(counting_package, engine=engine, numerics="fp32")
     state = model.make_state()
     for x in ([1.0, 2.0], [1.0, 1.0]):
-        (found,) = model.predict({"x": x}, state).values()
-    assert found.tolist() == [4, 6] and state.read(next(iter(model.states))).tolist() == [2, 3]
+        (actual,) = model.predict({"x": x}, state).values()
+    assert actual.tolist() == [4, 6] and state.read(next(iter(model.states))).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])
@@ -71,9 +71,9 @@ def test_a_picture_is_classified_by_every_engine(classifier_package: Path, engin
 
     model = lifted(classifier_package, engine=engine, numerics="fp32")
     label, shares = model.predict({"picture": Image.new("RGB", (4, 2), (30, 20, 10))}).values()
-    want = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
+    reference = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
     assert label == "red" and list(shares) == ["blue", "green", "red"]
-    np.testing.assert_allclose(list(shares.values()), want, atol=1e-5)
+    np.testing.assert_allclose(list(shares.values()), reference, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["module", "onnxruntime"])
@@ -146,9 +146,9 @@ class TestAuto:
     def test_falls_back_to_the_interpreter_and_says_why(self, branching_package: Path, caplog: pytest.LogCaptureFixture) -> None:
         model = lifted(branching_package, numerics="fp32")
         with caplog.at_level(logging.INFO, logger="coreflow"):
-            for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
-                (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
-                assert found.tolist() == want
+            for a, reference in ((1.0, [3, 5]), (-1.0, [-1, -2])):
+                (actual,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
+                assert actual.tolist() == reference
         assert model.engine == "interpreter" and "cannot be written as ONNX" in caplog.text
 
     def test_falls_back_where_nothing_can_be_cached(self, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,8 @@ def evaluate() -> Callable[..., Any]:
         inputs = {name: constant(value) for name, value in arguments.items() if value is not None}
         outputs = tuple(Value(f"y{i}", declared, None) for i in range(results))
         graph = Graph("main", opset, (), outputs, (Op(op, "op", inputs, outputs),), ())
-        found = Interpreter(graph, numerics_named(numerics)).run({})
-        arrays = tuple(np.asarray(value) for value in found.values())
+        actual = Interpreter(graph, numerics_named(numerics)).run({})
+        arrays = tuple(np.asarray(value) for value in actual.values())
         return arrays[0] if results == 1 else arrays
 
     return run

@@ -21,16 +21,16 @@ from coreflow.runtime.lift.registry import find, load_lowerings, lowering, requi
 from coreflow.runtime.load import load_model
 
 
-def half(name: str, data: Any = None) -> Value:
+def fp16(name: str, data: Any = None) -> Value:
     return Value(name, "float16", None, data=None if data is None else np.asarray(data, np.float16))
 
 
 def chain(*steps: tuple[str, dict[str, Value]]) -> Graph:
     """A program in which every op takes the result of the one before as x."""
-    value = first = half("x")
+    value = first = fp16("x")
     ops = []
     for index, (kind, others) in enumerate(steps):
-        result = half(f"y{index}")
+        result = fp16(f"y{index}")
         ops.append(Op(kind, f"op{index}", {"x": value, **others}, (result,)))
         value = result
     return Graph("main", "CoreML8", (first,), (value,), tuple(ops), ())
@@ -45,25 +45,25 @@ def run(graph: Graph, numerics: NumericsName, *values: float, observe: Any = Non
 
 class TestNumerics:
     def test_fp16_rounds_after_every_op_and_fp32_does_not(self) -> None:
-        graph = chain(("add", {"y": half("", 2048)}), ("sub", {"y": half("", 2048)}))
+        graph = chain(("add", {"y": fp16("", 2048)}), ("sub", {"y": fp16("", 2048)}))
         assert run(graph, "fp16", 1.0) == [0.0]  # 2049 lies between two fp16 values and goes to the even one
         assert run(graph, "fp32", 1.0) == [1.0]
 
     def test_fp16_overflows_to_infinity(self) -> None:
-        graph = chain(("mul", {"y": half("", 2)}))
+        graph = chain(("mul", {"y": fp16("", 2)}))
         assert run(graph, "fp16", 40000.0, -40000.0, 32000.0) == [np.inf, -np.inf, 64000.0]
         assert run(graph, "fp32", 40000.0) == [80000.0]
 
     def test_fp16_keeps_subnormals(self) -> None:
-        assert run(chain(("mul", {"y": half("", 0.5)})), "fp16", 2**-23, 2**-24) == [2**-24, 0.0]
+        assert run(chain(("mul", {"y": fp16("", 0.5)})), "fp16", 2**-23, 2**-24) == [2**-24, 0.0]
 
     def test_fp64_is_wider_than_fp32(self) -> None:
-        graph = chain(("mul", {"y": half("", 1 / 3)}))
+        graph = chain(("mul", {"y": fp16("", 1 / 3)}))
         assert run(graph, "fp64", 1e-3) == [1e-3 * float(np.float16(1 / 3))]
         assert run(graph, "fp32", 1e-3) != run(graph, "fp64", 1e-3)
 
     def test_values_declared_wider_than_fp16_are_not_rounded(self) -> None:
-        x, y = half("x"), Value("y", "float32", None)
+        x, y = fp16("x"), Value("y", "float32", None)
         graph = Graph("main", "CoreML8", (x,), (y,), (Op("square", "op", {"x": x}, (y,)),), ())
         chosen = numerics_named("fp16")
         result = Interpreter(graph, chosen).run({"x": torch.tensor([1.0009765625])})["y"]
@@ -72,7 +72,7 @@ class TestNumerics:
 
 class TestWalk:
     def test_an_observer_sees_every_op_in_order_with_its_rounded_results(self) -> None:
-        graph = chain(("add", {"y": half("", 2048)}), ("relu", {}))
+        graph = chain(("add", {"y": fp16("", 2048)}), ("relu", {}))
         seen: list[tuple[str, list[float]]] = []
         run(graph, "fp16", 1.0, observe=lambda op, results: seen.append((op.type, results[0].tolist())))
         assert seen == [("add", [2048.0]), ("relu", [2048.0])]
@@ -92,13 +92,13 @@ class TestWalk:
         assert max(counts) == 2  # the op's own result and what it read
 
     def test_predictions_do_not_see_each_other(self) -> None:
-        graph = chain(("add", {"y": half("", 1)}))
+        graph = chain(("add", {"y": fp16("", 1)}))
         interpreter = Interpreter(graph, numerics_named("fp32"))
         results = [interpreter.run({"x": torch.tensor([float(k)])})["y0"].item() for k in range(3)]
         assert results == [1, 2, 3]
 
     def test_constants_are_shared_and_not_copied_per_use(self) -> None:
-        weight = half("w", np.ones((4, 4)))
+        weight = fp16("w", np.ones((4, 4)))
         graph = chain(("linear", {"weight": weight}), ("linear", {"weight": weight}))
         interpreter = Interpreter(graph, numerics_named("fp32"))
         first, second = (step.fixed["weight"] for step in interpreter.plan.steps)
@@ -156,8 +156,8 @@ class TestControlFlow:
     def test_a_branch_is_taken_by_its_condition(self, branching_package: Path) -> None:
         model = load_model(branching_package, "lifted")
         for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
-            (found,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
-            assert found.tolist() == want
+            (actual,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
+            assert actual.tolist() == want
 
     def test_a_loop_runs_until_its_condition_fails(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
@@ -172,8 +172,8 @@ class TestControlFlow:
         specs = [mb.TensorSpec((1,), dtype=types.int32), mb.TensorSpec((1,), dtype=types.int32)]
         model = load_model(save(mb.program(input_specs=specs)(program)), "lifted")
         for count, want in ((4, 110), (0, 100)):
-            (found,) = model.predict({"count": [count], "start": [100]}).values()
-            assert found.tolist() == [want]
+            (actual,) = model.predict({"count": [count], "start": [100]}).values()
+            assert actual.tolist() == [want]
 
     def test_a_list_collects_what_a_loop_writes(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
@@ -189,5 +189,5 @@ class TestControlFlow:
             return mb.list_gather(ls=full, indices=[2, 0, 1])
 
         package = save(mb.program(input_specs=[mb.TensorSpec((2,), dtype=types.fp32)])(program))
-        (found,) = load_model(package, "lifted").predict({"x": [1.0, 10.0]}).values()
-        assert found.tolist() == [[2, 20], [0, 0], [1, 10]]
+        (actual,) = load_model(package, "lifted").predict({"x": [1.0, 10.0]}).values()
+        assert actual.tolist() == [[2, 20], [0, 0], [1, 10]]

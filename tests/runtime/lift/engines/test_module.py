@@ -28,13 +28,13 @@ def lifted(program: Program, numerics: NumericsName = "fp32") -> LiftedModule:
 
 @pytest.mark.parametrize("numerics", ["fp64", "fp32", "fp16"])
 def test_results_are_the_interpreters(program: Program, small_package: Path, numerics: NumericsName) -> None:
-    want = load_model(small_package, "lifted", numerics=numerics, engine="interpreter").predict({"ids": IDS, "mask": MASK})
+    reference = load_model(small_package, "lifted", numerics=numerics, engine="interpreter").predict({"ids": IDS, "mask": MASK})
     module = lifted(program, numerics)
     with torch.no_grad():
-        found = module(torch.from_numpy(IDS), torch.from_numpy(MASK))
+        actual = module(torch.from_numpy(IDS), torch.from_numpy(MASK))
     assert module.input_names == ("ids", "mask") and module.output_names == ("probabilities", "best")
-    for name, result in zip(module.output_names, found, strict=True):
-        np.testing.assert_allclose(result.numpy(), want[name], rtol=0, atol=1e-7)
+    for name, result in zip(module.output_names, actual, strict=True):
+        np.testing.assert_allclose(result.numpy(), reference[name], rtol=0, atol=1e-7)
 
 
 def test_weights_keep_the_packages_names_and_values(program: Program) -> None:
@@ -93,12 +93,12 @@ def test_states_come_last_among_inputs_and_outputs(counting_package: Path) -> No
     assert (doubled.tolist(), after.tolist(), given.tolist()) == ([22, 44], [11, 22], [10, 20])
 
 
-@pytest.mark.parametrize(("a", "want"), [(1.0, [3, 5]), (-1.0, [-1, -2])])
-def test_control_flow_is_decided_by_the_inputs(branching_package: Path, a: float, want: list[float]) -> None:
+@pytest.mark.parametrize(("a", "reference"), [(1.0, [3, 5]), (-1.0, [-1, -2])])
+def test_control_flow_is_decided_by_the_inputs(branching_package: Path, a: float, reference: list[float]) -> None:
     module = LiftedModule(*read_program(branching_package).function())
     with torch.no_grad():
-        (found,) = module(torch.tensor([a]), torch.tensor([1.0, 2.0]))
-    assert found.tolist() == want
+        (actual,) = module(torch.tensor([a]), torch.tensor([1.0, 2.0]))
+    assert actual.tolist() == reference
 
 
 def test_compressed_weights_are_parameters(palettized_package: Path) -> None:
@@ -116,13 +116,13 @@ def test_a_wrong_number_of_inputs_names_the_right_ones(program: Program) -> None
 def test_it_moves_to_another_device(program: Program) -> None:
     module, inputs = lifted(program), (torch.from_numpy(IDS), torch.from_numpy(MASK))
     with torch.no_grad():
-        want, _ = module(*inputs)
-        found, _ = module.to("cuda")(*(each.to("cuda") for each in inputs))
-    torch.testing.assert_close(found.cpu(), want, rtol=0, atol=1e-4)
+        reference, _ = module(*inputs)
+        actual, _ = module.to("cuda")(*(tensor.to("cuda") for tensor in inputs))
+    torch.testing.assert_close(actual.cpu(), reference, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("names", "want"),
+    ("names", "reference"),
     [
         (["a.b", "a_b"], ["a_b", "a_b_1"]),
         (["1x", ""], ["_1x", "_"]),
@@ -132,5 +132,5 @@ def test_it_moves_to_another_device(program: Program) -> None:
     ],
     ids=str,
 )
-def test_names_become_identifiers_and_stay_unique(names: list[str], want: list[str]) -> None:
-    assert unique_names(names, taken=("self",)) == want
+def test_names_become_identifiers_and_stay_unique(names: list[str], reference: list[str]) -> None:
+    assert unique_names(names, taken=("self",)) == reference

@@ -117,8 +117,8 @@ def infer(op: str, arguments: Arguments, opset: str, *, values: bool = True) -> 
         name, first = next((name, data) for name, data in arguments.items() if isinstance(data, np.ndarray))
         inputs[name] = Builder.placeholder(first.shape, types.numpy_type_to_builtin_type(first.dtype))
     with Function(inputs, opset_version=target) as function, np.errstate(all="ignore"):
-        found = getattr(Builder, op)(**{**arguments, **function.inputs})
-    parts = found if isinstance(found, tuple | list) else (found,)
+        actual = getattr(Builder, op)(**{**arguments, **function.inputs})
+    parts = actual if isinstance(actual, tuple | list) else (actual,)
     return tuple(
         Declared(
             tuple(int(extent) if isinstance(extent, int | np.integer | np.floating) else None for extent in part.shape),
@@ -193,12 +193,12 @@ def run(
         return tuple(value.numpy() for value in module())
 
 
-def _in_half(data: Any) -> Any:
+def _as_fp16(data: Any) -> Any:
     """The same arguments with every float32 array in fp16."""
     if isinstance(data, dict):
-        return {name: _in_half(each) for name, each in data.items()}
+        return {name: _as_fp16(item) for name, item in data.items()}
     if isinstance(data, list) and data and isinstance(data[0], np.ndarray):
-        return [_in_half(each) for each in data]
+        return [_as_fp16(item) for item in data]
     return data.astype(np.float16) if isinstance(data, np.ndarray | np.generic) and data.dtype == np.float32 else data
 
 
@@ -236,14 +236,14 @@ class Law:
 
         def rule(draw: Draw) -> None:
             arguments, opset = _drawn(arguments_of, draw)
-            wanted = infer(op, arguments, opset, values=values)
-            found = run(op, arguments, opset=opset, results=len(wanted))
-            for got, want in zip(found, wanted, strict=True):
-                extents = tuple(g if w is None else w for g, w in zip(got.shape, want.shape, strict=False))
-                assert (got.shape, got.dtype.kind) == (extents + want.shape[len(extents) :], want.kind)
-                if want.value is not None:
-                    np.testing.assert_allclose(got, want.value, rtol=1e-4, atol=1e-5)
-            _check(op, arguments, opset, found, oracle)
+            references = infer(op, arguments, opset, values=values)
+            actual = run(op, arguments, opset=opset, results=len(references))
+            for got, reference in zip(actual, references, strict=True):
+                extents = tuple(g if w is None else w for g, w in zip(got.shape, reference.shape, strict=False))
+                assert (got.shape, got.dtype.kind) == (extents + reference.shape[len(extents) :], reference.kind)
+                if reference.value is not None:
+                    np.testing.assert_allclose(got, reference.value, rtol=1e-4, atol=1e-5)
+            _check(op, arguments, opset, actual, oracle)
 
         self(rule)
 
@@ -252,25 +252,25 @@ class Law:
 
         def rule(draw: Draw) -> None:
             arguments, opset = _drawn(arguments_of, draw)
-            wanted = oracle(**arguments)
-            found = run(op, arguments, opset=opset, results=len(wanted) if isinstance(wanted, tuple) else 1)
-            _check(op, arguments, opset, found, oracle)
+            references = oracle(**arguments)
+            actual = run(op, arguments, opset=opset, results=len(references) if isinstance(references, tuple) else 1)
+            _check(op, arguments, opset, actual, oracle)
 
         self(rule)
 
-    def rounds_to_half(self, op: str, arguments_of: Callable[[Draw], Arguments]) -> None:
+    def rounds_to_fp16(self, op: str, arguments_of: Callable[[Draw], Arguments]) -> None:
         """On fp16 arguments, fp16 numerics give what fp64 gives to a rounding of fp16: nothing inside is narrower than fp32."""
 
         def rule(draw: Draw) -> None:
             arguments, opset = _drawn(arguments_of, draw)
-            halves = _in_half(arguments)
+            fp16_arguments = _as_fp16(arguments)
             results = len(infer(op, arguments, opset))
-            exact = run(op, halves, opset=opset, results=results)
+            unrounded = run(op, fp16_arguments, opset=opset, results=results)
             for how in get_args(How):
-                found = run(op, halves, opset=opset, results=results, numerics="fp16", declared="float16", how=how)
-                for half, want in zip(found, exact, strict=True):
-                    within = np.abs(want) < np.finfo(np.float16).max
-                    np.testing.assert_allclose(half[within], want[within], rtol=2**-10, atol=1e-5)
+                actual = run(op, fp16_arguments, opset=opset, results=results, numerics="fp16", declared="float16", how=how)
+                for rounded, reference in zip(actual, unrounded, strict=True):
+                    within = np.abs(reference) < np.finfo(np.float16).max
+                    np.testing.assert_allclose(rounded[within], reference[within], rtol=2**-10, atol=1e-5)
 
         self(rule)
 
@@ -284,29 +284,29 @@ def _drawn(arguments_of: Callable[[Draw], Arguments], draw: Draw) -> tuple[Argum
     return arguments, opset
 
 
-def _check(op: str, arguments: Arguments, opset: str, found: tuple[Any, ...], oracle: Callable[..., Any] | None) -> None:
+def _check(op: str, arguments: Arguments, opset: str, actual: tuple[Any, ...], oracle: Callable[..., Any] | None) -> None:
     if oracle is not None:
         values = oracle(**arguments)
-        for got, value in zip(found, values if isinstance(values, tuple) else (values,), strict=True):
+        for got, value in zip(actual, values if isinstance(values, tuple) else (values,), strict=True):
             assert got.shape == np.shape(value)
             np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-5)
     for how in ("module",) if op.startswith("constexpr_") else HOW:
-        for got, again in zip(found, run(op, arguments, opset=opset, results=len(found), how=how), strict=True):
+        for got, again in zip(actual, run(op, arguments, opset=opset, results=len(actual), how=how), strict=True):
             np.testing.assert_array_equal(got, again)
     if op.startswith("random_"):
         return
     ways: tuple[How, ...] = ("constants",) if op.startswith("constexpr_") else ("looked at", "computed", "constants")
-    halves = {
-        how: run(op, _in_half(arguments), opset=opset, results=len(found), numerics="fp16", declared="float16", how=how) for how in ways
+    fp16_results = {
+        how: run(op, _as_fp16(arguments), opset=opset, results=len(actual), numerics="fp16", declared="float16", how=how) for how in ways
     }
-    for results in zip(*halves.values(), strict=True):
-        for half in results:
-            assert half.dtype.kind != "f" or np.array_equal(half, half.astype(np.float16).astype(half.dtype), equal_nan=True)
-            assert half.dtype.kind == results[0].dtype.kind
-            if half.dtype.kind != "f":  # declared fp16 like all results here, which it is not in any program
+    for results in zip(*fp16_results.values(), strict=True):
+        for rounded in results:
+            assert rounded.dtype.kind != "f" or np.array_equal(rounded, rounded.astype(np.float16).astype(rounded.dtype), equal_nan=True)
+            assert rounded.dtype.kind == results[0].dtype.kind
+            if rounded.dtype.kind != "f":  # declared fp16 like all results here, which it is not in any program
                 continue
             within = 2**-10 if op in PRODUCTS else 0
-            np.testing.assert_allclose(half, results[0], rtol=within, atol=1e-5 * (within > 0), err_msg=str(ways))
+            np.testing.assert_allclose(rounded, results[0], rtol=within, atol=1e-5 * (within > 0), err_msg=str(ways))
 
 
 @pytest.fixture(params=[pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])

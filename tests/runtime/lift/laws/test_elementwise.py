@@ -139,7 +139,7 @@ def test_results_are_those_that_mil_infers(law: Any, op: str) -> None:
 # Not where a quotient is cut to a whole number: there its last digit decides.
 @pytest.mark.parametrize("op", [op for op in LAWS if op not in ("floor_div", "mod")])
 def test_fp16_is_rounded_once(law: Any, op: str) -> None:
-    law.rounds_to_half(op, LAWS[op])
+    law.rounds_to_fp16(op, LAWS[op])
 
 
 SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1, -1, 65504, -65504, 6e-8, -6e-8, 0.5, 2.5, -2.5], np.float32)
@@ -159,17 +159,17 @@ GO_THROUGH = {op: options for ops, options in OPTIONS for op in ops.split()}
 def test_nan_infinities_and_zeros_go_through_one_op_as_in_mil(run_op: Any, infer_op: Any, op: str) -> None:
     """A NaN that an op swallowed would be missed when outputs are searched for it."""
     for x in (SPECIAL, SPECIAL[1:], SPECIAL[3:]):
-        (want,) = infer_op(op, {"x": x, **GO_THROUGH[op]}, "CoreML6")
-        (found,) = run_op(op, {"x": x, **GO_THROUGH[op]}, opset="CoreML6", numerics="fp32")
-        np.testing.assert_allclose(found, want.value, rtol=1e-5, atol=1e-6)
+        (reference,) = infer_op(op, {"x": x, **GO_THROUGH[op]}, "CoreML6")
+        (actual,) = run_op(op, {"x": x, **GO_THROUGH[op]}, opset="CoreML6", numerics="fp32")
+        np.testing.assert_allclose(actual, reference.value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("op", [op for op, arguments in LAWS.items() if arguments in (two, division, power)])
 def test_nan_infinities_and_zeros_go_through_two_operands_as_in_mil(run_op: Any, infer_op: Any, op: str) -> None:
     arguments = {"x": SPECIAL[:, None], "y": SPECIAL}
-    (want,) = infer_op(op, arguments, "CoreML6")
-    (found,) = run_op(op, arguments, opset="CoreML6", numerics="fp32")
-    np.testing.assert_allclose(found, want.value, rtol=1e-5, atol=1e-6)
+    (reference,) = infer_op(op, arguments, "CoreML6")
+    (actual,) = run_op(op, arguments, opset="CoreML6", numerics="fp32")
+    np.testing.assert_allclose(actual, reference.value, rtol=1e-5, atol=1e-6)
 
 
 # Formulas that neither overflow nor lose their small results, in float64.
@@ -199,8 +199,8 @@ def test_no_fp16_input_is_too_large_or_too_small(law: Any, run_op: Any, op: str)
     def rule(draw: Any) -> None:
         exponents = draw.floats(2, 1, 7, low=-24, high=15.9)
         x = (np.sign(draw.floats(2, 1, 7, low=-1, high=1)) * 2**exponents).astype(np.float16)
-        (found,) = run_op(op, {"x": x, **options}, opset="CoreML8", numerics="fp32")
-        assert np.isfinite(found).all()
-        np.testing.assert_allclose(found, function(x.astype(np.float64)), rtol=1e-4, atol=4e-7)
+        (actual,) = run_op(op, {"x": x, **options}, opset="CoreML8", numerics="fp32")
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual, function(x.astype(np.float64)), rtol=1e-4, atol=4e-7)
 
     law(rule)

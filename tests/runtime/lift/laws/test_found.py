@@ -27,8 +27,8 @@ FOUND: dict[str, Case] = {
 
 @pytest.mark.parametrize("what", FOUND)
 def test_what_a_law_found_stays_right(run_op: Any, what: str) -> None:
-    op, arguments, want = FOUND[what]
+    op, arguments, reference = FOUND[what]
     for how in ("constants", "computed", "module"):
-        (found,) = run_op(op, arguments, opset="CoreML7", how=how)
-        assert found.shape == np.shape(want)
-        np.testing.assert_allclose(found, want, rtol=1e-6)
+        (actual,) = run_op(op, arguments, opset="CoreML7", how=how)
+        assert actual.shape == np.shape(reference)
+        np.testing.assert_allclose(actual, reference, rtol=1e-6)

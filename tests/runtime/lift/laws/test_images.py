@@ -244,7 +244,7 @@ def cut(
 def cropped(x: Any, roi: Any, **options: Any) -> Any:
     rows = roi.reshape(len(roi), -1)
     chosen = [x if rows.shape[1] == 4 else x[[int(row[0])]] for row in rows]
-    return np.stack([[cut(each, row[-4:], **options) for each in images] for images, row in zip(chosen, rows, strict=True)])
+    return np.stack([[cut(image, row[-4:], **options) for image in images] for images, row in zip(chosen, rows, strict=True)])
 
 
 def cropped_ios17(x: Any, boxes: Any, box_indices: Any = None, **options: Any) -> Any:

@@ -37,7 +37,7 @@ def gathered(x: Any, indices: Any, axis: int, batch_dims: int = 0, validate_indi
     axis = axis % x.ndim
     if batch_dims == 0:
         return np.take(x, indices, axis)
-    parts = [gathered(each, own, axis - 1, batch_dims - 1) for each, own in zip(x, indices, strict=True)]
+    parts = [gathered(rows, own, axis - 1, batch_dims - 1) for rows, own in zip(x, indices, strict=True)]
     return np.stack(parts)
 
 

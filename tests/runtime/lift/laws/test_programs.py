@@ -101,8 +101,8 @@ def test_nested_conditions_and_loops_give_what_python_gives(law: Any) -> None:
         interpreter = Interpreter(Graph("main", "CoreML7", (x,), (result,), tuple(ops), ()), numerics_named("fp64"))
         for _ in range(2):
             given = draw.floats(3).astype(np.float64)
-            (found,) = interpreter.run({x.name: torch.from_numpy(given)}).values()
-            np.testing.assert_allclose(found.numpy(), function(given), rtol=1e-12)
+            (actual,) = interpreter.run({x.name: torch.from_numpy(given)}).values()
+            np.testing.assert_allclose(actual.numpy(), function(given), rtol=1e-12)
 
     law(rule)
 
@@ -116,7 +116,7 @@ def test_lists_are_values_that_grow(law: Any) -> None:
         first = value(numbers, kind="list")
         ops = [Op("make_list", "make", {"init_length": constant(length, np.int32), "elem_shape": constant([size], np.int32)}, (first,))]
         lists: list[tuple[Value, list[Any]]] = [(first, [np.zeros(size)] * length)]
-        wanted: list[tuple[Value, Any]] = []
+        references: list[tuple[Value, Any]] = []
         for _ in range(draw.whole(1, 6)):
             held, model = draw.one(lists)
             kind, result = draw.one(["write", "scatter", "read", "gather", "length"]), value(numbers)
@@ -138,11 +138,13 @@ def test_lists_are_values_that_grow(law: Any) -> None:
                 "read": {"index": constant(places[0], np.int32)}, "gather": {"indices": constant(places, np.int32)}, "length": {}
             }[kind]  # fmt: skip
             ops.append(Op(f"list_{kind}", result.name, {"ls": held, **arguments}, (result,)))
-            wanted.append((result, {"read": model[places[0]], "gather": np.stack([model[p] for p in places]), "length": len(model)}[kind]))
-        graph = Graph("main", "CoreML5", (), tuple(result for result, _ in wanted), tuple(ops), ())
-        found = Interpreter(graph, numerics_named("fp64")).run({})
-        for result, want in wanted:
-            np.testing.assert_array_equal(found[result.name].numpy(), want)
+            references.append(
+                (result, {"read": model[places[0]], "gather": np.stack([model[p] for p in places]), "length": len(model)}[kind])
+            )
+        graph = Graph("main", "CoreML5", (), tuple(result for result, _ in references), tuple(ops), ())
+        actual = Interpreter(graph, numerics_named("fp64")).run({})
+        for result, reference in references:
+            np.testing.assert_array_equal(actual[result.name].numpy(), reference)
 
     law(rule)
 
@@ -164,7 +166,7 @@ def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -
         numbers = itertools.count()
         state = Value("s", "float32", (2,), "state")
         initial = draw.floats(2).astype(np.float64)
-        held, ops, wanted = initial, [], []
+        held, ops, references = initial, [], []
         known: list[tuple[Value, Any]] = []
         for _ in range(draw.whole(1, 6)):
             kind = draw.one(["read", "write", "update"] if known else ["read"])
@@ -172,7 +174,7 @@ def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -
             if kind == "read":
                 ops.append(Op("read_state", result.name, {"input": state}, (result,)))
                 known.append((result, held))
-                wanted.append(known[-1])
+                references.append(known[-1])
                 continue
             source, data = draw.one(known)
             changed = value(numbers)
@@ -182,12 +184,12 @@ def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -
                 ops.append(Op("write_state", f"w{len(ops)}", {"input": state, "data": changed}, ()))
             else:
                 ops.append(Op("coreml_update_state", result.name, {"state": state, "value": changed}, (result,)))
-                wanted.append((result, held))
+                references.append((result, held))
         buffer = StateBuffer(torch.from_numpy(initial.copy()))
-        graph = Graph("main", "CoreML8", (state,), tuple(result for result, _ in wanted), tuple(ops), ())
-        found = Interpreter(graph, numerics_named("fp64")).run({"s": buffer})
-        for result, want in wanted:
-            np.testing.assert_array_equal(found[result.name].numpy(), want)
+        graph = Graph("main", "CoreML8", (state,), tuple(result for result, _ in references), tuple(ops), ())
+        actual = Interpreter(graph, numerics_named("fp64")).run({"s": buffer})
+        for result, reference in references:
+            np.testing.assert_array_equal(actual[result.name].numpy(), reference)
         np.testing.assert_array_equal(buffer.tensor.numpy(), held)
 
     law(rule)
@@ -200,8 +202,8 @@ def test_classify_names_the_most_probable_class(law: Any, labels: tuple[Any, ...
         results = Value("label", "string", None), Value("all", "", None, "dictionary")
         classes = Value("", "string", (3,), "list", data=labels)
         op = Op("classify", "op", {"probabilities": constant(probabilities), "classes": classes}, results)
-        found = Interpreter(Graph("main", "CoreML5", (), results, (op,), ()), numerics_named("fp64")).run({})
-        assert found["label"] == labels[int(probabilities.argmax())]
-        assert found["all"] == dict(zip(labels, probabilities.astype(np.float64).ravel().tolist(), strict=True))
+        actual = Interpreter(Graph("main", "CoreML5", (), results, (op,), ()), numerics_named("fp64")).run({})
+        assert actual["label"] == labels[int(probabilities.argmax())]
+        assert actual["all"] == dict(zip(labels, probabilities.astype(np.float64).ravel().tolist(), strict=True))
 
     law(rule)

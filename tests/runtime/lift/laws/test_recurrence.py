@@ -142,4 +142,4 @@ def test_results_are_those_of_single_steps_in_the_shape_that_mil_infers(law: Any
 
 @pytest.mark.parametrize("op", LAWS)
 def test_fp16_is_rounded_once(law: Any, op: str) -> None:
-    law.rounds_to_half(op, LAWS[op][0])
+    law.rounds_to_fp16(op, LAWS[op][0])

@@ -139,7 +139,7 @@ def test_results_are_those_that_mil_infers(law: Any, op: str) -> None:
 
 @pytest.mark.parametrize("op", LAWS)
 def test_fp16_is_rounded_once(law: Any, op: str) -> None:
-    law.rounds_to_half(op, LAWS[op])
+    law.rounds_to_fp16(op, LAWS[op])
 
 
 def exclusive_sum(x: Any, axis: int, reverse: bool) -> Any:

@@ -190,7 +190,7 @@ def reverse_sequence(draw: Any) -> Arguments:
 def reversed_heads(x: Any, lengths: Any, seq_axis: int, batch_axis: int) -> Any:
     result = x.copy()
     for b, length in enumerate(lengths):
-        rows, source = (np.moveaxis(each, (batch_axis, seq_axis), (0, 1))[b] for each in (result, x))
+        rows, source = (np.moveaxis(side, (batch_axis, seq_axis), (0, 1))[b] for side in (result, x))
         rows[:length] = source[:length][::-1]
     return result
 
@@ -402,9 +402,9 @@ def test_every_slice_of_a_short_axis_is_mils_where_mil_agrees_with_itself(extent
             (count,) = solve_slice_by_index_shape([extent], *map(list, arguments), None)
         except ValueError:
             continue
-        want = x[tuple(solve_slice_by_index_slice([extent], *map(list, arguments), None))]
-        if len(want) == count:
+        reference = x[tuple(solve_slice_by_index_slice([extent], *map(list, arguments), None))]
+        if len(reference) == count:
             agreed += 1
-            found = slice_by_index(torch.from_numpy(x), *arguments[:2], stride=[step], begin_mask=[masks[0]], end_mask=[masks[1]])
-            assert found.tolist() == want.tolist(), arguments
+            actual = slice_by_index(torch.from_numpy(x), *arguments[:2], stride=[step], begin_mask=[masks[0]], end_mask=[masks[1]])
+            assert actual.tolist() == reference.tolist(), arguments
     assert agreed > 50

@@ -245,4 +245,4 @@ def test_results_are_those_that_mil_infers_and_a_window_says(law: Any, op: str) 
 
 @pytest.mark.parametrize("op", LAWS)
 def test_fp16_is_rounded_once(law: Any, op: str) -> None:
-    law.rounds_to_half(op, LAWS[op][0])
+    law.rounds_to_fp16(op, LAWS[op][0])

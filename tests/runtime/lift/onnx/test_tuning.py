@@ -61,7 +61,7 @@ def both(
     given = {name: inputs[name].astype(dtype) for name, dtype in float_dtypes(session).items()}
     graph = onnx.load(tuned).graph
     ops = Counter(node.op_type for node in graph.node)
-    assert max(Counter(each.name for each in graph.initializer).values(), default=1) == 1
+    assert max(Counter(tensor.name for tensor in graph.initializer).values(), default=1) == 1
     assert {file.name for file in folder.iterdir()} == {"plain.onnx", "tuned.onnx", "tuned.weights"}
     return open_session(plain).run(None, inputs), session.run(None, given), ops
 
@@ -140,8 +140,8 @@ class TestReluBeforeRounding:
     def test_not_where_something_else_reads_what_is_between(self, tmp_path: Path, read: str) -> None:
         x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
         plain, tuned, ops = both(tmp_path, self.chain(("y", read)), {"x": x})
-        for want, found in zip(plain, tuned, strict=True):
-            np.testing.assert_array_equal(found, want)
+        for reference, actual in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(actual, reference)
         assert (plain[1] < 0).any() and ops["Relu"] == 1
 
     @pytest.mark.parametrize("op", ["Sigmoid", "Tanh", "Neg", "Exp"])
@@ -321,9 +321,9 @@ class TestBlocks:
         outputs = data.draw(st.lists(st.sampled_from(made_here), min_size=1, max_size=3, unique=True))
         inputs = {name: RANDOM.standard_normal(shape).astype(np.float32) for name in ("x", "z")}
         plain, tuned, _ = both(tmp_path_factory.mktemp("any"), model(nodes, dict.fromkeys(inputs, shape), outputs, constants), inputs)
-        for want, found in zip(plain, tuned, strict=True):
-            assert found.shape == want.shape
-            np.testing.assert_allclose(found, want, rtol=4e-3, atol=4e-3 * float(np.abs(want).max(initial=1e-3)))
+        for reference, actual in zip(plain, tuned, strict=True):
+            assert actual.shape == reference.shape
+            np.testing.assert_allclose(actual, reference, rtol=4e-3, atol=4e-3 * float(np.abs(reference).max(initial=1e-3)))
 
     def test_the_block_is_what_onnxruntime_lays_weights_out_by(self, tmp_path: Path) -> None:
         """An output channel of its own for every element of the first block, all for the first input channel."""
@@ -332,7 +332,7 @@ class TestBlocks:
         made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 32, 4, 4)}, ["y"], {"w": weights})
         onnx.save(made, tmp_path / "made.onnx")
         open_session(tmp_path / "made.onnx", optimised=tmp_path / "optimised.onnx")
-        (laid_out,) = (numpy_helper.to_array(each) for each in onnx.load(tmp_path / "optimised.onnx").graph.initializer)
+        (laid_out,) = (numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "optimised.onnx").graph.initializer)
         parts = weights.reshape(64 // block, block, 32 // block, block).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(laid_out.ravel(), parts.ravel())
 
@@ -350,8 +350,8 @@ class TestBlocks:
         made = model(nodes if leaves == "t" else nodes[:-1], {"x": (1, 32, 4, 4)}, ["y"], {"w": weights(32, 32)})
         made.graph.output.append(helper.make_tensor_value_info(leaves, TensorProto.FLOAT16, None))
         plain, tuned, _ = both(tmp_path, made, {"x": RANDOM.standard_normal((1, 32, 4, 4)).astype(np.float32)})
-        for want, found in zip(plain, tuned, strict=True):
-            np.testing.assert_array_equal(found, want)
+        for reference, actual in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(actual, reference)
 
 
 class TestSums:
@@ -366,8 +366,8 @@ class TestSums:
         nodes += [*rounded("q", "b"), *middle, helper.make_node("Conv", ["s", "i"], ["y"])]
         constants = {"i": np.eye(32, dtype=np.float32)[:, :, None, None], "w": weights(32, 32)}
         plain, tuned, ops = both(folder, model(nodes, {"x": self.SHAPE}, outputs, constants), {"x": x})
-        for want, found in zip(plain, tuned, strict=True):
-            np.testing.assert_array_equal(found, want)
+        for reference, actual in zip(plain, tuned, strict=True):
+            np.testing.assert_array_equal(actual, reference)
         made = onnx.load(folder / "tuned.onnx").graph.node
         written_to = [node.input[3] for node in made if len(node.input) > 3]
         assert all(sum(name == other for node in made for other in node.input) == 1 for name in written_to)
@@ -426,9 +426,11 @@ class TestWeights:
         x = RANDOM.standard_normal((1, 32, 5, 5)).astype(np.float32)
         (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], constants), {"x": x})
         np.testing.assert_array_equal(tuned, plain)
-        assert (tmp_path / "tuned.onnx").stat().st_size < 4096 < sum(each.nbytes for each in constants.values())
-        stored = [each for each in onnx.load(tmp_path / "tuned.onnx", load_external_data=False).graph.initializer if each.external_data]
-        places = {int(entry.value) for each in stored for entry in each.external_data if entry.key == "offset"}
+        assert (tmp_path / "tuned.onnx").stat().st_size < 4096 < sum(array.nbytes for array in constants.values())
+        stored = [
+            tensor for tensor in onnx.load(tmp_path / "tuned.onnx", load_external_data=False).graph.initializer if tensor.external_data
+        ]
+        places = {int(entry.value) for tensor in stored for entry in tensor.external_data if entry.key == "offset"}
         assert len(places) == 3 and all(place % 4096 == 0 for place in places)
 
     def test_that_are_missing_or_short_are_an_error(self, tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def test_the_file_gives_what_the_interpreter_gives(exported: Path, tmp_path: Pat
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     model = load_model(package, "lifted", numerics="fp32", engine="interpreter")
     inputs = {name: draw(spec, 1) for name, spec in model.inputs.items()}
-    want = model.predict(inputs)
+    reference = model.predict(inputs)
     wide = {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in inputs.items()}
-    assert [entry.name for entry in session.get_outputs()] == list(want)
-    for name, found in zip(want, session.run(None, wide), strict=True):
-        np.testing.assert_allclose(found, want[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    assert [entry.name for entry in session.get_outputs()] == list(reference)
+    for name, actual in zip(reference, session.run(None, wide), strict=True):
+        np.testing.assert_allclose(actual, reference[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_names_are_the_packages(written: Path, small_package: Path) -> None:

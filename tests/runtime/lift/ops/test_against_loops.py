@@ -65,7 +65,7 @@ def test_conv_is_the_sum_over_its_window(evaluate: Evaluate, data: Any) -> None:
     pad = [data.draw(st.integers(0, 2)) for _ in range(2 * rank)]
     x, w, b = normal(2, 2 * groups, *extents), normal(2 * groups, 2, *kernel), normal(2 * groups)
     effective = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    want = slow_conv(
+    reference = slow_conv(
         x, w, b, strides=strides, pads=padding_of(pad_type, pad, x.shape[2:], effective, strides), dilations=dilations, groups=groups
     )
     arguments = {
@@ -78,7 +78,7 @@ def test_conv_is_the_sum_over_its_window(evaluate: Evaluate, data: Any) -> None:
         "dilations": dilations,
         "groups": groups,
     }
-    np.testing.assert_allclose(evaluate("conv", **arguments), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(evaluate("conv", **arguments), reference, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -91,15 +91,15 @@ def test_conv_transpose_is_the_gradient_of_conv(evaluate: Evaluate, rank: int, p
     convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)[rank - 1]
     forward = convolve(torch.nn.functional.pad(image, padding), weight, None, strides, 0, dilations, 2)
     seed = torch.randn_like(forward)
-    (want,) = torch.autograd.grad(forward, image, seed)
+    (reference,) = torch.autograd.grad(forward, image, seed)
     arguments = {"x": seed.numpy(), "weight": weight.numpy(), "strides": strides, "dilations": dilations, "groups": 2, "pad_type": pad_type}
-    found = evaluate("conv_transpose", **arguments, pad=pad, output_shape=[1, 4, *extents])
-    np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+    actual = evaluate("conv_transpose", **arguments, pad=pad, output_shape=[1, 4, *extents])
+    np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_conv_transpose_same_multiplies_the_extent_by_the_stride(evaluate: Evaluate) -> None:
-    found = evaluate("conv_transpose", x=normal(1, 2, 5, 4), weight=normal(2, 3, 3, 4), strides=[2, 3], pad_type="same", bias=normal(3))
-    assert found.shape == (1, 3, 10, 12)
+    actual = evaluate("conv_transpose", x=normal(1, 2, 5, 4), weight=normal(2, 3, 3, 4), strides=[2, 3], pad_type="same", bias=normal(3))
+    assert actual.shape == (1, 3, 10, 12)
 
 
 def slow_pool(x: Any, kind: str, *, kernel: list[int], strides: list[int], pads: list[tuple[int, int]], exclude: bool, ceil: bool) -> Any:
@@ -144,10 +144,10 @@ def test_pooling_folds_every_window(evaluate: Evaluate, data: Any) -> None:
     exclude = kind == "avg" and data.draw(st.booleans())
     x = normal(1, 2, *(data.draw(st.integers(3, 6)) for _ in range(rank)))
     pads = padding_of(pad_type, pad, x.shape[2:], kernel, strides)
-    want = slow_pool(x, kind, kernel=kernel, strides=strides, pads=pads, exclude=exclude, ceil=ceil)
+    reference = slow_pool(x, kind, kernel=kernel, strides=strides, pads=pads, exclude=exclude, ceil=ceil)
     options = {"exclude_padding_from_average": exclude} if kind == "avg" else {}
     arguments = {"kernel_sizes": kernel, "strides": strides, "pad_type": pad_type, "pad": pad, "ceil_mode": ceil}
-    np.testing.assert_allclose(evaluate(f"{kind}_pool", x=x, **arguments, **options), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(evaluate(f"{kind}_pool", x=x, **arguments, **options), reference, rtol=1e-5, atol=1e-6)
 
 
 # -- normalisation -------------------------------------------------------------------------------------------------------------
@@ -156,26 +156,28 @@ def test_pooling_folds_every_window(evaluate: Evaluate, data: Any) -> None:
 def test_batch_norm_uses_the_given_statistics(evaluate: Evaluate) -> None:
     x, mean, variance, gamma, beta = normal(2, 3, 4, 5), normal(3), np.abs(normal(3)), normal(3), normal(3)
     shaped = [p.reshape(3, 1, 1) for p in (mean, variance, gamma, beta)]
-    want = (x - shaped[0]) / np.sqrt(shaped[1] + 1e-2) * shaped[2] + shaped[3]
-    found = evaluate("batch_norm", x=x, mean=mean, variance=variance, gamma=gamma, beta=beta, epsilon=1e-2)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    reference = (x - shaped[0]) / np.sqrt(shaped[1] + 1e-2) * shaped[2] + shaped[3]
+    actual = evaluate("batch_norm", x=x, mean=mean, variance=variance, gamma=gamma, beta=beta, epsilon=1e-2)
+    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spatial", [(7,), (4, 5)], ids=str)
 def test_instance_norm_is_torchs(evaluate: Evaluate, spatial: tuple[int, ...]) -> None:
     x, gamma, beta = normal(2, 3, *spatial), normal(3), normal(3)
-    want = torch.nn.functional.instance_norm(torch.from_numpy(x), weight=torch.from_numpy(gamma), bias=torch.from_numpy(beta), eps=1e-3)
-    found = evaluate("instance_norm", x=x, gamma=gamma, beta=beta, epsilon=1e-3)
-    np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+    reference = torch.nn.functional.instance_norm(
+        torch.from_numpy(x), weight=torch.from_numpy(gamma), bias=torch.from_numpy(beta), eps=1e-3
+    )
+    actual = evaluate("instance_norm", x=x, gamma=gamma, beta=beta, epsilon=1e-3)
+    np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_local_response_norm_divides_by_the_neighbouring_channels(evaluate: Evaluate) -> None:
     x, size, alpha, beta, k = normal(1, 6, 2, 2), 3, 0.5, 0.75, 2.0
-    want = np.empty_like(x)
+    reference = np.empty_like(x)
     for c in range(6):
         neighbours = x[:, max(0, c - size // 2) : c + size // 2 + 1]
-        want[:, c] = x[:, c] / (k + alpha / size * np.square(neighbours).sum(1)) ** beta
-    np.testing.assert_allclose(evaluate("local_response_norm", x=x, size=size, alpha=alpha, beta=beta, k=k), want, rtol=1e-5)
+        reference[:, c] = x[:, c] / (k + alpha / size * np.square(neighbours).sum(1)) ** beta
+    np.testing.assert_allclose(evaluate("local_response_norm", x=x, size=size, alpha=alpha, beta=beta, k=k), reference, rtol=1e-5)
 
 
 # -- recurrent -----------------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_lstm_is_torchs_in_both_directions(evaluate: Evaluate) -> None:
     module = torch.nn.LSTM(3, 4, bidirectional=True)
     x, h, c = torch.randn(5, 2, 3), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     with torch.no_grad():
-        want, (want_h, want_c) = module(x, (h, c))
+        reference, (want_h, want_c) = module(x, (h, c))
 
     def reordered(name: str) -> Any:
         """torch keeps i f z o, MIL i f o z."""
@@ -201,8 +203,8 @@ def test_lstm_is_torchs_in_both_directions(evaluate: Evaluate) -> None:
         weights[f"weight_hh{mil}"] = reordered(f"weight_hh{torchs}")
         weights[f"bias{mil}"] = reordered(f"bias_ih{torchs}") + reordered(f"bias_hh{torchs}")
     arguments = {"x": x.numpy(), "initial_h": both(h), "initial_c": both(c), "direction": "bidirectional", **weights}
-    found = evaluate("lstm", results=3, output_sequence=True, **arguments)
-    for got, expected in zip(found, (want.numpy(), both(want_h), both(want_c)), strict=True):
+    actual = evaluate("lstm", results=3, output_sequence=True, **arguments)
+    for got, expected in zip(actual, (reference.numpy(), both(want_h), both(want_c)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     last = evaluate("lstm", results=3, **arguments)
     np.testing.assert_allclose(last[0][0], both(want_h), rtol=1e-4, atol=1e-5)
@@ -212,19 +214,19 @@ def test_gru_with_reset_after_is_torchs(evaluate: Evaluate) -> None:
     module = torch.nn.GRU(3, 4)
     x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
     with torch.no_grad():
-        want, want_h = module(x, h)
+        reference, want_h = module(x, h)
 
     def reordered(name: str) -> Any:
         """torch keeps r z o, MIL r o z."""
         r, z, o = getattr(module, name).detach().chunk(3)
         return torch.cat((r, o, z)).numpy()
 
-    found = evaluate(
+    actual = evaluate(
         "gru", results=2, x=x.numpy(), initial_h=h[0].numpy(), weight_ih=reordered("weight_ih_l0"), weight_hh=reordered("weight_hh_l0"),
         input_bias=reordered("bias_ih_l0"), bias=reordered("bias_hh_l0"), reset_after=True, output_sequence=True,
     )  # fmt: skip
-    np.testing.assert_allclose(found[0], want.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[0], reference.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_gru_resets_before_the_product_by_default(evaluate: Evaluate) -> None:
@@ -232,8 +234,8 @@ def test_gru_resets_before_the_product_by_default(evaluate: Evaluate) -> None:
     sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
     reset, update = (sigmoid(w[s] @ x[0, 0] + r[s] @ h[0] + b[s]) for s in (slice(0, 2), slice(4, 6)))
     new = np.tanh(w[2:4] @ x[0, 0] + r[2:4] @ (reset * h[0]) + b[2:4])
-    found = evaluate("gru", results=2, x=x, initial_h=h, weight_ih=w, weight_hh=r, bias=b)
-    np.testing.assert_allclose(found[1][0], (1 - update) * new + update * h[0], rtol=1e-5)
+    actual = evaluate("gru", results=2, x=x, initial_h=h, weight_ih=w, weight_hh=r, bias=b)
+    np.testing.assert_allclose(actual[1][0], (1 - update) * new + update * h[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -241,15 +243,15 @@ def test_rnn_is_torchs(evaluate: Evaluate, direction: str) -> None:
     module = torch.nn.RNN(3, 4, nonlinearity="relu")
     x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
     with torch.no_grad():
-        want, want_h = module(x if direction == "forward" else x.flip(0), h)
+        reference, want_h = module(x if direction == "forward" else x.flip(0), h)
     weights = {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
-    found = evaluate(
+    actual = evaluate(
         "rnn", results=2, x=x.numpy(), initial_h=h[0].numpy(), weight_ih=weights["weight_ih_l0"],
         weight_hh=weights["weight_hh_l0"], bias=weights["bias_ih_l0"] + weights["bias_hh_l0"],
         direction=direction, output_sequence=True, activation="relu",
     )  # fmt: skip
-    np.testing.assert_allclose(found[0], want.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[0], reference.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 # -- reading and writing by index ----------------------------------------------------------------------------------------------
@@ -269,21 +271,21 @@ FOLD: dict[str, Callable[[Any, Any], Any]] = {
 class TestScatter:
     def test_along_axis_folds_every_update_into_its_place(self, evaluate: Evaluate, mode: str) -> None:
         data, updates, indices = normal(3, 5, 2), normal(3, 2, 2), np.array([[[0, 4], [2, -1]]] * 3, np.int32)
-        want = data.astype(np.float64)
+        reference = data.astype(np.float64)
         for place in np.ndindex(*updates.shape):
             at = (place[0], indices[place], place[2])
-            want[at] = FOLD[mode](want[at], float(updates[place]))
-        found = evaluate("scatter_along_axis", data=data, indices=indices, updates=updates, axis=1, mode=mode)
-        np.testing.assert_allclose(found, want, rtol=1e-5)
+            reference[at] = FOLD[mode](reference[at], float(updates[place]))
+        actual = evaluate("scatter_along_axis", data=data, indices=indices, updates=updates, axis=1, mode=mode)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5)
 
     def test_whole_slices_are_folded(self, evaluate: Evaluate, mode: str) -> None:
         data, updates, indices = normal(3, 5, 2), normal(3, 2, 2), np.array([4, 1], np.int32)
-        want = data.astype(np.float64)
+        reference = data.astype(np.float64)
         for place in np.ndindex(*updates.shape):
             at = (place[0], indices[place[1]], place[2])
-            want[at] = FOLD[mode](want[at], float(updates[place]))
-        found = evaluate("scatter", data=data, indices=indices, updates=updates, axis=1, mode=mode)
-        np.testing.assert_allclose(found, want, rtol=1e-5)
+            reference[at] = FOLD[mode](reference[at], float(updates[place]))
+        actual = evaluate("scatter", data=data, indices=indices, updates=updates, axis=1, mode=mode)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5)
 
     def test_nd_indices_name_slices(self, evaluate: Evaluate, mode: str) -> None:
         data, updates, indices = (
@@ -292,12 +294,12 @@ class TestScatter:
             np.array([[0, 1], [2, 4], [1, 0], [0, 1]][: 3 if mode == "update" else 4], np.int32),
         )
         updates = updates[: len(indices)]
-        want = data.astype(np.float64)
+        reference = data.astype(np.float64)
         for row, (i, j) in enumerate(indices):
             for k in range(2):
-                want[i, j, k] = FOLD[mode](want[i, j, k], float(updates[row, k]))
-        found = evaluate("scatter_nd", data=data, indices=indices, updates=updates, mode=mode)
-        np.testing.assert_allclose(found, want, rtol=1e-5)
+                reference[i, j, k] = FOLD[mode](reference[i, j, k], float(updates[row, k]))
+        actual = evaluate("scatter_nd", data=data, indices=indices, updates=updates, mode=mode)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_dims", [0, 1, 2])
@@ -305,15 +307,17 @@ def test_gather_nd_reads_the_slice_of_every_index(evaluate: Evaluate, batch_dims
     x = normal(2, 3, 4, 5)
     depth, lead = 2, x.shape[:batch_dims]
     indices = np.stack([RNG.integers(-e, e, (*lead, 6)) for e in x.shape[batch_dims : batch_dims + depth]], -1).astype(np.int32)
-    want = np.stack([x[(*place[:-1], *indices[place])] for place in np.ndindex(*lead, 6)]).reshape(*lead, 6, *x.shape[batch_dims + depth :])
-    np.testing.assert_allclose(evaluate("gather_nd", x=x, indices=indices, batch_dims=batch_dims), want, rtol=1e-6)
+    reference = np.stack([x[(*place[:-1], *indices[place])] for place in np.ndindex(*lead, 6)]).reshape(
+        *lead, 6, *x.shape[batch_dims + depth :]
+    )
+    np.testing.assert_allclose(evaluate("gather_nd", x=x, indices=indices, batch_dims=batch_dims), reference, rtol=1e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_one_hot_marks_the_index_and_nothing_for_one_outside(evaluate: Evaluate, axis: int) -> None:
     indices = np.array([[0, 3, 1], [2, -1, 9]], np.int32)
-    found = evaluate("one_hot", indices=indices, one_hot_vector_size=4, axis=axis, on_value=2.5, off_value=-1.0)
-    along = np.moveaxis(found, axis, -1)
+    actual = evaluate("one_hot", indices=indices, one_hot_vector_size=4, axis=axis, on_value=2.5, off_value=-1.0)
+    along = np.moveaxis(actual, axis, -1)
     for place in np.ndindex(*indices.shape):
         np.testing.assert_array_equal(along[place], [2.5 if k == indices[place] else -1.0 for k in range(4)])
 
@@ -330,8 +334,8 @@ def test_an_index_outside_the_axis_is_an_error(evaluate: Evaluate) -> None:
 
 def test_interleaved_values_take_turns(evaluate: Evaluate) -> None:
     first, second = np.array([[1, 2], [3, 4], [5, 6]], np.float32), np.array([[7, 8], [9, 10], [11, 12]], np.float32)
-    found = evaluate("concat", values=[first, second], axis=0, interleave=True)
-    assert found.tolist() == [[1, 2], [7, 8], [3, 4], [9, 10], [5, 6], [11, 12]]
+    actual = evaluate("concat", values=[first, second], axis=0, interleave=True)
+    assert actual.tolist() == [[1, 2], [7, 8], [3, 4], [9, 10], [5, 6], [11, 12]]
 
 
 def test_exclusive_sums_leave_the_element_out(evaluate: Evaluate) -> None:
@@ -342,14 +346,14 @@ def test_exclusive_sums_leave_the_element_out(evaluate: Evaluate) -> None:
 
 def test_reverse_sequence_reverses_the_head_of_every_row(evaluate: Evaluate) -> None:
     x, lengths = normal(3, 5, 2), np.array([0, 3, 5], np.int32)
-    want = np.stack([np.concatenate((row[:n][::-1], row[n:])) for row, n in zip(x, lengths, strict=True)])
-    np.testing.assert_allclose(evaluate("reverse_sequence", x=x, lengths=lengths, seq_axis=1, batch_axis=0), want)
+    reference = np.stack([np.concatenate((row[:n][::-1], row[n:])) for row, n in zip(x, lengths, strict=True)])
+    np.testing.assert_allclose(evaluate("reverse_sequence", x=x, lengths=lengths, seq_axis=1, batch_axis=0), reference)
 
 
 def test_sliding_windows_lie_behind_the_axis(evaluate: Evaluate) -> None:
     x = normal(2, 7, 3)
-    want = np.stack([x[:, start : start + 3] for start in range(0, 5, 2)], 1)
-    np.testing.assert_allclose(evaluate("sliding_windows", x=x, axis=1, size=3, stride=2), want)
+    reference = np.stack([x[:, start : start + 3] for start in range(0, 5, 2)], 1)
+    np.testing.assert_allclose(evaluate("sliding_windows", x=x, axis=1, size=3, stride=2), reference)
 
 
 def test_space_and_depth_trade_places_as_documented(evaluate: Evaluate) -> None:
@@ -370,11 +374,11 @@ def test_pixel_shuffle_and_its_inverse(evaluate: Evaluate) -> None:
 
 def test_space_to_batch_puts_the_places_of_a_block_into_the_batch(evaluate: Evaluate) -> None:
     x, paddings = normal(2, 3, 3, 4), np.array([[1, 0], [2, 0]], np.int32)
-    found = evaluate("space_to_batch", x=x, block_shape=[2, 3], paddings=paddings)
+    actual = evaluate("space_to_batch", x=x, block_shape=[2, 3], paddings=paddings)
     padded = np.pad(x, [(0, 0), (0, 0), (1, 0), (2, 0)])
     for i, j, n in itertools.product(range(2), range(3), range(2)):
-        np.testing.assert_allclose(found[(i * 3 + j) * 2 + n], padded[n, :, i::2, j::3])
-    back = evaluate("batch_to_space", x=found.astype(np.float32), block_shape=[2, 3], crops=paddings)
+        np.testing.assert_allclose(actual[(i * 3 + j) * 2 + n], padded[n, :, i::2, j::3])
+    back = evaluate("batch_to_space", x=actual.astype(np.float32), block_shape=[2, 3], crops=paddings)
     np.testing.assert_allclose(back, x)
 
 

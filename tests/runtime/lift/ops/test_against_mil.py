@@ -337,11 +337,11 @@ def wanted(case: int) -> dict[str, tuple[Array, ...]]:
     values = {}
     for opset in OPSETS[:4]:
         try:
-            found = mil(*CASES[case], opset)
+            actual = mil(*CASES[case], opset)
         except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
             continue
-        assert found is not None
-        values[opset] = tuple(map(np.asarray, found if isinstance(found, tuple) else (found,)))
+        assert actual is not None
+        values[opset] = tuple(map(np.asarray, actual if isinstance(actual, tuple) else (actual,)))
     return values
 
 
@@ -355,16 +355,16 @@ def _no_overflow_warnings() -> Any:
 def test_a_lowering_gives_mils_own_value_in_every_opset(evaluate: Callable[..., Any], case: int) -> None:
     op, arguments = CASES[case]
     assert wanted(case)
-    for opset, wants in wanted(case).items():
-        half = wants[0].dtype == np.float16
+    for opset, references in wanted(case).items():
+        half = references[0].dtype == np.float16
         for numerics in ("fp16",) if half else ("fp64", "fp32"):
-            found = evaluate(op, results=len(wants), opset=opset, numerics=numerics, declared=wants[0].dtype.name, **arguments)
-            for got, want in zip(found if len(wants) > 1 else (found,), wants, strict=True):
-                assert got.shape == want.shape
-                assert kind(got) == kind(want)
+            actual = evaluate(op, results=len(references), opset=opset, numerics=numerics, declared=references[0].dtype.name, **arguments)
+            for got, reference in zip(actual if len(references) > 1 else (actual,), references, strict=True):
+                assert got.shape == reference.shape
+                assert kind(got) == kind(reference)
                 # MIL computes in fp32, and fp64 holds numbers that are infinite there.
-                held = np.isfinite(want) if numerics == "fp64" else np.full(want.shape, True)
-                np.testing.assert_allclose(got[held], want[held], rtol=0 if half else 2e-5, atol=0 if half else 2e-6)
+                held = np.isfinite(reference) if numerics == "fp64" else np.full(reference.shape, True)
+                np.testing.assert_allclose(got[held], reference[held], rtol=0 if half else 2e-5, atol=0 if half else 2e-6)
 
 
 def kind(array: Array) -> str:
@@ -398,16 +398,18 @@ class TestWithBlocksAndLists:
             return Graph("block", "CoreML8", (), (result,), (Op(op, op, inputs, (result,)),), ())
 
         with function("CoreML8") as builder:
-            want = builder.cond(pred=pred, _true_fn=lambda: builder.add(x=X, y=SCALAR), _false_fn=lambda: builder.mul(x=X, y=SCALAR)).val
+            reference = builder.cond(
+                pred=pred, _true_fn=lambda: builder.add(x=X, y=SCALAR), _false_fn=lambda: builder.mul(x=X, y=SCALAR)
+            ).val
         result = Value("y", "float32", X.shape)
         cond = Op("cond", "cond", {"pred": Value("p", "bool", (), data=np.asarray(pred))}, (result,), blocks=(block("add"), block("mul")))
-        np.testing.assert_allclose(self.run((cond,), result), want, rtol=1e-6)
+        np.testing.assert_allclose(self.run((cond,), result), reference, rtol=1e-6)
 
     @pytest.mark.parametrize("length", [0, 1, 7])
     def test_a_list_of_fixed_length_is_as_long_as_mil_says(self, length: int) -> None:
         with function("CoreML8") as builder:
             made = builder.make_list(init_length=length, dynamic_length=False, elem_shape=(2, 3), dtype="fp32")
-            want = builder.list_length(ls=made).val
+            reference = builder.list_length(ls=made).val
         given: dict[str, Any] = {
             "init_length": np.int32(length),
             "dynamic_length": np.bool_(False),
@@ -416,7 +418,7 @@ class TestWithBlocksAndLists:
         inputs = {name: Value(name, np.asarray(data).dtype.name, np.shape(data), data=np.asarray(data)) for name, data in given.items()}
         made, result = Value("ls", "float32", None, kind="list"), Value("y", "int32", ())
         ops = (Op("make_list", "make", inputs, (made,)), Op("list_length", "length", {"ls": made}, (result,)))
-        assert self.run(ops, result) == want
+        assert self.run(ops, result) == reference
 
     def run(self, ops: tuple[Op, ...], result: Value) -> Any:
         graph = Graph("main", "CoreML8", (), (result,), ops, ())
@@ -438,9 +440,9 @@ def test_matmul_does_not_transpose_a_vector(evaluate: Callable[..., Any], x: Any
 def test_a_product_of_integers_and_a_constant_of_fractions_loses_its_fraction(evaluate: Callable[..., Any], swapped: bool) -> None:
     """MIL iOS17: the result has the type of the operand that is no constant, as ``linear`` has that of x."""
     x, y = (MATRIX, WHOLE[0].T.copy()) if swapped else (WHOLE[0], MATRIX.T.copy())
-    found = evaluate("matmul", x=x, y=y, opset="CoreML7", declared="int32")
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, np.trunc(np.matmul(x.astype(np.float64), y.astype(np.float64))))
+    actual = evaluate("matmul", x=x, y=y, opset="CoreML7", declared="int32")
+    assert actual.dtype == np.int32
+    np.testing.assert_array_equal(actual, np.trunc(np.matmul(x.astype(np.float64), y.astype(np.float64))))
 
 
 @settings(max_examples=60, deadline=None)
@@ -455,10 +457,10 @@ def test_slicing_follows_mil_for_every_begin_end_and_stride(evaluate: Callable[.
     expected = x[
         tuple(slice(None if masks["begin_mask"][i] else begin[i], None if masks["end_mask"][i] else end[i], stride[i]) for i in range(2))
     ]
-    found = evaluate("slice_by_index", **arguments)
-    np.testing.assert_array_equal(found, expected)
+    actual = evaluate("slice_by_index", **arguments)
+    np.testing.assert_array_equal(actual, expected)
     if expected.size:
-        np.testing.assert_array_equal(found, mil("slice_by_index", arguments))
+        np.testing.assert_array_equal(actual, mil("slice_by_index", arguments))
 
 
 @settings(max_examples=60, deadline=None)
@@ -478,8 +480,8 @@ def test_pooling_gives_the_shape_that_mil_infers(evaluate: Callable[..., Any], d
         "ceil_mode": data.draw(st.booleans()),
     }
     with Function({}):
-        want = Builder.max_pool(**arguments).shape
-    assert evaluate("max_pool", **arguments).shape == want
+        reference = Builder.max_pool(**arguments).shape
+    assert evaluate("max_pool", **arguments).shape == reference
 
 
 class TestSignatures:

@@ -25,7 +25,7 @@ def normal(*shape: int) -> Any:
 class TestResize:
     # The examples in the documentation of MIL's resize_bilinear, for two pixels; it cuts the places to the image afterwards.
     @pytest.mark.parametrize(
-        ("mode", "count", "want"),
+        ("mode", "count", "reference"),
         [
             ("UNALIGN_CORNERS", 5, [0, 0.1, 0.5, 0.9, 1]),
             ("STRICT_ALIGN_CORNERS", 5, [0, 0.25, 0.5, 0.75, 1]),
@@ -38,52 +38,52 @@ class TestResize:
             ("STRICT_ALIGN_CORNERS", 1, [0]),
         ],
     )
-    def test_samples_lie_where_the_documentation_puts_them(self, mode: str, count: int, want: list[float]) -> None:
-        np.testing.assert_allclose(np.clip(sampling_grid(mode, 2, count), 0, 1), want, atol=1e-12)
+    def test_samples_lie_where_the_documentation_puts_them(self, mode: str, count: int, reference: list[float]) -> None:
+        np.testing.assert_allclose(np.clip(sampling_grid(mode, 2, count), 0, 1), reference, atol=1e-12)
 
     @pytest.mark.parametrize("size", [(3, 4), (9, 5), (12, 14), (1, 1)], ids=str)
     @pytest.mark.parametrize(("mode", "align"), [("STRICT_ALIGN_CORNERS", True), ("UNALIGN_CORNERS", False)])
     def test_bilinear_is_torchs(self, evaluate: Evaluate, mode: str, align: bool, size: tuple[int, int]) -> None:
         x = normal(2, 3, 6, 7)
-        want = F.interpolate(torch.from_numpy(x), size, mode="bilinear", align_corners=align).numpy()
+        reference = F.interpolate(torch.from_numpy(x), size, mode="bilinear", align_corners=align).numpy()
         arguments = {"target_size_height": size[0], "target_size_width": size[1], "sampling_mode": mode}
-        np.testing.assert_allclose(evaluate("resize_bilinear", x=x, **arguments), want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(evaluate("resize_bilinear", x=x, **arguments), reference, rtol=1e-4, atol=1e-5)
         general = evaluate("resize", x=x, shape=list(size), resized_dims=2, sampling_mode=mode, interpolation_mode="LINEAR")
-        np.testing.assert_allclose(general, want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(general, reference, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("factor", [2, 1.5, 2.6])
     @pytest.mark.parametrize("align", [False, True])
     def test_bilinear_upsampling_is_torchs_with_recomputed_scale(self, evaluate: Evaluate, align: bool, factor: float) -> None:
         x = normal(1, 2, 5, 4)
-        want = F.interpolate(
+        reference = F.interpolate(
             torch.from_numpy(x), scale_factor=factor, mode="bilinear", align_corners=align, recompute_scale_factor=True
         ).numpy()
-        found = evaluate("upsample_bilinear", x=x, scale_factor_height=factor, scale_factor_width=factor, align_corners=align)
-        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+        actual = evaluate("upsample_bilinear", x=x, scale_factor_height=factor, scale_factor_width=factor, align_corners=align)
+        np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("size", [(12, 14), (9, 10), (4, 3)], ids=str)
     def test_nearest_is_torchs(self, evaluate: Evaluate, size: tuple[int, int]) -> None:
         x = normal(2, 3, 6, 7)
-        want = F.interpolate(torch.from_numpy(x), size, mode="nearest").numpy()
-        found = evaluate("resize_nearest_neighbor", x=x, target_size_height=size[0], target_size_width=size[1])
-        np.testing.assert_allclose(found, want)
+        reference = F.interpolate(torch.from_numpy(x), size, mode="nearest").numpy()
+        actual = evaluate("resize_nearest_neighbor", x=x, target_size_height=size[0], target_size_width=size[1])
+        np.testing.assert_allclose(actual, reference)
 
     @pytest.mark.parametrize("size", [(12, 14), (9, 10), (4, 3)], ids=str)
     def test_the_general_nearest_takes_the_closest_pixel(self, evaluate: Evaluate, size: tuple[int, int]) -> None:
         x = normal(2, 3, 6, 7)
-        want = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
+        reference = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
         arguments = {"shape": [0, *size], "resized_dims": 2, "interpolation_mode": "NEAREST_NEIGHBOR"}
-        np.testing.assert_allclose(evaluate("resize", x=x, sampling_mode="UNALIGN_CORNERS", **arguments), want)
+        np.testing.assert_allclose(evaluate("resize", x=x, sampling_mode="UNALIGN_CORNERS", **arguments), reference)
 
     def test_the_general_nearest_rounds_its_default_samples_too(self, evaluate: Evaluate) -> None:
         # The samples lie at 0, 2/3 and 4/3; the expectation is that of coremltools' own test of the op.
-        found = evaluate("resize", x=[[-6.0], [9.0]], shape=[3, 1], resized_dims=2, interpolation_mode="NEAREST_NEIGHBOR")
-        assert found.ravel().tolist() == [-6, 9, 9]
+        actual = evaluate("resize", x=[[-6.0], [9.0]], shape=[3, 1], resized_dims=2, interpolation_mode="NEAREST_NEIGHBOR")
+        assert actual.ravel().tolist() == [-6, 9, 9]
 
     def test_nearest_upsampling_repeats_pixels(self, evaluate: Evaluate) -> None:
         x = normal(1, 2, 3, 4)
-        found = evaluate("upsample_nearest_neighbor", x=x, scale_factor_height=2, scale_factor_width=3)
-        np.testing.assert_allclose(found, x.repeat(2, -2).repeat(3, -1))
+        actual = evaluate("upsample_nearest_neighbor", x=x, scale_factor_height=2, scale_factor_width=3)
+        np.testing.assert_allclose(actual, x.repeat(2, -2).repeat(3, -1))
 
     def test_a_zero_extent_leaves_the_axis(self, evaluate: Evaluate) -> None:
         assert evaluate("resize", x=normal(1, 2, 3, 4), shape=[1, 0, 8], resized_dims=2).shape == (1, 2, 3, 8)
@@ -102,41 +102,41 @@ class TestSampling:
             pytest.skip("torch ties the kind of reflection to align_corners")
         x, grid = normal(2, 3, 5, 6), RNG.uniform(-1.7, 1.7, (2, 4, 7, 2)).astype(np.float32)
         torchs = {"constant": "zeros", "border": "border"}.get(padding, "reflection")
-        want = F.grid_sample(torch.from_numpy(x).double(), torch.from_numpy(grid).double(), mode, torchs, align)
-        found = evaluate(
+        reference = F.grid_sample(torch.from_numpy(x).double(), torch.from_numpy(grid).double(), mode, torchs, align)
+        actual = evaluate(
             "resample", x=x, coordinates=grid, sampling_mode=mode, padding_mode=padding, padding_value=0.0,
             coordinates_mode="normalized_minus_one_to_one", align_corners=align,
         )  # fmt: skip
-        np.testing.assert_allclose(found, want.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-5, atol=1e-6)
 
     def test_units_of_coordinates_name_the_same_pixels(self, evaluate: Evaluate) -> None:
         x, pixels = normal(1, 2, 5, 6), np.array([[[[0, 0], [5, 4], [2, 3]]]], np.float32)
         fixed = {"sampling_mode": "bilinear", "padding_mode": "border", "padding_value": 0.0, "align_corners": True}
-        want = x[:, :, [0, 4, 3], [0, 5, 2]][:, :, None]
+        reference = x[:, :, [0, 4, 3], [0, 5, 2]][:, :, None]
         for mode, grid in (
             ("unnormalized", pixels),
             ("normalized_zero_to_one", pixels / [5, 4]),
             ("normalized_minus_one_to_one", pixels / [2.5, 2] - 1),
         ):
-            found = evaluate("resample", x=x, coordinates=grid.astype(np.float32), coordinates_mode=mode, **fixed)
-            np.testing.assert_allclose(found, want, atol=1e-5)
+            actual = evaluate("resample", x=x, coordinates=grid.astype(np.float32), coordinates_mode=mode, **fixed)
+            np.testing.assert_allclose(actual, reference, atol=1e-5)
 
     def test_outside_the_image_lies_the_padding_value(self, evaluate: Evaluate) -> None:
-        found = evaluate(
+        actual = evaluate(
             "resample", x=normal(1, 1, 3, 3), coordinates=np.full((1, 1, 1, 2), 9, np.float32), sampling_mode="bilinear",
             padding_mode="constant", padding_value=2.5, coordinates_mode="unnormalized", align_corners=True,
         )  # fmt: skip
-        assert found.item() == pytest.approx(2.5)
+        assert actual.item() == pytest.approx(2.5)
 
     def test_affine_is_torchs_affine_grid(self, evaluate: Evaluate) -> None:
         x, matrix = normal(2, 3, 5, 6), normal(2, 6)
         grid = F.affine_grid(torch.from_numpy(matrix).double().reshape(2, 2, 3), [2, 3, 4, 7], align_corners=True)
-        want = F.grid_sample(torch.from_numpy(x).double(), grid, align_corners=True)
-        found = evaluate(
+        reference = F.grid_sample(torch.from_numpy(x).double(), grid, align_corners=True)
+        actual = evaluate(
             "affine", x=x, transform_matrix=matrix, output_height=4, output_width=7, sampling_mode="bilinear", padding_mode="constant",
             padding_value=0.0, coordinates_mode="normalized_minus_one_to_one", align_corners=True,
         )  # fmt: skip
-        np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual, reference.numpy(), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("mode", "box"),
@@ -150,11 +150,11 @@ class TestSampling:
     def test_a_box_is_the_same_in_every_notation(self, evaluate: Evaluate, mode: str, box: list[float]) -> None:
         x = normal(2, 3, 5, 6)
         options = {"target_height": 3, "target_width": 5, "box_coordinate_mode": mode, "sampling_mode": "ALIGN_CORNERS"}
-        want = x[:, :, 1:4, 0:5]
-        found = evaluate("crop_resize", opset="CoreML8", x=x, boxes=np.array([box, box], np.float32), box_indices=[1, 0], **options)
-        np.testing.assert_allclose(found, want[::-1], atol=1e-6)
+        reference = x[:, :, 1:4, 0:5]
+        actual = evaluate("crop_resize", opset="CoreML8", x=x, boxes=np.array([box, box], np.float32), box_indices=[1, 0], **options)
+        np.testing.assert_allclose(actual, reference[::-1], atol=1e-6)
         roi = np.array(box, np.float32).reshape(1, 1, 4, 1, 1)
-        np.testing.assert_allclose(evaluate("crop_resize", opset="CoreML5", x=x, roi=roi, **options)[0], want, atol=1e-6)
+        np.testing.assert_allclose(evaluate("crop_resize", opset="CoreML5", x=x, roi=roi, **options)[0], reference, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -173,24 +173,24 @@ class TestConstantExpressions:
     def test_affine(self, evaluate: Evaluate, ops: dict[int, Any], per_channel: bool) -> None:
         data = RNG.integers(-128, 128, (4, 3)).astype(np.int8)
         scale, zero = (np.abs(normal(3)), np.arange(3, dtype=np.int8)) if per_channel else (np.float32(0.3), np.int8(5))
-        want = ops[16].constexpr_affine_dequantize.decompress(data, zero, scale, 1)
-        found = evaluate("constexpr_affine_dequantize", quantized_data=data, zero_point=zero, scale=scale, axis=1)
-        np.testing.assert_allclose(found, want, rtol=1e-5)
+        reference = ops[16].constexpr_affine_dequantize.decompress(data, zero, scale, 1)
+        actual = evaluate("constexpr_affine_dequantize", quantized_data=data, zero_point=zero, scale=scale, axis=1)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5)
 
     @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
     def test_packed_palettes(self, evaluate: Evaluate, ops: dict[int, Any], bits: int) -> None:
         shape, lut = np.array([3, 5, 7], np.uint32), normal(1 << bits)
         packed = RNG.integers(0, 256, math.ceil(bits * 105 / 8)).astype(np.uint8)
-        want = ops[16].constexpr_lut_to_dense.decompress(lut, packed, shape)
-        found = evaluate("constexpr_lut_to_dense", opset="CoreML6", indices=packed, lut=lut, shape=shape)
-        np.testing.assert_allclose(found, want, rtol=1e-6)
+        reference = ops[16].constexpr_lut_to_dense.decompress(lut, packed, shape)
+        actual = evaluate("constexpr_lut_to_dense", opset="CoreML6", indices=packed, lut=lut, shape=shape)
+        np.testing.assert_allclose(actual, reference, rtol=1e-6)
 
     def test_packed_masks(self, evaluate: Evaluate, ops: dict[int, Any]) -> None:
         shape, mask = np.array([4, 5], np.uint32), np.array([0b10110001, 0b00011110, 0b1001], np.uint8)
         values = normal(10)
-        want = ops[16].constexpr_sparse_to_dense.decompress(values, mask, shape)
+        reference = ops[16].constexpr_sparse_to_dense.decompress(values, mask, shape)
         np.testing.assert_allclose(
-            evaluate("constexpr_sparse_to_dense", opset="CoreML6", nonzero_data=values, mask=mask, shape=shape), want, rtol=1e-6
+            evaluate("constexpr_sparse_to_dense", opset="CoreML6", nonzero_data=values, mask=mask, shape=shape), reference, rtol=1e-6
         )
 
     @settings(max_examples=40, deadline=None)
@@ -202,33 +202,33 @@ class TestConstantExpressions:
         length = data.draw(st.sampled_from([1, 1, 2, 3]))
         axis = data.draw(st.integers(-rank, rank - 1)) if length > 1 else None
         indices, lut = RNG.integers(0, 4, extents).astype(np.uint8), normal(*blocks, 4, length)
-        want = ops[18].constexpr_lut_to_dense.decompress(indices, lut, axis)
-        np.testing.assert_allclose(evaluate("constexpr_lut_to_dense", indices=indices, lut=lut, vector_axis=axis), want, rtol=1e-6)
+        reference = ops[18].constexpr_lut_to_dense.decompress(indices, lut, axis)
+        np.testing.assert_allclose(evaluate("constexpr_lut_to_dense", indices=indices, lut=lut, vector_axis=axis), reference, rtol=1e-6)
 
     @pytest.mark.parametrize("offset", [None, "int", "float"])
     def test_blocks_of_scales(self, evaluate: Evaluate, ops: dict[int, Any], offset: str | None) -> None:
         data, scale = RNG.integers(-8, 8, (4, 6)).astype(np.int8), np.abs(normal(2, 3))
         shift = {None: None, "int": np.arange(6, dtype=np.int8).reshape(2, 3), "float": normal(2, 3)}[offset]
-        want = ops[18].constexpr_blockwise_shift_scale.decompress(data, scale, shift)
-        found = evaluate("constexpr_blockwise_shift_scale", data=data, scale=scale, offset=shift)
-        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+        reference = ops[18].constexpr_blockwise_shift_scale.decompress(data, scale, shift)
+        actual = evaluate("constexpr_blockwise_shift_scale", data=data, scale=scale, offset=shift)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-6)
 
     def test_sparse_forms(self, evaluate: Evaluate, ops: dict[int, Any]) -> None:
         mask = RNG.integers(0, 2, (4, 6)).astype(np.uint8)
         count = int(mask.sum())
         indices, lut = RNG.integers(0, 4, count).astype(np.uint8), normal(1, 2, 4, 1)
-        wants = ops[18].constexpr_lut_to_sparse.decompress(mask, indices, lut, None)
-        found = evaluate("constexpr_lut_to_sparse", results=2, indices_mask=mask, indices_nonzero_data=indices, lut=lut)
-        for got, want in zip(found, wants, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-6)
+        references = ops[18].constexpr_lut_to_sparse.decompress(mask, indices, lut, None)
+        actual = evaluate("constexpr_lut_to_sparse", results=2, indices_mask=mask, indices_nonzero_data=indices, lut=lut)
+        for got, reference in zip(actual, references, strict=True):
+            np.testing.assert_allclose(got, reference, rtol=1e-6)
         data, scale = RNG.integers(-8, 8, count).astype(np.int8), np.abs(normal(2, 1))
-        wants = ops[18].constexpr_sparse_blockwise_shift_scale.decompress(mask, data, scale, None)
-        found = evaluate("constexpr_sparse_blockwise_shift_scale", results=2, data_mask=mask, nonzero_data=data, scale=scale)
-        for got, want in zip(found, wants, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-6)
+        references = ops[18].constexpr_sparse_blockwise_shift_scale.decompress(mask, data, scale, None)
+        actual = evaluate("constexpr_sparse_blockwise_shift_scale", results=2, data_mask=mask, nonzero_data=data, scale=scale)
+        for got, reference in zip(actual, references, strict=True):
+            np.testing.assert_allclose(got, reference, rtol=1e-6)
         values = normal(count)
-        want = ops[18].constexpr_sparse_to_dense.decompress(values, mask)
-        np.testing.assert_allclose(evaluate("constexpr_sparse_to_dense", nonzero_data=values, mask=mask), want, rtol=1e-6)
+        reference = ops[18].constexpr_sparse_to_dense.decompress(values, mask)
+        np.testing.assert_allclose(evaluate("constexpr_sparse_to_dense", nonzero_data=values, mask=mask), reference, rtol=1e-6)
 
     def test_dequantize_undoes_quantize_within_half_a_step(self, evaluate: Evaluate) -> None:
         x, scale, zero = normal(3, 4), np.array([0.1, 0.2, 0.05], np.float32), np.array([3, -2, 0], np.int8)
@@ -251,11 +251,11 @@ class TestSuppression:
         np.testing.assert_allclose(scores[0, 2], 0)
 
     def test_classes_suppress_only_their_own(self, evaluate: Evaluate) -> None:
-        found = evaluate(
+        actual = evaluate(
             "non_maximum_suppression", results=3, boxes=self.BOXES.transpose(0, 2, 1), scores=self.SCORES.transpose(0, 2, 1),
             iou_threshold=0.5, max_boxes=4, per_class_suppression=True,
         )  # fmt: skip
-        assert found[2].tolist() == [[1, 2, 3, -1]] and found[0].shape == (1, 4, 4)
+        assert actual[2].tolist() == [[1, 2, 3, -1]] and actual[0].shape == (1, 4, 4)
 
 
 class TestRandom:

@@ -1,4 +1,4 @@
-"""The CPU's own plans: the one with halves gives the other's bits, products are exact within a rounding, and no weight is held twice."""
+"""The policy of a CPU: with fp16 storage it gives the other's bits, products are within a rounding, and no weight is held twice."""
 
 import gc
 import weakref
@@ -34,14 +34,14 @@ needs_onednn = pytest.mark.skipif(not cpu.ONEDNN, reason="this torch has no oneD
 
 
 def ignore(op: Op, results: tuple[Any, ...]) -> None:
-    """Who looks at ops and does nothing."""
+    """An observer that does nothing."""
 
 
 def interpreted(package: Path, numerics: NumericsName = "fp16") -> LiftedModel:
     return LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter"))
 
 
-def half(name: str, shape: tuple[int, ...], data: Any = None) -> Value:
+def fp16(name: str, shape: tuple[int, ...], data: Any = None) -> Value:
     return Value(name, "float16", shape, data=None if data is None else np.asarray(data, np.float16))
 
 
@@ -57,16 +57,16 @@ def one_op(kind: str, inputs: dict[str, Value], shape: tuple[int, ...] | None = 
 
 
 def both(graph: Graph, *tensors: torch.Tensor, numerics: NumericsName = "fp16") -> tuple[torch.Tensor, torch.Tensor]:
-    """What the closed plan gives, and the one whose ops can be looked at."""
+    """The result of an unobserved run, and that of an observed one."""
     interpreter, passed = Interpreter(graph, numerics_named(numerics)), {v.name: t for v, t in zip(graph.inputs, tensors, strict=True)}
     return interpreter.run(passed)["y"], interpreter.run(passed, ignore)["y"]
 
 
-def exact(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, **rest: Value) -> torch.Tensor:
+def fp64_result(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, **rest: Value) -> torch.Tensor:
     """The op in fp64, on the same numbers."""
-    inputs = {"x": half("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): half("w", weight.shape, weight), **rest}
+    inputs = {"x": fp16("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): fp16("w", weight.shape, weight), **rest}
     if bias is not None:
-        inputs["bias"] = half("b", bias.shape, bias)
+        inputs["bias"] = fp16("b", bias.shape, bias)
     return Interpreter(one_op(kind, inputs), numerics_named("fp64")).run({"x": x.double()})["y"]
 
 
@@ -75,31 +75,31 @@ class TestRoundedOnce:
         assert {*UNARY, *BINARY} == {op for op, facts in FACTS.items() if facts.rounds == "once"}
 
     @pytest.mark.parametrize("kind", UNARY)
-    def test_every_number_of_fp16_gives_the_bits_of_the_open_plan(self, kind: str) -> None:
-        closed, looked = both(one_op(kind, {"x": half("x", (2**16,))}), EVERY)
-        assert closed.dtype == torch.float16 and looked.dtype == torch.float32
-        np.testing.assert_array_equal(closed.float().numpy(), looked.numpy())
+    def test_every_number_of_fp16_gives_the_bits_of_the_observed_plan(self, kind: str) -> None:
+        unobserved, observed = both(one_op(kind, {"x": fp16("x", (2**16,))}), EVERY)
+        assert unobserved.dtype == torch.float16 and observed.dtype == torch.float32
+        np.testing.assert_array_equal(unobserved.float().numpy(), observed.numpy())
 
     @pytest.mark.parametrize("kind", BINARY)
     @settings(max_examples=20, deadline=None, derandomize=True)
     @given(shift=st.integers(0, 2**16 - 1), scalar=st.booleans())
     def test_pairs_of_all_numbers_do(self, kind: str, shift: int, scalar: bool) -> None:
         other = EVERY[shift] if scalar else EVERY.flip(0).roll(shift)
-        closed, looked = both(one_op(kind, {"x": half("x", (2**16,)), "y": half("other", tuple(other.shape))}), EVERY, other)
-        np.testing.assert_array_equal(closed.float().numpy(), looked.numpy())
+        unobserved, observed = both(one_op(kind, {"x": fp16("x", (2**16,)), "y": fp16("other", tuple(other.shape))}), EVERY, other)
+        np.testing.assert_array_equal(unobserved.float().numpy(), observed.numpy())
 
     def test_a_threshold_is_not_rounded_with_what_it_is_compared_to(self) -> None:
         for alpha, x in ((-2.5370915, -2.5371094), (1e9, 65504.0)):  # as fp16, alpha would be x, or infinite
-            inputs = {"x": half("x", (1,)), "alpha": number("alpha", np.float32(alpha))}
-            closed, looked = both(one_op("thresholded_relu", inputs), torch.tensor([x]))
-            assert closed.tolist() == looked.tolist() == [0.0]
+            inputs = {"x": fp16("x", (1,)), "alpha": number("alpha", np.float32(alpha))}
+            unobserved, observed = both(one_op("thresholded_relu", inputs), torch.tensor([x]))
+            assert unobserved.tolist() == observed.tolist() == [0.0]
 
     def test_boxes_overlap_as_far_as_fp32_says(self) -> None:
         """Sides of a thousand and one: their areas are no fp16 numbers, and neither are the overlaps, which lie at the threshold."""
         boxes = torch.tensor([[[0.0, 0.0, 1001.0, 1001.0], [0.0, 1.0, 1001.0, 1002.0]]]).half()
         inputs = {
-            "boxes": half("boxes", (1, 2, 4)),
-            "scores": half("scores", (1, 2, 1)),
+            "boxes": fp16("boxes", (1, 2, 4)),
+            "scores": fp16("scores", (1, 2, 1)),
             "iou_threshold": number("", np.float16(0.998)),
             "score_threshold": number("", np.float16(0.0)),
             "max_boxes": number("", np.int32(2)),
@@ -110,14 +110,14 @@ class TestRoundedOnce:
         graph = Graph("main", "CoreML5", (inputs["boxes"], inputs["scores"]), outputs, (op,), ())
         interpreter = Interpreter(graph, numerics_named("fp16"))
         passed = {"boxes": boxes, "scores": torch.tensor([[[0.9], [0.8]]]).half()}
-        closed, looked = interpreter.run(passed), interpreter.run(passed, ignore)
+        unobserved, observed = interpreter.run(passed), interpreter.run(passed, ignore)
         for name in "abcd":
-            np.testing.assert_array_equal(closed[name].float().numpy(), looked[name].float().numpy(), err_msg=name)
+            np.testing.assert_array_equal(unobserved[name].float().numpy(), observed[name].float().numpy(), err_msg=name)
 
     def test_a_result_that_is_declared_wider_is_not_rounded(self) -> None:
-        x, y = half("x", (1,)), Value("y", "float32", (1,))
-        closed, _ = both(Graph("main", "CoreML8", (x,), (y,), (Op("square", "op", {"x": x}, (y,)),), ()), torch.tensor([1.0009765625]))
-        assert closed.item() == pytest.approx(1.0009765625**2, rel=1e-7)
+        x, y = fp16("x", (1,)), Value("y", "float32", (1,))
+        unobserved, _ = both(Graph("main", "CoreML8", (x,), (y,), (Op("square", "op", {"x": x}, (y,)),), ()), torch.tensor([1.0009765625]))
+        assert unobserved.item() == pytest.approx(1.0009765625**2, rel=1e-7)
 
 
 class TestProducts:
@@ -125,16 +125,16 @@ class TestProducts:
 
     @staticmethod
     def check(kind: str, x: torch.Tensor, weight: Array, bias: Array | None = None, **rest: Value) -> None:
-        inputs = {"x": half("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): half("w", weight.shape, weight), **rest}
+        inputs = {"x": fp16("x", tuple(x.shape)), ("y" if kind == "matmul" else "weight"): fp16("w", weight.shape, weight), **rest}
         if bias is not None:
-            inputs["bias"] = half("b", bias.shape, bias)
-        want = exact(kind, x, weight, bias, **rest)
+            inputs["bias"] = fp16("b", bias.shape, bias)
+        reference = fp64_result(kind, x, weight, bias, **rest)
         tolerances: dict[NumericsName, float] = {"fp16": 2**-10, "fp32": 1e-5}
         for numerics, close in tolerances.items():
-            closed, looked = both(one_op(kind, inputs, tuple(want.shape)), x, numerics=numerics)
-            limit = close * max(1.0, float(want.abs().max()))
-            assert closed.shape == looked.shape == want.shape
-            assert float((closed.double() - want).abs().max()) <= limit
+            unobserved, observed = both(one_op(kind, inputs, tuple(reference.shape)), x, numerics=numerics)
+            limit = close * max(1.0, float(reference.abs().max()))
+            assert unobserved.shape == observed.shape == reference.shape
+            assert float((unobserved.double() - reference).abs().max()) <= limit
 
     @pytest.mark.parametrize("with_bias", [False, True])
     @pytest.mark.parametrize("shape", [(1, 33), (1, 1, 33), (7, 33), (2, 3, 5, 33), (128, 33)])
@@ -160,10 +160,10 @@ class TestProducts:
 
     def test_x_with_strides_of_its_own(self) -> None:
         random = np.random.default_rng(3)
-        wide = torch.from_numpy(random.standard_normal((33, 9)).astype(np.float16))
+        columns_apart = torch.from_numpy(random.standard_normal((33, 9)).astype(np.float16))
         weight = random.standard_normal((4, 33)).astype(np.float16)
-        self.check("linear", wide.t(), weight)
-        self.check("linear", torch.cat([wide.t(), wide.t()], 1)[::2, :33], weight)
+        self.check("linear", columns_apart.t(), weight)
+        self.check("linear", torch.cat([columns_apart.t(), columns_apart.t()], 1)[::2, :33], weight)
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(
@@ -188,11 +188,11 @@ class TestProducts:
 
     @needs_onednn
     def test_what_is_laid_out_is_a_product_of_known_shape_with_constants(self) -> None:
-        weight = half("w", (5, 6), np.ones((5, 6)))
+        weight = fp16("w", (5, 6), np.ones((5, 6)))
         planned = [
-            one_op("linear", {"x": half("x", (4, 6)), "weight": weight}, (4, 5)),
+            one_op("linear", {"x": fp16("x", (4, 6)), "weight": weight}, (4, 5)),
             one_op("linear", {"x": Value("x", "float16", (None, 6)), "weight": weight}, None),
-            one_op("linear", {"x": half("x", (4, 6)), "weight": half("w", (5, 6))}, (4, 5)),
+            one_op("linear", {"x": fp16("x", (4, 6)), "weight": fp16("w", (5, 6))}, (4, 5)),
         ]
         laid_out = [not Interpreter(graph, numerics_named("fp16"))._unobserved_plan.steps[0].fixed for graph in planned]
         assert laid_out == [True, False, True]  # the last has no constants at all
@@ -222,10 +222,10 @@ class TestMemory:
         program = read_program(tied)
         plan = Interpreter(program.function()[0], numerics_named("fp16"))._unobserved_plan
         step = next(step for step in plan.steps if step.op.type == "linear")
-        closed = [cell.cell_contents for cell in step.function.__closure__ or () if isinstance(cell.cell_contents, torch.Tensor)]
+        enclosed = [cell.cell_contents for cell in step.function.__closure__ or () if isinstance(cell.cell_contents, torch.Tensor)]
         gather = next(step for step in plan.steps if step.op.type.startswith("gather"))
         (table,) = (value for value in gather.fixed.values() if isinstance(value, torch.Tensor) and value.numel() > 1000)
-        assert table.dtype == torch.float16 and table.data_ptr() in {each.data_ptr() for each in closed}
+        assert table.dtype == torch.float16 and table.data_ptr() in {tensor.data_ptr() for tensor in enclosed}
 
     def test_nothing_stays_of_the_file(self, tied: Path) -> None:
         """A package that is written over, or cut short, while its model is in use changes no prediction and kills no process."""
@@ -244,12 +244,12 @@ class TestMemory:
         assert mapped
         for numerics in ("fp16", "fp32"):
             plan = Interpreter(graph, numerics_named(numerics))._unobserved_plan
-            tensors = [each for step in plan.steps for each in step.fixed.values() if isinstance(each, torch.Tensor)]
+            tensors = [value for step in plan.steps for value in step.fixed.values() if isinstance(value, torch.Tensor)]
             lies = {value.data.__array_interface__["data"][0] for value in mapped}  # type: ignore[union-attr]
-            assert not lies & {each.data_ptr() for each in tensors}
+            assert not lies & {tensor.data_ptr() for tensor in tensors}
 
 
-def test_the_other_plan_is_made_only_for_who_looks(small_package: Path) -> None:
+def test_the_plan_for_observed_runs_is_made_only_when_it_is_needed(small_package: Path) -> None:
     interpreter = interpreted(small_package).interpreter
     assert "plan" not in vars(interpreter)
     assert interpreter.plan and "plan" in vars(interpreter)
@@ -271,6 +271,6 @@ def test_a_state_goes_from_plan_to_plan(counting_package: Path, numerics: Numeri
     model = interpreted(counting_package, numerics)
     state = model.make_state()
     for observe in (None, ignore, None):
-        (found,) = model.predict({"x": [1.0, 2.0]}, state, observe).values()
+        (actual,) = model.predict({"x": [1.0, 2.0]}, state, observe).values()
     assert state.read(next(iter(model.states))).tolist() == [3, 6]
-    assert found.dtype == np.float32
+    assert actual.dtype == np.float32

@@ -25,25 +25,25 @@ def loaded(folder: Path) -> Any:
 def test_a_state_is_an_input_and_an_output(counting_package: Path, tmp_path: Path) -> None:
     write_source(read_program(counting_package), tmp_path / "counting")
     with torch.no_grad():
-        found = loaded(tmp_path / "counting")(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
-    assert [each.tolist() for each in found] == [[22, 44], [11, 22]]
+        actual = loaded(tmp_path / "counting")(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
+    assert [row.tolist() for row in actual] == [[22, 44], [11, 22]]
 
 
-@pytest.mark.parametrize(("a", "want"), [(1.0, [3, 5]), (-1.0, [-1, -2])])
-def test_control_flow_stays_control_flow(branching_package: Path, tmp_path: Path, a: float, want: list[float]) -> None:
+@pytest.mark.parametrize(("a", "reference"), [(1.0, [3, 5]), (-1.0, [-1, -2])])
+def test_control_flow_stays_control_flow(branching_package: Path, tmp_path: Path, a: float, reference: list[float]) -> None:
     write_source(read_program(branching_package), tmp_path / "branching")
     with torch.no_grad():
-        (found,) = loaded(tmp_path / "branching")(torch.tensor([a]), torch.tensor([1.0, 2.0]))
-    assert found.tolist() == want
+        (actual,) = loaded(tmp_path / "branching")(torch.tensor([a]), torch.tensor([1.0, 2.0]))
+    assert actual.tolist() == reference
 
 
 def test_compressed_weights_are_written_dense(palettized_package: Path, tmp_path: Path) -> None:
     write_source(read_program(palettized_package), tmp_path / "palettized")
     x = np.linspace(-1, 1, 64, dtype=np.float16)[None]
-    (want,) = load_model(palettized_package, "lifted", numerics="fp32", engine="interpreter").predict({"x": x}).values()
+    (reference,) = load_model(palettized_package, "lifted", numerics="fp32", engine="interpreter").predict({"x": x}).values()
     with torch.no_grad():
-        (found,) = loaded(tmp_path / "palettized")(torch.from_numpy(x))
-    np.testing.assert_allclose(found.numpy(), want, rtol=1e-5, atol=1e-5)
+        (actual,) = loaded(tmp_path / "palettized")(torch.from_numpy(x))
+    np.testing.assert_allclose(actual.numpy(), reference, rtol=1e-5, atol=1e-5)
 
 
 def test_a_classifier_keeps_its_labels(classifier_package: Path, tmp_path: Path) -> None:
@@ -93,5 +93,5 @@ def test_any_name_gives_source_that_runs_and_means_the_same(tmp_path: Path, name
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert imported == {"torch"}
     with torch.no_grad():
-        (found,) = loaded(tmp_path / "odd")(torch.tensor([10.0, 20.0]))
-    assert found.tolist() == [11, 22]
+        (actual,) = loaded(tmp_path / "odd")(torch.tensor([10.0, 20.0]))
+    assert actual.tolist() == [11, 22]
