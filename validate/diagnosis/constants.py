@@ -12,7 +12,7 @@ from coreflow.export.package.op_facts import facts_of
 from coreflow.models import fp16
 from coreflow.runtime.lift.registry import find
 from coreflow.validate.diagnosis.lossy_ops import MAX_LOCAL_RHO
-from coreflow.validate.ladder.localise import Walked
+from coreflow.validate.ladder.walk import Walk
 from coreflow.validate.report.model import ConstantReport, Culprit, Origin
 
 
@@ -26,7 +26,7 @@ def find_fp16_constants(graph: Graph) -> tuple[ConstantReport, ...]:
     return tuple(reports.values())
 
 
-def find_harmed_ops(constants: Sequence[ConstantReport], walked: Walked, origins: Mapping[int, Origin]) -> tuple[Culprit, ...]:
+def find_harmed_ops(constants: Sequence[ConstantReport], walked: Walk, origins: Mapping[int, Origin]) -> tuple[Culprit, ...]:
     """The ops whose result is another with their constants in fp16, the worst first; ``walked`` is a program that has them in fp32.
 
     A constant that fp16 does not hold is no fault by itself: an epsilon may be added to a large number.
@@ -39,12 +39,12 @@ def find_harmed_ops(constants: Sequence[ConstantReport], walked: Walked, origins
             kind="constant",
             name=op.name,
             type=op.type,
-            ratio=walked.lost[op.name],
+            ratio=walked.losses[op.name],
             text=", and ".join(problems[op.name]),
             origin=origins.get(place),
         )
         for place, op in enumerate(walked.ops)
-        if walked.lost.get(op.name, 0.0) > MAX_LOCAL_RHO
+        if walked.losses.get(op.name, 0.0) > MAX_LOCAL_RHO
     ]
     return tuple(sorted(culprits, key=lambda culprit: -culprit.ratio))
 

@@ -16,9 +16,9 @@ from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
 from coreflow.validate.diagnosis.translation import find_translation_errors
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import Ladder
-from coreflow.validate.ladder.localise import walk
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import default_graph
+from coreflow.validate.ladder.walk import walk
 from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport, RungName
 
 # How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
@@ -72,7 +72,7 @@ def diagnose(
     sample = _telling_sample(finite or observations[:1], ladder.opened.last)
     has_fp16_weights = ladder.opened.precision == "fp16"
     traced = trace_values(module, ladder.rounded(sample), fp16_weights=has_fp16_weights)
-    results = ladder.localiser.wide_values(sample.inputs)
+    results = ladder.localiser.values_fp64(sample.inputs)
     matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
     reports = ladder.localiser.reports(matches.origins)
     faults = Faults()

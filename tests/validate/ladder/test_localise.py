@@ -20,7 +20,8 @@ from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
-from coreflow.validate.ladder.localise import ROUNDING, Localiser, smallest_of
+from coreflow.validate.ladder.localise import Localiser
+from coreflow.validate.ladder.tally import ROUNDING, smallest_of
 from coreflow.validate.report.model import OpReport
 
 
@@ -71,7 +72,7 @@ def test_predictions_are_those_of_the_two_models(tmp_path: Path) -> None:
     localiser, _ = looked_at(lambda x: torch.exp(x) * 3, tmp_path, draw(1, 8))
     inputs = {"x": draw(1, 8)}
     (sides,) = localiser.run([inputs])
-    for found, model in zip(sides, (localiser.narrow, localiser.wide), strict=True):
+    for found, model in zip(sides, (localiser.model_fp16, localiser.model_fp64), strict=True):
         want = model.predict(inputs)
         assert list(found) == list(want) and all(np.array_equal(found[name], want[name]) for name in want)
 
@@ -158,9 +159,9 @@ def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: P
         found.append((list(localiser.run(samples)), localiser.reports({})))
     (alone, ops), *others = found
     for together, again in others:
-        for (narrow, wide), (narrow_again, wide_again) in zip(alone, together, strict=True):
-            np.testing.assert_array_equal(narrow["y"], narrow_again["y"])
-            np.testing.assert_allclose(wide["y"], wide_again["y"], rtol=1e-12)
+        for (in_fp16, in_fp64), (in_fp16_again, in_fp64_again) in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(in_fp16["y"], in_fp16_again["y"])
+            np.testing.assert_allclose(in_fp64["y"], in_fp64_again["y"], rtol=1e-12)
         for op, op_again in zip(ops, again, strict=True):
             assert op.accumulated == pytest.approx(op_again.accumulated, rel=1e-6) and op.local_rho == op_again.local_rho
 
