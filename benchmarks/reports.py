@@ -21,7 +21,7 @@ import json, sys, time
 import torch
 from benchmarks.engines import t5_recipe
 from coreflow.runtime.backend import LoadOptions
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate import validate
 from coreflow.validate.ladder.localise import Localiser

@@ -18,7 +18,7 @@ def inspect(
     as_json: Annotated[bool, json_option("the figures")] = False,
 ) -> int:
     """Show what a package takes and gives, its operations, weights, size and multiply-adds. Nothing is executed."""
-    from coreflow.export.package.graph import read_program
+    from coreflow.export.package.mlpackage import read_program
     from coreflow.export.package.summary import summarize
 
     summary = summarize(read_program(package), function)

@@ -38,7 +38,7 @@ def lift(
 
 def _lift(package: Path, to: str, out_path: Path, function: str | None, numerics: str) -> int:
     """Write the result; returns its size in bytes."""
-    from coreflow.export.package.graph import read_program
+    from coreflow.export.package.mlpackage import read_program
 
     program = read_program(package)
     flexible = [feature.name for feature in program.function(function)[1].inputs if feature.enumerated or feature.ranges]

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.graph import Program, package_digest
+from coreflow.export.package.graph import Program
+from coreflow.export.package.mlpackage import package_digest
 from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec

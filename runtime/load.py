@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from coreflow.export.package.graph import Program, read_program
+from coreflow.export.package.graph import Program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.runtime.backend import Backend, ComputeUnits, EngineName, LoadOptions, Model, NumericsName
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import ConfigError

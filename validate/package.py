@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from coreflow import __version__
-from coreflow.export.package.graph import package_digest
 from coreflow.export.package.manifest import file_digest
+from coreflow.export.package.mlpackage import package_digest
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError

@@ -10,8 +10,8 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from coreflow.export.package.graph import package_digest
 from coreflow.export.package.manifest import MANIFEST, damaged_files, read_manifest
+from coreflow.export.package.mlpackage import package_digest
 from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from coreflow.export.package.coremltools_quiet import model_proto
-from coreflow.export.package.graph import Graph, Op, Program, Shape, Value, package_digest, read_message, read_program
+from coreflow.export.package.graph import Graph, Op, Program, Shape, Value
+from coreflow.export.package.mlpackage import package_digest, read_message, read_program
 from coreflow.export.package.weights import Blob, WeightFile, write_blobs
 from coreflow.models.errors import ConfigError, ExportError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, Dtype

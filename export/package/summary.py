@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coreflow.export.package.graph import Graph, Interface, Metadata, Op, Program, Value, package_files
+from coreflow.export.package.graph import Graph, Interface, Metadata, Op, Program, Value
+from coreflow.export.package.mlpackage import package_files
 from coreflow.export.package.op_counts import count_elements
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.package.weights import BLOB_DTYPES, is_mapped, packed_bytes

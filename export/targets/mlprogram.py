@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import BundleError, ExportError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coreflow.cli.main import main
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from coreflow.cli.main import main
-from coreflow.export.package.graph import read_program
 from coreflow.export.package.manifest import read_manifest
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule

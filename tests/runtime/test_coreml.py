@@ -46,7 +46,7 @@ class TestOnAMac:
         assert list(tmp_path.iterdir()) == [first]
 
     def test_a_model_opens_from_a_cache_of_its_own(self, small_package: Path, tmp_path: Path) -> None:
-        from coreflow.export.package.graph import read_program
+        from coreflow.export.package.mlpackage import read_program
 
         model = CoreMLModel(read_program(small_package), LoadOptions(compute_units="cpu_only"), cache_dir=tmp_path)
         assert model.backend == "coreml" and list(model.predict({"ids": IDS, "mask": MASK})) == ["probabilities", "best"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import build
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.summary import stored_weights, summarize
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array, Arrays, Draw

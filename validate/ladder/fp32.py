@@ -13,7 +13,8 @@ from torch import nn
 
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
-from coreflow.export.package.graph import Graph, read_program
+from coreflow.export.package.graph import Graph
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert

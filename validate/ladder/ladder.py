@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array, Arrays
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from coreflow.export.package.graph import Graph, Program, read_program
+from coreflow.export.package.graph import Graph, Program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel

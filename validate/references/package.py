@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError
 from coreflow.runtime.backend import Model

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from coreflow.export.package.edit import Port, plan_cut
-from coreflow.export.package.graph import Op, read_program
+from coreflow.export.package.graph import Op
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError
 from coreflow.runtime.backend import LoadOptions, NumericsName

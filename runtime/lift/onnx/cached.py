@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from coreflow.export.package.graph import Program, package_digest
+from coreflow.export.package.graph import Program
+from coreflow.export.package.mlpackage import package_digest
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.versions import version
 from coreflow.runtime.backend import NumericsName

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.errors import CoreflowError
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.graph import Graph, Op, Value, read_program
+from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.summary import count_multiply_adds, summarize
 
 

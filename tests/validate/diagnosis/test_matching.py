@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreflow.export.bundle import build
-from coreflow.export.package.graph import Op, read_program
+from coreflow.export.package.graph import Op
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.arrays import Array

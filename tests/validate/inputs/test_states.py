@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec

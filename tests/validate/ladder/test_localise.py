@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
-from coreflow.export.package.graph import read_program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.models.spec import TensorSpec

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.package.graph import Program, Value, read_program
+from coreflow.export.package.graph import Program, Value
+from coreflow.export.package.mlpackage import read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.lift.engines.module import LiftedModule, unique_names

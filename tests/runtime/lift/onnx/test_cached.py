@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coreflow.export.package.graph import Program, read_program
+from coreflow.export.package.graph import Program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.onnx import cached
 from coreflow.runtime.lift.onnx.cached import cached_onnx

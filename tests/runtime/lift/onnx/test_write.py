@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from coreflow.export.package.graph import read_program
 from coreflow.export.package.manifest import read_manifest
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
@@ -71,7 +71,7 @@ def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> N
 def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
-        "from coreflow.export.package.graph import read_program\n"
+        "from coreflow.export.package.mlpackage import read_program\n"
         "from coreflow.runtime.lift.onnx.write import write_onnx\n"
         f"write_onnx(read_program({str(small_package)!r}), Path({str(tmp_path / 'again.onnx')!r}))"
     )

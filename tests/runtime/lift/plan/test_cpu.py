@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreflow.export.bundle import build
-from coreflow.export.package.graph import Graph, Op, Value, read_program
+from coreflow.export.package.graph import Graph, Op, Value
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import FACTS
 from coreflow.export.package.weights import is_mapped
 from coreflow.export.recipe import Recipe

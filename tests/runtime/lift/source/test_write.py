@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from coreflow.export.package.graph import Feature, Graph, Interface, Metadata, Op, Program, Value, read_program
+from coreflow.export.package.graph import Feature, Graph, Interface, Metadata, Op, Program, Value
+from coreflow.export.package.mlpackage import read_program
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.source.write import write_source
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremltools
-from coreflow.export.package.graph import package_digest, read_program
+from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, release_pages, unpack
 from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, CoreflowError, UnsupportedError
@@ -124,7 +124,7 @@ class TestReading:
         code = (
             "import sys; sys.modules['torch'] = sys.modules['coremltools'] = None\n"
             "del sys.modules['coremltools']\n"
-            "from coreflow.export.package.graph import read_program\n"
+            "from coreflow.export.package.mlpackage import read_program\n"
             f"read_program({str(pristine)!r})\n"
             "assert 'coremltools' not in sys.modules"
         )
