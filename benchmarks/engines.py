@@ -175,15 +175,15 @@ def main() -> int:
         loads[recipe.name] = {name: _load(packages[recipe.name], *options) for name, options in ENGINES.items()}
     names = list(next(iter(times.values())))
     table = Table("model", f"{EAGER} (ms)", *(f"{name} ÷ eager" for name in names[1:]), title="median of turns", title_justify="left")
-    for model, each in times.items():
-        table.add_row(model, f"{each[EAGER]:.2f}", *(f"{each[name] / each[EAGER]:.2f}" for name in names[1:]))
+    for model, medians in times.items():
+        table.add_row(model, f"{medians[EAGER]:.2f}", *(f"{medians[name] / medians[EAGER]:.2f}" for name in names[1:]))
     console.print(table)
     table = Table(
         "model", "weights (MB)", *(f"{name}: s, × weights" for name in ENGINES), title="load warm; peak memory", title_justify="left"
     )
     for model, engines in loads.items():
         weights = next(iter(engines.values()))["weight_bytes"]
-        table.add_row(model, f"{weights / 1e6:.0f}", *(f"{each['load_s']:.2f}, {each['peak_ratio']:.1f}" for each in engines.values()))
+        table.add_row(model, f"{weights / 1e6:.0f}", *(f"{run['load_s']:.2f}, {run['peak_ratio']:.1f}" for run in engines.values()))
     console.print(table)
     misses = _misses(times, loads)
     for miss in misses:
@@ -202,8 +202,8 @@ def _packages(made: tuple[Recipe, ...]) -> dict[str, Path]:
 
 def _candidates(recipe: Recipe, package: Path) -> dict[str, Callable[[], object]]:
     inputs = recipe.inputs_for(0)
-    wide = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
-    tensors = tuple(torch.from_numpy(array) for array in wide.values())
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
+    tensors = tuple(torch.from_numpy(array) for array in widened.values())
 
     def eager() -> object:
         with torch.inference_mode():
@@ -215,7 +215,7 @@ def _candidates(recipe: Recipe, package: Path) -> dict[str, Callable[[], object]
     candidates: dict[str, Callable[[], object]] = {EAGER: eager}
     candidates |= {name: partial(model.predict, inputs) for name, model in models.items()}
     takes = {entry.name for entry in direct.get_inputs()}
-    return candidates | {DIRECT: lambda: direct.run(None, {name: array for name, array in wide.items() if name in takes})}
+    return candidates | {DIRECT: lambda: direct.run(None, {name: array for name, array in widened.items() if name in takes})}
 
 
 def _settle(model: Any, inputs: dict[str, Any]) -> None:
@@ -259,18 +259,18 @@ def _quiet() -> Iterator[None]:
 def _load(package: Path, engine: EngineName, numerics: NumericsName) -> dict[str, float]:
     """Seconds to load, the second time, and the memory that it and a prediction take above the imports, at their highest."""
     command = [sys.executable, "-c", _LOAD, str(package), engine, numerics]
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for _ in range(2):
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     weights = float(sum(file.stat().st_size for file in package.rglob("weight.bin")))
-    return {**found, "weight_bytes": weights, "peak_ratio": found["peak_bytes"] / weights}
+    return {**figures, "weight_bytes": weights, "peak_ratio": figures["peak_bytes"] / weights}
 
 
 def _misses(times: dict[str, dict[str, float]], loads: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     misses = []
     for (name, other), limit in TARGETS.items():
-        for model, each in times.items():
-            ratio = each[name] / each[other]
+        for model, medians in times.items():
+            ratio = medians[name] / medians[other]
             if not ratio <= limit:
                 misses.append(f"{model}: {name} takes {ratio:.2f} × {other}; {limit} is the target")
     for model, engines in loads.items():

@@ -36,7 +36,7 @@ def medians_ms(candidates: Mapping[str, Callable[[], object]], rounds: int, seco
                 call()
                 if number >= WARM_UP and turn >= CALLS:
                     times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return {name: statistics.median(turns) for name, turns in times.items()}
 
 
 def record(name: str, libraries: Sequence[str], **figures: Any) -> None:

@@ -31,11 +31,11 @@ report = validate(package, recipe)
 seconds = time.perf_counter() - began
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e6
 program = read_program(package)
-narrow, wide = (LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64"))
-localiser, inputs = Localiser(narrow, wide), recipe.inputs_for(0)
+model_fp16, model_fp64 = (LiftedModel(program, LoadOptions(numerics=name, engine="interpreter")) for name in ("fp16", "fp64"))
+localiser, inputs = Localiser(model_fp16, model_fp64), recipe.inputs_for(0)
 samples = [recipe.inputs_for(seed) for seed in range(8)]
 calls = {
-    "plain": lambda: narrow.predict(inputs),  # as anybody does
+    "plain": lambda: model_fp16.predict(inputs),  # as anybody does
     "walk": lambda: list(localiser.run(samples)),
 }
 times = {name: [] for name in calls}
@@ -44,7 +44,7 @@ for _ in range(6):
         began = time.perf_counter()
         call()
         times[name].append(time.perf_counter() - began)
-plain, walk = (sorted(each[1:])[2] for each in times.values())
+plain, walk = (sorted(turns[1:])[2] for turns in times.values())
 walk /= len(samples)
 print(json.dumps({
     "verdict": report.verdict, "ops": len(report.ops), "with_origin": sum(op.origin is not None for op in report.ops),

@@ -29,19 +29,19 @@ def main() -> int:
     for stage in energy_stages(load_checkpoint(RUN).model):
         inputs = dict(stage.draw(0))
         tensors = [torch.from_numpy(array) for array in inputs.values()]
-        floats = [each.float() if each.is_floating_point() else each for each in tensors]
+        floats = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
         package = BUNDLE / manifest.stages[stage.name].package
         models = {
             f"lifted {numerics}": load_model(package, "lifted", numerics=numerics, engine="interpreter")
             for numerics in ("fp16", "fp32", "fp64")
         }
 
-        def eager(module: torch.nn.Module = stage.module, given: list[torch.Tensor] = floats) -> object:
+        def eager(module: torch.nn.Module = stage.module, arguments: list[torch.Tensor] = floats) -> object:
             with torch.inference_mode():
-                return module(*given)
+                return module(*arguments)
 
         candidates: dict[str, Callable[[], object]] = {BASELINE: eager}
-        candidates |= {name: lambda model=model, given=inputs: model.predict(given) for name, model in models.items()}  # type: ignore[misc]
+        candidates |= {name: lambda model=model, inputs=inputs: model.predict(inputs) for name, model in models.items()}  # type: ignore[misc]
         results[stage.name] = medians_ms(candidates, ROUNDS)
     names = list(next(iter(results.values())))
     table = Table(

@@ -37,8 +37,8 @@ def run(
     from coreflow.runtime.chain import Chain
 
     chain = Chain.load(bundle, backend, numerics=numerics, device=device, compute_units=compute_units)  # type: ignore[arg-type]
-    given = {"max_tokens": max_tokens, "beams": beams, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed}
-    options = chain.options({name: value for name, value in given.items() if value is not None})
+    flags = {"max_tokens": max_tokens, "beams": beams, "top_k": top_k, "top_p": top_p, "temperature": temperature, "seed": seed}
+    options = chain.options({name: value for name, value in flags.items() if value is not None})
     if text is not None:
         result = run_one(chain, text, options, corrections)
         if plot is not None:

@@ -31,10 +31,10 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
     """Train a model of one of the families; without options, a small energy flow: text and embeddings through a lattice and back."""
-    given: dict[str, Any] = {"preset": preset, "corpus": corpus, "teacher": teacher, "t5": t5, "device": device, "steps": steps}
-    given |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
+    flags: dict[str, Any] = {"preset": preset, "corpus": corpus, "teacher": teacher, "t5": t5, "device": device, "steps": steps}
+    flags |= {"batch_size": batch_size, "accumulate": accumulate, "seed": seed}
     chosen = family_of_preset(family, preset)
-    options = chosen.training_options({name: value for name, value in given.items() if value is not None})
+    options = chosen.training_options({name: value for name, value in flags.items() if value is not None})
     trained = train_with_bar(chosen, options, out_dir or RUNS / options.preset, resume)
     if as_json:
         print_json(trained.to_json())

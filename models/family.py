@@ -138,8 +138,8 @@ class Pipeline(Protocol):
     def config(self) -> Any:
         """Settings of the model."""
 
-    def options(self, given: Mapping[str, Any]) -> Any:
-        """How answers are chosen, from the options of ``coreflow run`` that were given; ``ConfigError`` for one that means nothing here."""
+    def options(self, flags: Mapping[str, Any]) -> Any:
+        """How answers are chosen, from the flags of ``coreflow run``; ``ConfigError`` for one that means nothing here."""
 
     def run(self, text: str, options: Any = None, *, corrections: int = 0) -> ChainResult:
         """One input through the stages."""
@@ -250,8 +250,8 @@ class Family(Protocol):
     def presets(self) -> Mapping[str, str]:
         """Name and summary of every size; the first is the default."""
 
-    def training_options(self, given: Mapping[str, Any]) -> TrainingOptions:
-        """The options of a training run from those that were given; see ``options_from``."""
+    def training_options(self, flags: Mapping[str, Any]) -> TrainingOptions:
+        """The options of a training run from the flags of ``coreflow train``; see ``options_from``."""
 
     def train(self, options: Any, directory: Path, resume: bool = False) -> Iterator[Progress | Trained]:
         """Train and save to ``directory``: a ``Progress`` per step, then a ``Trained``; ``resume`` goes on where a run was stopped."""
@@ -283,14 +283,14 @@ def register(place: str) -> None:
 
 def families() -> list[Family]:
     """The registered families."""
-    found: list[Family] = []
+    known: list[Family] = []
     for place in FAMILIES:
         module, _, name = place.partition(":")
         try:
-            found.append(getattr(import_module(module), name))
+            known.append(getattr(import_module(module), name))
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"the model family {place} cannot be loaded: {error}") from error
-    return found
+    return known
 
 
 def find_family(kind: str) -> Family | None:
@@ -314,10 +314,10 @@ def family_of_run(directory: Path) -> Family:
     return next((family for family in known if family.has_run(directory)), known[0])
 
 
-def options_from(options: type[_Options], given: Mapping[str, Any], kind: str) -> _Options:
-    """An instance of a dataclass of ``options``; a ``ConfigError`` names what was given and is none of its fields."""
+def options_from(options: type[_Options], flags: Mapping[str, Any], kind: str) -> _Options:
+    """An instance of a dataclass of ``options``; a ``ConfigError`` names the ``flags`` that are none of its fields."""
     known = [option.name for option in fields(options)]  # type: ignore[arg-type]
-    if foreign := [name for name in given if name not in known]:
+    if foreign := [name for name in flags if name not in known]:
         asked = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise ConfigError(f"{asked}: means nothing to the family {kind}, which has {', '.join(known)}")
-    return options(**given)
+    return options(**flags)

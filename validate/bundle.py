@@ -12,7 +12,7 @@ from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.family import Companions, Stage, TextEntry, find_family
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
-from coreflow.validate.chain import judge_cascade
+from coreflow.validate.chain import judge_chain
 from coreflow.validate.gates.tolerance import SEEDS, Tolerance
 from coreflow.validate.inputs.sample_files import read_samples
 from coreflow.validate.inputs.samples import Sample
@@ -25,7 +25,7 @@ from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, R
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartJudged:
-    """A stage, or the cascade, has its verdict."""
+    """The verdict on a stage, or on the chain, which is called cascade."""
 
     part: str
     verdict: Outcome
@@ -78,7 +78,7 @@ def judge_bundle(
     sweep: bool = False,
     evidence: Path | None = None,
 ) -> Iterator[PartJudged | BundleReport]:
-    """A ``PartJudged`` per stage and for the cascade, then the report.
+    """A ``PartJudged`` per stage and for the chain, then the report.
 
     The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
     whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
@@ -102,25 +102,25 @@ def judge_bundle(
         read_manifest(folder, verify=True)  # which refuses it
     changed = tuple(problem.text for problem in damaged)
     judging = _Judging(folder, manifest, recipes, texts, options)
-    total = len(manifest.stages) + judging.has_cascade
+    total = len(manifest.stages) + judging.has_chain
     reports: dict[str, Report] = {}
     for name in manifest.stages:
         reports[name] = judging.stage(name)
         yield PartJudged(part=name, verdict=reports[name].verdict, seconds=reports[name].seconds, done=len(reports), total=total)
-    cascade, problems = None, list(judging.problems)
-    if judging.has_cascade:
+    chain, problems = None, list(judging.problems)
+    if judging.has_chain:
         misfits = [name for name, report in reports.items() if report.cause == "structure"]
         if misfits:
             problems.append(f"the cascade was not run: {', '.join(misfits)} cannot be wired")
         else:
-            cascade = judging.cascade(reports)
-            yield PartJudged(part="cascade", verdict=cascade.verdict, seconds=cascade.seconds, done=total, total=total)
-    report = _conclude(folder, manifest, reports, cascade, changed, tuple(problems), time.monotonic() - started)
+            chain = judging.chain(reports)
+            yield PartJudged(part="cascade", verdict=chain.verdict, seconds=chain.seconds, done=total, total=total)
+    report = _conclude(folder, manifest, reports, chain, changed, tuple(problems), time.monotonic() - started)
     yield _sealed(report) if verify and changed else report
 
 
 class _Judging:
-    """What the stages of one bundle are judged with."""
+    """The references, samples and options that the stages of one bundle are judged with."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class _Judging:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
 
     @property
-    def has_cascade(self) -> bool:
+    def has_chain(self) -> bool:
         """Whether the stages form a chain that can be run."""
         return self._companions is not None
 
@@ -169,7 +169,7 @@ class _Judging:
             given += self._read_texts(self._entry)
         return judge_package(make_case(opened, recipe, given), self._options)
 
-    def cascade(self, reports: Mapping[str, Report]) -> ChainReport:
+    def chain(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
         assert self._companions is not None
         models = {name: opened.model for name, opened in self._opened.items()}
@@ -177,7 +177,7 @@ class _Judging:
         tolerance = next(iter(self._opened.values())).tolerance
         texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
         trial = self._companions.trial(self._stages, range(SEEDS), texts)
-        return judge_cascade(trial, self.recipes, references, models, reports, tolerance)
+        return judge_chain(trial, self.recipes, references, models, reports, tolerance)
 
     def _text_entry(self) -> TextEntry | None:
         """Where the texts of the caller enter; None without any."""
@@ -214,25 +214,25 @@ def _conclude(
     folder: Path,
     manifest: Manifest,
     reports: Mapping[str, Report],
-    cascade: ChainReport | None,
+    chain: ChainReport | None,
     warnings: tuple[str, ...],
     problems: tuple[str, ...],
     seconds: float,
 ) -> BundleReport:
     """The worst of the parts, and the parts that are to blame."""
-    parts: dict[str, Report | ChainReport] = {**reports, **({} if cascade is None else {"cascade": cascade})}
+    parts: dict[str, Report | ChainReport] = {**reports, **({} if chain is None else {"cascade": chain})}
     verdict = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])
     blamed = {name: part for name, part in parts.items() if part.verdict == verdict}
     if set(blamed) > {"cascade"} and verdict == "fail":
         blamed.pop("cascade", None)  # it fails because a stage does
     if verdict == "pass":
-        text = f"{len(reports)} stages{' and the cascade' if cascade else ''} are within fp16 tolerance of torch"
+        text = f"{len(reports)} stages{' and the cascade' if chain else ''} are within fp16 tolerance of torch"
     elif blamed:
         text = "; ".join(f"{name}: {part.text}" for name, part in blamed.items())
     else:
         text = "; ".join(problems)
     present = versions()
-    exported_with = {f"{name} (export)": each for name, each in manifest.versions.items() if present.get(name, each) != each}
+    exported_with = {f"{name} (export)": then for name, then in manifest.versions.items() if present.get(name, then) != then}
     return BundleReport(
         bundle=str(folder),
         name=manifest.name,
@@ -242,7 +242,7 @@ def _conclude(
         cause=first_cause([part.cause for part in blamed.values()]),
         text=text,
         stages=dict(reports),
-        cascade=cascade,
+        cascade=chain,
         versions={**present, **exported_with},
         seconds=seconds,
         warnings=warnings,

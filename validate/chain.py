@@ -27,6 +27,7 @@ from coreflow.validate.report.model import (
     Cause,
     ChainReport,
     ChainRow,
+    Outcome,
     OutputReport,
     Report,
     Samples,
@@ -47,7 +48,7 @@ class _Run:
     tokens: tuple[int, ...]  # of the packages, on their own
 
 
-def judge_cascade(
+def judge_chain(
     trial: Trial,
     recipes: Mapping[str, Recipe],
     references: Mapping[str, TorchReference],
@@ -61,35 +62,44 @@ def judge_cascade(
     near = [np.inf] * len(runs) if trial.decider is None else _nearness(runs, trial.decider, references[trial.decider.stage])
     clear = np.array(near) >= 1
     kept = [bool(keeps) for keeps in clear | _agreeing(trial, runs, clear)]
-    comparisons = _compare(trial, runs, kept)
-    outputs = {each.name: judge_output(each, tolerance, {}) for each in comparisons}
+    outputs = {comparison.name: judge_output(comparison, tolerance, {}) for comparison in _compare(trial, runs, kept)}
     tokens = _token_agreement(trial, runs, kept)
-    drawn = sum(sample.seed is not None for sample in trial.samples)
-    samples = Samples(
-        seeds=tuple(range(SEEDS)),
-        drawn=drawn,
-        given=len(runs) - drawn,
-        ambiguous=tuple(
-            AmbiguousSample(label=run.sample.label, left_out=not kept[place], nearness=near[place], differing=_differing(run, outputs))
-            for place, run in enumerate(runs)
-            if near[place] < 1
-        ),
-    )
-    verdict = worst(each.outcome for each in outputs.values())
     unclear = too_ambiguous(sum(kept), len(kept))
-    problems = (unclear,) if unclear else ()
-    text = ""
+    backend = next(iter(models.values())).backend
+    verdict, cause, text = _conclude(outputs, tokens, unclear, tolerance, backend)
+    return ChainReport(
+        verdict=verdict,
+        cause=cause,
+        text=text,
+        outputs=outputs,
+        rows=_rows(trial, outputs, stages),
+        tokens=tokens,
+        samples=_samples(runs, near, kept, outputs),
+        seconds=time.monotonic() - started,
+        problems=(unclear,) if unclear else (),
+    )
+
+
+def _conclude(
+    outputs: Mapping[str, OutputReport], tokens: TokenAgreement, unclear: str, tolerance: Tolerance, backend: str
+) -> tuple[Outcome, Cause | None, str]:
+    """Verdict, cause and text, from the outputs, the tokens, and why too few samples are left to judge by."""
+    verdict, text = worst(output.outcome for output in outputs.values()), ""
     if tokens.unexplained:
         verdict, text = "fail", f"other tokens than torch, which is sure of its own: {tokens.unexplained[0]}"
     elif unclear and verdict != "fail":
         verdict = "incomplete"
     cause: Cause | None = None
     if verdict == "fail":
-        finite = any(gate.name == "finite" and gate.outcome == "fail" for each in outputs.values() for gate in each.gates)
-        cause = "non-finite" if finite else "fp16" if next(iter(models.values())).backend == "lifted" else "device"
+        not_finite = any(gate.name == "finite" and gate.outcome == "fail" for output in outputs.values() for gate in output.gates)
+        cause = "non-finite" if not_finite else "fp16" if backend == "lifted" else "device"
     # The cause says which arithmetic; which stage it was, the rows show.
-    text = text or verdict_text(verdict, None, outputs, tolerance, unclear)
-    rows = tuple(
+    return verdict, cause, text or verdict_text(verdict, None, outputs, tolerance, unclear)
+
+
+def _rows(trial: Trial, outputs: Mapping[str, OutputReport], stages: Mapping[str, Report]) -> tuple[ChainRow, ...]:
+    """Every stage alone beside the chain up to the output that it had a part in."""
+    return tuple(
         ChainRow(
             stage=stage,
             output=output.name,
@@ -101,16 +111,20 @@ def judge_cascade(
         for output in trial.outputs
         for stage in output.stages
     )
-    return ChainReport(
-        verdict=verdict,
-        cause=cause,
-        text=text,
-        outputs=outputs,
-        rows=rows,
-        tokens=tokens,
-        samples=samples,
-        seconds=time.monotonic() - started,
-        problems=problems,
+
+
+def _samples(runs: Sequence[_Run], near: Sequence[float], kept: Sequence[bool], outputs: Mapping[str, OutputReport]) -> Samples:
+    """How many samples were drawn and given, and those with a decision near its border."""
+    drawn = sum(run.sample.seed is not None for run in runs)
+    return Samples(
+        seeds=tuple(range(SEEDS)),
+        drawn=drawn,
+        given=len(runs) - drawn,
+        ambiguous=tuple(
+            AmbiguousSample(label=run.sample.label, left_out=not kept[place], nearness=near[place], differing=_differing(run, outputs))
+            for place, run in enumerate(runs)
+            if near[place] < 1
+        ),
     )
 
 

@@ -49,7 +49,7 @@ class Manifest:
     """What a bundle holds."""
 
     name: str
-    kind: str  # "energy-flow", or "recipes" for a user's own
+    kind: str  # of a model family, or "recipes" for a user's own
     created: str  # ISO 8601, UTC
     versions: Mapping[str, str]
     stages: Mapping[str, StageEntry]

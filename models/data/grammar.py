@@ -80,10 +80,10 @@ def sentences(seed: int, count: int) -> list[str]:
     if not 0 <= count <= count_sentences():
         raise InputError(f"{count} sentences asked of a grammar that has {count_sentences()}; ask for 0 or more, and no more than it has")
     stream = _draw(seed)
-    found: dict[str, None] = {}  # a set that keeps the order
-    while len(found) < count:
-        found[next(stream)] = None
-    return list(found)
+    drawn: dict[str, None] = {}  # a set that keeps the order
+    while len(drawn) < count:
+        drawn[next(stream)] = None
+    return list(drawn)
 
 
 def split(seed: int, train: int, held_out: int) -> tuple[list[str], list[str]]:

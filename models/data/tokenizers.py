@@ -50,9 +50,9 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         known: dict[str, int] = tokenizer.get_vocab()
-        specials = next((each for each in (WORDPIECE_SPECIALS, UNIGRAM_SPECIALS) if known.keys() >= set(each)), None)
+        specials = next((kind for kind in (WORDPIECE_SPECIALS, UNIGRAM_SPECIALS) if known.keys() >= set(kind)), None)
         if specials is None:
-            kinds = " or ".join(", ".join(each) for each in (WORDPIECE_SPECIALS, UNIGRAM_SPECIALS))
+            kinds = " or ".join(", ".join(kind) for kind in (WORDPIECE_SPECIALS, UNIGRAM_SPECIALS))
             raise BundleError(f"a tokenizer of {len(known)} pieces without the control tokens of either kind; one has {kinds}")
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -96,8 +96,8 @@ class TextTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; control tokens are left out. Ids are 0 to ``vocab_size - 1``."""
-        plain = [int(each) for each in ids]
-        if foreign := sorted({each for each in plain if not 0 <= each < self.vocab_size}):
+        plain = [int(token) for token in ids]
+        if foreign := sorted({token for token in plain if not 0 <= token < self.vocab_size}):
             raise InputError(f"token ids {foreign[:8]} are outside the vocabulary; ids are 0 to {self.vocab_size - 1}")
         return str(self._tokenizer.decode(plain, skip_special_tokens=True))
 

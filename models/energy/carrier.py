@@ -30,7 +30,7 @@ class GRULayer(nn.Module):
 
 
 class Proposal(NamedTuple):
-    """What the carrier wants for each flow; the lattice decides what comes of it."""
+    """The next energy, place and children of every flow, as the carrier proposes them; the lattice decides what comes of it."""
 
     energy: Tensor  # (B, 1, 1, N)
     target: Tensor  # (B, 3, 1, N), in cells, not yet rounded

@@ -77,7 +77,7 @@ class Decoded:
 
     tokens: tuple[int, ...]  # without the start and the end token
     log_probability: float  # natural; of the tokens and, where it came, the end, under the model itself at temperature 1
-    finished: bool  # whether the end token came before max_tokens were spent
+    has_end: bool  # whether the end token came before max_tokens were spent
 
 
 def decode(step: StepFunction[State], initial_state: State, options: DecodingOptions, start_id: int = 0, eos_id: int = 1) -> Decoded:
@@ -100,9 +100,9 @@ def decode(step: StepFunction[State], initial_state: State, options: DecodingOpt
             token = int(log_probabilities.argmax())
         log_probability += float(log_probabilities[token])
         if token == eos_id:
-            return Decoded(tokens=tuple(tokens), log_probability=log_probability, finished=True)
+            return Decoded(tokens=tuple(tokens), log_probability=log_probability, has_end=True)
         tokens.append(token)
-    return Decoded(tokens=tuple(tokens), log_probability=log_probability, finished=False)
+    return Decoded(tokens=tuple(tokens), log_probability=log_probability, has_end=False)
 
 
 def sampling_probabilities(logits: Array, options: DecodingOptions) -> Array:
@@ -153,7 +153,7 @@ def _search_beams(step: StepFunction[State], initial_state: State, options: Deco
             elif rank < options.beams and (score := total / length**options.length_penalty) > best_score:
                 # An end beyond the likeliest ``beams`` is not a hypothesis; it made room for one that goes on.
                 tokens = beams[parent].tokens if token == eos_id else (*beams[parent].tokens, token)
-                best, best_score = Decoded(tokens=tokens, log_probability=total, finished=token == eos_id), score
+                best, best_score = Decoded(tokens=tokens, log_probability=total, has_end=token == eos_id), score
         beams = going[: options.beams]
         # Log probabilities only fall. What can still be gained comes from the length that divides them most.
         longest = options.max_tokens if options.length_penalty > 0 else length + 1

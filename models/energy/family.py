@@ -30,11 +30,11 @@ class EnergyFamily:
         """Name and summary of every size."""
         return {name: preset.summary for name, preset in PRESETS.items()}
 
-    def training_options(self, given: Mapping[str, Any]) -> "TrainingOptions":
-        """The options of a training run from those that were given."""
+    def training_options(self, flags: Mapping[str, Any]) -> "TrainingOptions":
+        """The options of a training run from the flags of ``coreflow train``."""
         from coreflow.models.energy.training.options import TrainingOptions
 
-        return options_from(TrainingOptions, given, self.kind)
+        return options_from(TrainingOptions, flags, self.kind)
 
     def train(self, options: "TrainingOptions", directory: Path, resume: bool = False) -> Iterator[Progress | Trained]:
         """Train and save to ``directory``; see ``trainer.train``."""

@@ -37,7 +37,7 @@ class FlowTable(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What happened in one step, each (B, 1): numbers of flows."""
+    """Numbers of flows that arrived, died and were spawned in one step, (B, 1) each."""
 
     arrived: Tensor
     died: Tensor
@@ -111,7 +111,7 @@ class FlowProcessor(nn.Module):
         self.last_cell: Tensor
 
     def propose(self, table: FlowTable) -> Proposal:
-        """What the carrier wants for each flow of ``table``."""
+        """The carrier's proposal for every flow of ``table``."""
         features = self.neuron(table.position, table.energy)
         return self.carrier(features, table.position, table.energy, table.hidden)
 

@@ -75,12 +75,6 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
     surface = {"surface": TensorSpec((1, config.surface_size))}
     step = DecoderStep(model.decoder.t5, config.decode_length)
     step_inputs = step.input_specs(config.memory_tokens)
-    table = initial_table(torch.zeros(1, config.surface_size), config)
-    names = table_names(config)
-    flag = {"alive": (0.0, 1.0)}
-    table_specs = {
-        name: TensorSpec(tuple(field.shape), bounds=flag.get(name)) for name, field in zip(names, flat_table(table), strict=True)
-    }
     length = config.text_length
     return (
         Stage(
@@ -102,8 +96,8 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
         Stage(
             name="lattice_step",
             module=LatticeStep(model.lattice.processor),
-            inputs={"last": TensorSpec((1, 1, 1, 1), bounds=(0, 1)), **table_specs},
-            outputs=("output_surface", "events", *(f"{name}_out" for name in names)),
+            inputs={"last": TensorSpec((1, 1, 1, 1), bounds=(0, 1)), **_table_specs(config)},
+            outputs=("output_surface", "events", *(f"{name}_out" for name in table_names(config))),
             description="One step of every flow in the lattice; events counts flows that arrived, died and spawned",
             draw=lambda seed: _draw_table(model, seed),
         ),
@@ -134,7 +128,17 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
     )
 
 
-def _half(tensor: Tensor) -> Array:
+def _table_specs(config: EnergyConfig) -> dict[str, TensorSpec]:
+    """Shapes of the fields of a flow table, and the bounds of its flags."""
+    table = initial_table(torch.zeros(1, config.surface_size), config)
+    bounds = {"alive": (0.0, 1.0)}
+    return {
+        name: TensorSpec(tuple(field.shape), bounds=bounds.get(name))
+        for name, field in zip(table_names(config), flat_table(table), strict=True)
+    }
+
+
+def _to_fp16(tensor: Tensor) -> Array:
     return tensor.detach().cpu().numpy().astype(np.float16)
 
 
@@ -178,7 +182,7 @@ def _draw_table(model: EnergyFlow, seed: int) -> Arrays:
     position = torch.where(odd, torch.cat([place, table.position[:, 2:]], 1), table.position)
     energy = torch.from_numpy(random.uniform(-2, 2, table.energy.shape)).float() * config.spawn_threshold
     table = table._replace(position=position, energy=torch.where(odd, energy, table.energy))
-    fields = dict(zip(table_names(config), map(_half, flat_table(table)), strict=True))
+    fields = dict(zip(table_names(config), map(_to_fp16, flat_table(table)), strict=True))
     return {"last": np.full((1, 1, 1, 1), seed % 4 == 3, np.float16), **fields}
 
 
@@ -194,8 +198,8 @@ def _draw_decoder(model: EnergyFlow, seed: int) -> Arrays:
     one_hot = torch.eye(length)
     for place, token in enumerate(tokens[:-1]):
         _, own = decoder.t5.step(torch.tensor([[token]]), one_hot[place : place + 1], own, cross)
-    arrays = {"token": np.array([[tokens[-1]]], np.int32), "position": _half(one_hot[len(tokens) - 1][None])}
+    arrays = {"token": np.array([[tokens[-1]]], np.int32), "position": _to_fp16(one_hot[len(tokens) - 1][None])}
     for kind, pairs in (("self", own), ("cross", cross)):
         for layer, (key, value) in enumerate(pairs):
-            arrays |= {f"{kind}_key_{layer}": _half(key), f"{kind}_value_{layer}": _half(value)}
+            arrays |= {f"{kind}_key_{layer}": _to_fp16(key), f"{kind}_value_{layer}": _to_fp16(value)}
     return arrays

@@ -103,10 +103,10 @@ def torch_predict(stages: Mapping[str, Stage], dtype: torch.dtype = torch.float3
     @torch.no_grad()
     def predict(name: str, inputs: Arrays) -> Arrays:
         stage = stages[name]
-        given = [torch.from_numpy(np.ascontiguousarray(inputs[each])) for each in stage.inputs]
-        result = stage.module(*(each.to(dtype) if each.is_floating_point() else each for each in given))
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[key])) for key in stage.inputs]
+        result = stage.module(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors))
         results = (result,) if isinstance(result, torch.Tensor) else result
-        return {each: tensor.numpy() for each, tensor in zip(stage.outputs, results, strict=True)}
+        return {key: tensor.numpy() for key, tensor in zip(stage.outputs, results, strict=True)}
 
     return predict
 
@@ -117,8 +117,8 @@ def _statistics(tables: Sequence[Arrays], events: Array) -> FlowStatistics:
     arrived, died, spawned = (int(total) for total in events.sum(0))
     return FlowStatistics(
         steps=len(events),
-        active=tuple(int(each.sum()) for each in alive),
-        mean_energy=tuple(float(np.abs(table["energy"][each]).mean()) for table, each in zip(tables, alive, strict=False)),
+        active=tuple(int(flows.sum()) for flows in alive),
+        mean_energy=tuple(float(np.abs(table["energy"][flows]).mean()) for table, flows in zip(tables, alive, strict=False)),
         started=int(alive[0].sum()),
         arrived=arrived,
         died=died,

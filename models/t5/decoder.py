@@ -32,11 +32,11 @@ def relative_buckets(distance: Tensor, buckets: int, max_distance: int) -> Tenso
     The first half of the buckets holds one distance each, the second half widens logarithmically up to ``max_distance``;
     everything further shares the last bucket. The arithmetic is float32, as where the published weights were trained.
     """
-    exact = buckets // 2
+    unshared = buckets // 2
     distance = distance.clamp(min=0)
-    ratio = torch.log(distance.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
-    widening = exact + (ratio * (buckets - exact)).long()
-    return torch.where(distance < exact, distance, widening.clamp(max=buckets - 1))
+    ratio = torch.log(distance.clamp(min=unshared).float() / unshared) / math.log(max_distance / unshared)
+    widening = unshared + (ratio * (buckets - unshared)).long()
+    return torch.where(distance < unshared, distance, widening.clamp(max=buckets - 1))
 
 
 class RMSNorm(nn.Module):

@@ -51,22 +51,22 @@ def load_decoder(directory: str | Path) -> T5Decoder:
     with torch.device("meta"):  # parameters without memory: a random initialisation would be thrown away
         decoder = T5Decoder(config)
     stored = _read_tensors(directory)
-    wanted = {_stored_name(ours): (ours, tuple(parameter.shape)) for ours, parameter in decoder.named_parameters()}
-    copies = {_EMBEDDING_COPY} if _HEAD in wanted else {_EMBEDDING_COPY, _HEAD}
-    if _HEAD in wanted and _HEAD not in stored and _EMBEDDING in stored:
+    expected_shapes = {_stored_name(ours): (ours, tuple(parameter.shape)) for ours, parameter in decoder.named_parameters()}
+    copies = {_EMBEDDING_COPY} if _HEAD in expected_shapes else {_EMBEDDING_COPY, _HEAD}
+    if _HEAD in expected_shapes and _HEAD not in stored and _EMBEDDING in stored:
         stored[_HEAD] = stored[_EMBEDDING]  # transformers 5 stores an unscaled head that is the embedding all the same
 
-    problems = _listed("missing", (name for name in wanted if name not in stored))
-    problems += _listed("unknown", (name for name in stored if name not in {*wanted, *copies, _LEFT_OVER}))
+    problems = _listed("missing", (name for name in expected_shapes if name not in stored))
+    problems += _listed("unknown", (name for name in stored if name not in {*expected_shapes, *copies, _LEFT_OVER}))
     problems += _listed(
         "wrong",
         (
             f"{name} is {_describe(stored[name])} instead of {list(shape)}"
-            for name, (_, shape) in wanted.items()
+            for name, (_, shape) in expected_shapes.items()
             if name in stored and (tuple(stored[name].shape) != shape or not stored[name].is_floating_point())
         ),
     )
-    problems += _listed("not finite", (name for name in wanted if name in stored and not stored[name].float().isfinite().all()))
+    problems += _listed("not finite", (name for name in expected_shapes if name in stored and not stored[name].float().isfinite().all()))
     problems += _listed(
         f"different from {_EMBEDDING}, which it repeats",
         (
@@ -77,7 +77,7 @@ def load_decoder(directory: str | Path) -> T5Decoder:
     )
     if problems:
         raise BundleError(f"{directory}: the weights do not fit config.json; {'; '.join(problems)}")
-    decoder.load_state_dict({ours: stored[name].float() for name, (ours, _) in wanted.items()}, assign=True)
+    decoder.load_state_dict({ours: stored[name].float() for name, (ours, _) in expected_shapes.items()}, assign=True)
     return decoder.requires_grad_(True).eval()
 
 
@@ -178,10 +178,10 @@ def _describe(tensor: Tensor) -> str:
     return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _listed(what: str, names: Iterable[str]) -> list[str]:
-    """No text, or one: ``what`` and the first names."""
-    found = list(names)
-    if not found:
+def _listed(problem: str, names: Iterable[str]) -> list[str]:
+    """No text, or one: ``problem`` and the first names."""
+    listed = list(names)
+    if not listed:
         return []
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return [f"{what}: {', '.join(found[:_LISTED])}{more}"]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return [f"{problem}: {', '.join(listed[:_LISTED])}{more}"]

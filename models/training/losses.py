@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Losses and accuracies of training."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def energy_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def token_accuracy(predicted: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Share of right tokens, and of rows that are right in every token; both (B, T), ``IGNORED`` places left out."""
+    """Share of correct tokens, and of rows that are correct in every token; both (B, T), ``IGNORED`` places left out."""
     asked = targets != IGNORED
-    right = (predicted == targets) | ~asked
-    return ((right & asked).sum() / asked.sum()).item(), right.all(1).to(torch.float32).mean().item()
+    correct = (predicted == targets) | ~asked
+    return ((correct & asked).sum() / asked.sum()).item(), correct.all(1).to(torch.float32).mean().item()

@@ -126,9 +126,9 @@ class VectorsPipeline:
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
 
-    def options(self, given: Mapping[str, Any]) -> None:
-        if given:
-            raise ConfigError(f"vectors are not decoded: {', '.join(given)} mean nothing here")
+    def options(self, flags: Mapping[str, Any]) -> None:
+        if flags:
+            raise ConfigError(f"vectors are not decoded: {', '.join(flags)} mean nothing here")
 
     def run(self, text: str, options: None = None, *, corrections: int = 0) -> VectorsResult:
         numbers = [float(word) for word in text.split()]
@@ -186,8 +186,8 @@ class VectorsFamily:
     kind = "vectors"
     presets: Mapping[str, str] = PRESETS
 
-    def training_options(self, given: Mapping[str, Any]) -> Options:
-        return options_from(Options, given, self.kind)
+    def training_options(self, flags: Mapping[str, Any]) -> Options:
+        return options_from(Options, flags, self.kind)
 
     def train(self, options: Options, directory: Path, resume: bool = False) -> Iterator[Progress | Trained]:
         torch.manual_seed(options.seed)

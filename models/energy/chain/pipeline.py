@@ -80,16 +80,16 @@ class EnergyPipeline:
         self.wiring = Wiring(config, predict)
         self._caches: dict[DecodingOptions, SurfaceCache[Decoded]] = {}
 
-    def options(self, given: Mapping[str, Any]) -> DecodingOptions:
+    def options(self, flags: Mapping[str, Any]) -> DecodingOptions:
         """Beam search when ``beams`` is given, sampling when one of its settings is, greedy decoding otherwise."""
-        length = given.get("max_tokens") or self.config.decode_length
-        sampled = {name: given[name] for name in _SAMPLING if name in given}
-        if "beams" in given and sampled:
+        length = flags.get("max_tokens") or self.config.decode_length
+        sampled = {name: flags[name] for name in _SAMPLING if name in flags}
+        if "beams" in flags and sampled:
             raise ConfigError(f"--beams searches and --{'/--'.join(sampled).replace('_', '-')} samples; give one or the other")
-        if "beams" in given:
-            return DecodingOptions(max_tokens=length, method="beam", beams=given["beams"])
+        if "beams" in flags:
+            return DecodingOptions(max_tokens=length, method="beam", beams=flags["beams"])
         if sampled:
-            return DecodingOptions(max_tokens=length, method="sample", seed=given.get("seed", 0), **sampled)
+            return DecodingOptions(max_tokens=length, method="sample", seed=flags.get("seed", 0), **sampled)
         return DecodingOptions(max_tokens=length)
 
     def run(self, text: str, options: DecodingOptions | None = None, *, corrections: int = 0) -> EnergyResult:

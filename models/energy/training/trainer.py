@@ -127,9 +127,9 @@ def train(options: TrainingOptions, directory: Path, resume: bool = False) -> It
         yield progress
     model.eval()
     seconds = time.monotonic() - started
-    held = _tensors(held_out, checkpoint)
-    tokens, sentences = evaluate(model, held, device)
-    cosine = _embedding_cosine(model, teacher, held.sources, device)
+    unseen = _tensors(held_out, checkpoint)
+    tokens, sentences = evaluate(model, unseen, device)
+    cosine = _embedding_cosine(model, teacher, unseen.sources, device)
     model.cpu()
     trained = EnergyTrained(
         directory=directory,

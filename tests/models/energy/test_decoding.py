@@ -71,7 +71,7 @@ def hypotheses(step: StepFunction[Any], vocabulary: int, max_tokens: int) -> lis
 
 
 def with_end(decoded: Decoded) -> tuple[int, ...]:
-    return (*decoded.tokens, EOS) if decoded.finished else decoded.tokens
+    return (*decoded.tokens, EOS) if decoded.has_end else decoded.tokens
 
 
 # --- greedy -------------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_greedy_takes_the_likeliest_token_at_every_position(seed: int, vocabular
         token = chosen
     assert decoded.log_probability == pytest.approx(total, abs=1e-12)
     assert EOS not in decoded.tokens
-    assert decoded.finished or len(decoded.tokens) == max_tokens
+    assert decoded.has_end or len(decoded.tokens) == max_tokens
 
 
 def test_greedy_takes_the_lower_id_among_equals() -> None:
@@ -107,7 +107,7 @@ def test_other_start_and_end_tokens_are_honoured() -> None:
 
     decoded = decode(step, None, DecodingOptions(max_tokens=9), start_id=4, eos_id=2)
     assert seen == [(4, 0), (3, 1)]
-    assert (decoded.tokens, decoded.finished) == ((3,), True)
+    assert (decoded.tokens, decoded.has_end) == ((3,), True)
 
 
 # --- beams --------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_with_a_negative_penalty_the_next_length_is_the_best_there_is() -> None:
         return np.log([1e-9, 0.3, 0.7] if position == 0 else [1e-9, 1.0, 1e-9]), state
 
     decoded = decode(step, None, DecodingOptions(max_tokens=10, method="beam", beams=2, length_penalty=-1.0))
-    assert (decoded.tokens, decoded.finished) == ((2,), True)
+    assert (decoded.tokens, decoded.has_end) == ((2,), True)
 
 
 @pytest.mark.parametrize("seed", range(8))
