@@ -18,23 +18,23 @@ def encoder(exported: Path) -> Path:
 
 def test_json_holds_every_figure(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(encoder), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    figures = json.loads(capsys.readouterr().out)
     graph, _ = read_program(encoder).function()
-    assert [(each["name"], each["dtype"], each["shape"]) for each in found["inputs"]] == [
+    assert [(feature["name"], feature["dtype"], feature["shape"]) for feature in figures["inputs"]] == [
         ("ids", "int32", [1, 32]),
         ("mask", "float16", [1, 32]),
     ]
-    assert [(each["name"], each["shape"]) for each in found["outputs"]] == [("surface", [1, 64])] and found["states"] == []
-    assert (found["functions"], found["function"], found["opset"]) == (["main"], "main", "CoreML7")
-    assert sum(found["ops"].values()) == len(graph.ops)
+    assert [(feature["name"], feature["shape"]) for feature in figures["outputs"]] == [("surface", [1, 64])] and figures["states"] == []
+    assert (figures["functions"], figures["function"], figures["opset"]) == (["main"], "main", "CoreML7")
+    assert sum(figures["ops"].values()) == len(graph.ops)
     weights = [value for value in graph.constants if isinstance(value.data, np.ndarray) and value.dtype == "float16" and value.shape]
-    assert found["parameters"] == sum(value.data.size for value in weights if isinstance(value.data, np.ndarray))
-    (group,) = found["weights"]
+    assert figures["parameters"] == sum(value.data.size for value in weights if isinstance(value.data, np.ndarray))
+    (group,) = figures["weights"]
     assert (group["dtype"], group["compression"], group["tensors"]) == ("float16", "", len(weights))
-    assert group["stored_bytes"] == 2 * group["parameters"] == 2 * found["parameters"]
-    assert found["size_bytes"] == sum(file.stat().st_size for file in encoder.rglob("*") if file.is_file())
-    assert found["multiply_adds"]["total"] == sum(found["multiply_adds"]["by_op"].values()) > 0
-    assert found["metadata"]["user"]["com.github.apple.coremltools.version"]
+    assert group["stored_bytes"] == 2 * group["parameters"] == 2 * figures["parameters"]
+    assert figures["size_bytes"] == sum(file.stat().st_size for file in encoder.rglob("*") if file.is_file())
+    assert figures["multiply_adds"]["total"] == sum(figures["multiply_adds"]["by_op"].values()) > 0
+    assert figures["metadata"]["user"]["com.github.apple.coremltools.version"]
 
 
 def test_a_table_for_people(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +56,6 @@ def test_a_table_for_people(encoder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_bad_input_is_one_clear_line(
     encoder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    assert main(["inspect", *(each.format(package=encoder) for each in arguments)]) == code
+    assert main(["inspect", *(feature.format(package=encoder) for feature in arguments)]) == code
     captured = capsys.readouterr()
     assert captured.out == "" and message in captured.err

@@ -31,7 +31,7 @@ def coreflow(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process: exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(each) for each in arguments])
+        code = main([str(item) for item in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -47,7 +47,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(example: Path) -> BundleReport:
+def healthy(example: Path) -> BundleReport:
     """The report on it."""
     from coreflow.export.user_files import load_recipes
 
@@ -55,21 +55,21 @@ def judged(example: Path) -> BundleReport:
 
 
 @pytest.fixture
-def instant(monkeypatch: pytest.MonkeyPatch, judged: BundleReport) -> Callable[[BundleReport], None]:
-    """``coreflow validate`` finds what it is told, at once: ``judged``, or another report."""
+def instant(monkeypatch: pytest.MonkeyPatch, healthy: BundleReport) -> Callable[[BundleReport], None]:
+    """``coreflow validate`` finds what it is told, at once: ``healthy``, or another report."""
     from coreflow.cli import validate
 
     def find(report: BundleReport) -> None:
         monkeypatch.setattr(validate, "validate_with_bar", lambda *_, **__: report)
 
-    find(judged)
+    find(healthy)
     return find
 
 
 def with_rho(report: BundleReport, factor: float) -> BundleReport:
     """Every ratio times ``factor``; the gates stay as they are."""
     stages = {
-        name: replace(stage, outputs={key: replace(each, rho_rms=each.rho_rms * factor) for key, each in stage.outputs.items()})
+        name: replace(stage, outputs={key: replace(item, rho_rms=item.rho_rms * factor) for key, item in stage.outputs.items()})
         for name, stage in report.stages.items()
     }
     return replace(report, stages=stages)
@@ -125,7 +125,7 @@ def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, 
     assert files[1].read_text().startswith("<!DOCTYPE html>")
     assert ElementTree.fromstring(files[2].read_text()).get("failures") == "0"
     assert files[3].read_text().startswith("### ✓ **PASS**")
-    assert sorted(each.name for each in (tmp_path / "deep").iterdir()) == sorted(file.name for file in files), "nothing is left behind"
+    assert sorted(item.name for item in (tmp_path / "deep").iterdir()) == sorted(file.name for file in files), "nothing is left behind"
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,24 @@ def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, 
     ids=["pdf", "no suffix", "update what", "no baseline", "not JSON", "of a package", "broken"],
 )
 def test_what_cannot_be_written_or_compared_is_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch, judged: BundleReport, tmp_path: Path, coreflow: Run, options: tuple[str, ...], said: str
+    monkeypatch: pytest.MonkeyPatch, healthy: BundleReport, tmp_path: Path, coreflow: Run, options: tuple[str, ...], said: str
 ) -> None:
     from coreflow.cli import validate
 
     monkeypatch.setattr(validate, "validate_with_bar", lambda *_, **__: pytest.fail("it ran"))
     monkeypatch.chdir(tmp_path)
-    write_report(tmp_path / "package.json", next(iter(judged.stages.values())))
+    write_report(tmp_path / "package.json", next(iter(healthy.stages.values())))
     (tmp_path / "broken.json").write_text("{")
-    filled = [each.format(package="package.json", broken="broken.json") for each in options]
+    filled = [item.format(package="package.json", broken="broken.json") for item in options]
     code, out, err = coreflow("validate", "example", *filled)
     assert (code, out) == (2, "")
     assert said in " ".join(err.split()) and err.startswith("error: ")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["broken.json", "package.json"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["broken.json", "package.json"]
 
 
-def test_a_baseline_is_written_then_compared_with(instant: Any, judged: BundleReport, example: Path, tmp_path: Path, coreflow: Run) -> None:
+def test_a_baseline_is_written_then_compared_with(
+    instant: Any, healthy: BundleReport, example: Path, tmp_path: Path, coreflow: Run
+) -> None:
     baseline = tmp_path / "baseline.json"
     code, out, err = coreflow("validate", example, "--baseline", baseline, "--update-baseline")
     assert code == 0 and f"baseline: {baseline}" in err and "baseline" not in out
@@ -167,7 +169,7 @@ def test_a_baseline_is_written_then_compared_with(instant: Any, judged: BundleRe
     code, out, _ = coreflow("validate", example, "--baseline", baseline)
     assert code == 0 and "against the baseline:\nNO WORSE" in out
 
-    instant(with_rho(judged, 1.2))
+    instant(with_rho(healthy, 1.2))
     code, out, _ = coreflow("validate", example, "--baseline", baseline)
     assert code == 1 and "worse: classifier: scores: rho_rms" in out
     code, out, _ = coreflow("validate", example, "--baseline", baseline, "--json")
@@ -179,17 +181,17 @@ def test_a_baseline_is_written_then_compared_with(instant: Any, judged: BundleRe
 
 
 def test_a_failing_validation_keeps_its_own_exit_code(
-    instant: Any, judged: BundleReport, example: Path, tmp_path: Path, coreflow: Run
+    instant: Any, healthy: BundleReport, example: Path, tmp_path: Path, coreflow: Run
 ) -> None:
-    write_report(tmp_path / "baseline.json", judged)
-    instant(replace(judged, verdict="fail", cause="translation"))
+    write_report(tmp_path / "baseline.json", healthy)
+    instant(replace(healthy, verdict="fail", cause="translation"))
     assert coreflow("validate", example, "--baseline", tmp_path / "baseline.json")[0] == 4
 
 
-def test_two_reports_are_compared(judged: BundleReport, tmp_path: Path, coreflow: Run) -> None:
+def test_two_reports_are_compared(healthy: BundleReport, tmp_path: Path, coreflow: Run) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
-    write_report(old, judged)
-    write_report(new, with_rho(judged, 1.2))
+    write_report(old, healthy)
+    write_report(new, with_rho(healthy, 1.2))
     code, out, _ = coreflow("validate", "diff", old, old)
     assert code == 0 and out.startswith("NO WORSE  pass -> pass")
     code, out, _ = coreflow("validate", "diff", old, new)
@@ -198,11 +200,11 @@ def test_two_reports_are_compared(judged: BundleReport, tmp_path: Path, coreflow
     assert code == 0 and json.loads(out)["changes"][0]["direction"] == "better"
 
 
-def test_what_cannot_be_compared_is_exit_code_2(judged: BundleReport, tmp_path: Path, coreflow: Run) -> None:
+def test_what_cannot_be_compared_is_exit_code_2(healthy: BundleReport, tmp_path: Path, coreflow: Run) -> None:
     old, package, last_year = (tmp_path / f"{name}.json" for name in ("old", "package", "last_year"))
-    write_report(old, judged)
-    write_report(package, next(iter(judged.stages.values())))
-    last_year.write_text(json.dumps({**to_json(judged), "schema_version": 1}))
+    write_report(old, healthy)
+    write_report(package, next(iter(healthy.stages.values())))
+    last_year.write_text(json.dumps({**to_json(healthy), "schema_version": 1}))
     for other, said in ((package, "give two of a kind"), (last_year, "schema version 1"), (tmp_path / "nowhere.json", "cannot be read")):
         code, out, err = coreflow("validate", "diff", old, other)
         assert (code, out) == (2, "") and said in " ".join(err.split())
@@ -225,10 +227,10 @@ def test_a_folder_may_be_called_diff(instant: Any, coreflow: Run, monkeypatch: p
 
 
 def test_a_replay_is_reported_like_a_validation(
-    judged: BundleReport, coreflow: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    healthy: BundleReport, coreflow: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    report = replace(next(iter(judged.stages.values())), verdict="fail", cause="fp16", text="again")
+    report = replace(next(iter(healthy.stages.values())), verdict="fail", cause="fp16", text="again")
 
     def again(path: Path, **options: Any) -> Any:
         asked.append((path, options))

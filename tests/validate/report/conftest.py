@@ -37,7 +37,7 @@ Kind = Literal["rounding", "translation", "non-finite", "underflow", "amplificat
 HOSTILE = "<script>alert(1)</script>\"'&|`[bold]\x1b[31m\x00\u202e\ud800"
 
 
-def output(name: str = "surface", **found: Any) -> OutputReport:
+def output(name: str = "surface", **fields: Any) -> OutputReport:
     """A healthy output of which nothing but the numbers is known."""
     plain: dict[str, Any] = {
         "name": name, "shape": (1, 64), "dtype": "float16", "elements": 512, "reference_rms": 0.5, "relative_rms": 6e-4, "snr_db": 64.0,
@@ -49,10 +49,10 @@ def output(name: str = "surface", **found: Any) -> OutputReport:
             Gate(name="contract", outcome="pass", value=3e-4, limit=4e-3),
         ),
     }  # fmt: skip
-    return OutputReport(**{**plain, **found})
+    return OutputReport(**{**plain, **fields})
 
 
-def failing(name: str = "hidden", **found: Any) -> OutputReport:
+def failing(name: str = "hidden", **fields: Any) -> OutputReport:
     """An output with NaN in it, and what was seen of it."""
     gates = (
         Gate(name="finite", outcome="fail", value=3, limit=0, text="3 values are NaN"),
@@ -63,7 +63,7 @@ def failing(name: str = "hidden", **found: Any) -> OutputReport:
     )
     elements = (Element(sample="seed 3", index=(0, 17), reference=1.5, simulated=1.501, actual=math.nan),)
     bad = {"rho_rms": math.nan, "snr_db": math.nan, "max_abs": math.inf, "non_finite": 3, "gates": gates, "worst_elements": elements}
-    return output(name, **{**bad, "plots": plots(), **found})
+    return output(name, **{**bad, "plots": plots(), **fields})
 
 
 def plots() -> Plots:
@@ -101,19 +101,19 @@ def ops(count: int = 60) -> tuple[OpReport, ...]:
     )  # fmt: skip
 
 
-def stage(*outputs: OutputReport, **found: Any) -> Report:
+def stage(*outputs: OutputReport, **fields: Any) -> Report:
     """Nothing is known but what is given."""
-    verdict = worst(each.outcome for each in outputs)
+    verdict = worst(part.outcome for part in outputs)
     plain: dict[str, Any] = {
         "name": "encoder", "package": "encoder.mlpackage", "digest": "ab" * 32, "weights_digest": None, "backend": "lifted",
         "numerics": "fp16", "compute_units": "all", "precision": "fp16", "verdict": verdict, "cause": None, "text": "said so",
-        "outputs": {each.name: each for each in outputs}, "samples": Samples(seeds=tuple(range(8)), drawn=8, given=8),
+        "outputs": {part.name: part for part in outputs}, "samples": Samples(seeds=tuple(range(8)), drawn=8, given=8),
         "versions": {"torch": "2.13.0"}, "seconds": 0.5,
     }  # fmt: skip
-    return Report(**{**plain, **found})
+    return Report(**{**plain, **fields})
 
 
-def whole(**found: Any) -> Report:
+def whole(**fields: Any) -> Report:
     """A failing package of which everything was looked at."""
     kinds: tuple[Kind, ...] = ("rounding", "translation", "non-finite", "underflow", "amplification", "rounding")
     culprits = tuple(
@@ -129,10 +129,10 @@ def whole(**found: Any) -> Report:
         "compute_unit_rho": {"cpu_only": {"surface": 1.0, "hidden": 2.5}, "all": {"surface": 1.4}}, "replay": "runs/my replay.safetensors",
         "backend": "coreml",
     }  # fmt: skip
-    return stage(output(plots=plots()), failing(), **{**looked, **found})
+    return stage(output(plots=plots()), failing(), **{**looked, **fields})
 
 
-def bundle(*stages: Report, **found: Any) -> BundleReport:
+def bundle(*stages: Report, **fields: Any) -> BundleReport:
     """Stages, and a cascade that passes."""
     ambiguous = (
         AmbiguousSample(label="seed 3", left_out=True, nearness=0.2, differing=5),
@@ -146,10 +146,10 @@ def bundle(*stages: Report, **found: Any) -> BundleReport:
     )  # fmt: skip
     plain: dict[str, Any] = {
         "bundle": "artifacts/demo", "name": "demo", "kind": "energy-flow", "created": "2026-01-01T00:00:00+00:00", "cause": None,
-        "text": "all of it", "verdict": worst(each.verdict for each in stages), "stages": {each.name: each for each in stages},
+        "text": "all of it", "verdict": worst(part.verdict for part in stages), "stages": {part.name: part for part in stages},
         "cascade": cascade, "versions": {"torch": "2.13.0"}, "seconds": 1.0,
     }  # fmt: skip
-    return BundleReport(**{**plain, **found})
+    return BundleReport(**{**plain, **fields})
 
 
 def hostile() -> Report:

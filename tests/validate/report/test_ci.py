@@ -24,8 +24,8 @@ def state(case: ElementTree.Element) -> str:
 
 
 def test_junit_has_a_case_per_package_and_per_output_and_gate(make: SimpleNamespace) -> None:
-    found = {name: state(case) for name, case in cases(junit.to_text(make.whole())).items()}
-    assert found == {
+    by_name = {name: state(case) for name, case in cases(junit.to_text(make.whole())).items()}
+    assert by_name == {
         "encoder / verdict": "failure",
         "encoder / surface: rho_rms": "passed",
         "encoder / surface: contract": "passed",
@@ -38,14 +38,14 @@ def test_junit_has_a_case_per_package_and_per_output_and_gate(make: SimpleNamesp
 
 
 def test_junit_failures_say_what_was_found(make: SimpleNamespace) -> None:
-    found = cases(junit.to_text(make.whole()))
-    verdict = found["encoder / verdict"].find("failure")
+    by_name = cases(junit.to_text(make.whole()))
+    verdict = by_name["encoder / verdict"].find("failure")
     assert verdict is not None and verdict.text is not None
     assert verdict.text.startswith("said so\nrounding: op_0_linear (linear), 40.00 times what is healthy; layers.3, net.py:30")
     assert "replay: coreflow validate replay 'runs/my replay.safetensors'" in verdict.text
-    finite = found["encoder / hidden: finite"].find("failure")
+    finite = by_name["encoder / hidden: finite"].find("failure")
     assert finite is not None and finite.get("message") == "FAIL: finite 3, limit 0" and "3 values are NaN" in str(finite.text)
-    warned = found["encoder / hidden: rho_max"].find("system-out")
+    warned = by_name["encoder / hidden: rho_max"].find("system-out")
     assert warned is not None and str(warned.text).startswith("WARN")
 
 
@@ -66,8 +66,8 @@ def test_junit_counts_what_it_holds(make: SimpleNamespace) -> None:
 def test_junit_never_passes_what_was_not_judged(make: SimpleNamespace) -> None:
     no_gates = make.stage(make.output(gates=()), name="no gates")
     report = make.bundle(no_gates, make.stage(name="none", verdict="incomplete"), problems=("no reference for none",))
-    found = {name: state(case) for name, case in cases(junit.to_text(report)).items()}
-    assert {name for name, each in found.items() if each == "error"} == {
+    by_name = {name: state(case) for name, case in cases(junit.to_text(report)).items()}
+    assert {name for name, item in by_name.items() if item == "error"} == {
         "demo / verdict",
         "demo.no gates / verdict",
         "demo.no gates / surface: gates",
@@ -82,15 +82,15 @@ def test_strict_makes_a_warning_a_failure(make: SimpleNamespace) -> None:
 
 
 def test_junit_of_a_real_failure(real: Any) -> None:
-    found = {name: state(case) for name, case in cases(junit.to_text(real)).items()}
-    assert found["network / y: rho_rms"] == "failure" and found["network / y: finite"] == "passed"
+    by_name = {name: state(case) for name, case in cases(junit.to_text(real)).items()}
+    assert by_name["network / y: rho_rms"] == "failure" and by_name["network / y: finite"] == "passed"
     assert "layers.1.contract" in junit.to_text(real)
 
 
 def test_hostile_names_are_text_in_xml(make: SimpleNamespace) -> None:
-    found = cases(junit.to_text(make.bundle(make.hostile(), name=make.HOSTILE)))
+    by_name = cases(junit.to_text(make.bundle(make.hostile(), name=make.HOSTILE)))
     kept = "<script>alert(1)</script>\"'&|`[bold]\ufffd[31m\ufffd\ufffd\ufffd"
-    assert f"{kept}.{kept} / {kept}: rho_slice" in found
+    assert f"{kept}.{kept} / {kept}: rho_slice" in by_name
 
 
 def test_markdown_says_the_verdict_first_then_what_fails_then_why(make: SimpleNamespace) -> None:
@@ -105,7 +105,7 @@ def test_markdown_says_the_verdict_first_then_what_fails_then_why(make: SimpleNa
         "1 of 2 outputs pass",
         "`surface`",
     ]
-    places = [text.index(each) for each in order]
+    places = [text.index(item) for item in order]
     assert places == sorted(places)
     assert "6. " not in text and "\n\n\n" not in text
     assert len(text.splitlines()) < 30
@@ -146,14 +146,14 @@ def test_hostile_names_are_text_in_markdown(make: SimpleNamespace) -> None:
 )
 def test_escaped_text_reads_as_it_was(text: str) -> None:
     tokens = READER.parse(escape(text))
-    assert [each.type for each in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert [item.type for item in tokens] == ["paragraph_open", "inline", "paragraph_close"]
     children = tokens[1].children or []
-    assert "".join(each.content for each in children) == text.replace("\n", " ")
-    assert {each.type for each in children} <= {"text", "text_special"}
+    assert "".join(item.content for item in children) == text.replace("\n", " ")
+    assert {item.type for item in children} <= {"text", "text_special"}
 
 
 @pytest.mark.parametrize("text", ["a", "`", "a`b", "``a``", "", "a\nb", "<i>", "*a*"])
 def test_a_code_span_holds_any_text(text: str) -> None:
     children = READER.parse(code(text))[1].children or []
-    assert [each.type for each in children] == ["code_inline"]
+    assert [item.type for item in children] == ["code_inline"]
     assert children[0].content.strip() == text.replace("\n", " ")

@@ -27,7 +27,7 @@ def test_a_report_is_no_worse_than_itself(make: SimpleNamespace) -> None:
     for report in (make.stage(make.output(), make.failing()), make.whole(), make.bundle(make.whole())):
         diff = changed(report, report)
         assert (diff.changes, diff.exit_code) == ((), 0)
-        assert len(diff.outputs) >= 2 and not any(each.worse for each in diff.outputs)
+        assert len(diff.outputs) >= 2 and not any(output.worse for output in diff.outputs)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_an_outcome_that_is_not_judged_any_more_is_no_improvement(make: SimpleNa
     def report(outcome: Any) -> Any:
         return make.stage(make.output(gates=(Gate(name="rho_rms", outcome=outcome, value=2.0, limit=1.5),)))
 
-    found = {change.what: change.direction for change in changed(report(before), report(after)).changes}
-    assert found == {"verdict": direction, "surface: rho_rms": direction}
+    directions = {change.what: change.direction for change in changed(report(before), report(after)).changes}
+    assert directions == {"verdict": direction, "surface: rho_rms": direction}
 
 
 def test_a_check_that_passed_and_is_gone_is_worse(make: SimpleNamespace) -> None:

@@ -74,7 +74,7 @@ def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(make: SimpleName
     assert len(ids) == len(set(ids))
     assert {attributes["href"][1:] for attributes in tree.of("a")} <= set(ids), "every link has its place"
     assert any(attributes.get("name") == "viewport" for attributes in tree.of("meta"))
-    assert "default-src 'none'" in next(each["content"] for each in tree.of("meta") if each.get("http-equiv"))
+    assert "default-src 'none'" in next(element["content"] for element in tree.of("meta") if element.get("http-equiv"))
 
 
 def test_the_whole_report_has_every_plot_with_a_table_behind_it(make: SimpleNamespace) -> None:
@@ -96,7 +96,7 @@ def test_every_table_has_a_caption_headings_and_a_box_that_the_keyboard_reaches(
     assert len(tables) == len(captions) > 10
     assert all(attributes.get("scope") in ("col", "row") for attributes in tree.of("th"))
     boxes = [attributes for attributes in tree.of("div") if attributes.get("class") == "box"]
-    assert len(boxes) == len(tables) and all(each["tabindex"] == "0" and each["aria-label"] for each in boxes)
+    assert len(boxes) == len(tables) and all(element["tabindex"] == "0" and element["aria-label"] for element in boxes)
     levels = [int(path[-1][1]) for path, _ in tree.elements if re.fullmatch("h[1-6]", path[-1])]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), "no level of headings is skipped"

@@ -55,7 +55,7 @@ def test_a_report_of_before_a_field_was_added_is_read(make: SimpleNamespace, tmp
 def test_a_real_report_follows_the_schema(real: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "report.json", real)
     VALIDATOR.validate(read_report(tmp_path / "report.json"))
-    assert real.ops and real.culprits and all(each.plots.reference for each in real.outputs.values())
+    assert real.ops and real.culprits and all(item.plots.reference for item in real.outputs.values())
 
 
 def test_json_has_no_nan_and_what_a_reader_wants_is_computed(make: SimpleNamespace) -> None:
@@ -77,7 +77,7 @@ def test_a_baseline_keeps_the_numbers_and_drops_pictures_and_ops(report: Any, tm
     def numbers(part: Any) -> Any:
         if isinstance(part, dict):
             return {key: numbers(value) for key, value in part.items() if key not in ("plots", "ops")}
-        return [numbers(each) for each in part] if isinstance(part, list) else part
+        return [numbers(item) for item in part] if isinstance(part, list) else part
 
     assert numbers(bare) == numbers(full)
     kept = [at(bare, path) for path in places(bare) if path and path[-1] in ("plots", "ops")]

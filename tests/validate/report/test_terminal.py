@@ -73,7 +73,7 @@ def test_the_ladder_marks_the_largest_jump_by_its_line_and_in_words(make: Simple
 def test_every_rung_that_ran_is_in_the_bar(make: SimpleNamespace, errors: dict[str, float], order: str) -> None:
     rungs = {name: Rung(relative_rms=error, rho=1.0) for name, error in errors.items()}
     drawn = bar(make.output(rungs=rungs, budget=0.0), -8, 0, 30).plain
-    assert "".join(each for each in drawn if each.isdigit()) == order
+    assert "".join(character for character in drawn if character.isdigit()) == order
     assert len(drawn) == 32
 
 
