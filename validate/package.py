@@ -50,11 +50,11 @@ def validate(
 
     A reference is a module, a recipe, another package or an ONNX file (by their suffixes); without any, the ``expected`` outputs that the
     samples in ``inputs`` carry are. The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless
-    given; without a recipe it is drawn for within the bounds that the package records. ``inputs`` without a ``draw`` of their own stand
-    alone. A package that keeps states is judged as a function of them (``states``): inputs without any start from zeros, and recorded
-    outputs include them, as ``NAME_out``. A module is called with the inputs in the package's order, and its outputs are the package's,
-    in order. A recipe also fixes names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes, padding
-    patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
+    another is passed; without a recipe inputs are drawn within the bounds that the package records. ``inputs`` without a ``draw`` of their
+    own stand alone. A package that keeps states is judged as a function of them (``inputs.states``): inputs without any start from zeros,
+    and recorded outputs include them, as ``NAME_out``. A module is called with the inputs in the package's order, and its outputs are the
+    package's, in order. A recipe also fixes names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes,
+    padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
     FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2).
     """
     options = Options(

@@ -36,7 +36,7 @@ NO_INPUTS = Obstacle(problems=("give inputs, or a draw",), text="no inputs: noth
 def find_interface_obstacle(
     model: Model, recipe: Recipe | None, samples: Sequence[Sample], open_reference: Callable[[], Reference]
 ) -> Obstacle | None:
-    """What the interface alone shows to be wrong, before anything is compared; at most one of ``samples`` is looked at."""
+    """Faults that the interface alone shows, before anything is compared; at most one of ``samples`` is looked at."""
     sample = samples[0] if samples else None
     if sample is not None and (problems := _integer_problems(model, sample, open_reference)):
         return Obstacle(cause="translation", problems=tuple(problems))

@@ -1,4 +1,4 @@
-"""How far a package may be from its reference: frozen values, each with its reason. Standard library only."""
+"""Tolerances: how far a package may be from its reference, as frozen values with their reasons. Standard library only."""
 
 import math
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def by_share(share: float) -> Tolerance:
 
 @cache
 def few_elements_factor(elements: int) -> float:
-    """What a ratio of two RMS errors over so many elements stays below in 99.9 % of healthy cases: the quantile of sqrt(F(N, N)).
+    """Limit of a ratio of two RMS errors over so many elements in 99.9 % of healthy cases: the quantile of sqrt(F(N, N)).
 
     With as many degrees of freedom above as below, F is a monotone function of Student's t with N degrees of freedom:
     sqrt(F) = x + sqrt(x * x + 1), where x = t / sqrt(N) (Cacoullos 1965, JASA 60, 528-531).

@@ -23,7 +23,7 @@ def rho_by_unit(
     A unit is opened when it is its turn and closed before the next. What is not finite, in a reference or in a prediction, makes the
     ratio of that output NaN or inf, as it should.
     """
-    found: dict[str, dict[str, float]] = {}
+    rho: dict[str, dict[str, float]] = {}
     refused = []
     samples = [seen for seen, fine in zip(observations, kept, strict=True) if fine]
     for unit, open_unit in units.items():
@@ -33,12 +33,14 @@ def rho_by_unit(
         except CoreflowError as error:  # a machine without that unit, or a program that it refuses
             refused.append(f"compute units {unit} were not compared: {error}")
             continue
-        found[unit] = {
-            name: _rho([each[name] for each in predictions], [seen.reference[place] for seen in samples], report.budget)
+        rho[unit] = {
+            name: _rho(
+                [outputs_on_unit[name] for outputs_on_unit in predictions], [seen.reference[place] for seen in samples], report.budget
+            )
             for place, (name, report) in enumerate(outputs.items())
             if samples and samples[0].reference[place].dtype.kind == "f"
         }
-    return found, refused
+    return rho, refused
 
 
 def _rho(values: Sequence[Array], references: Sequence[Array], budget: float) -> float:
