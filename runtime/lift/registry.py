@@ -1,4 +1,4 @@
-"""Which torch function stands for which MIL op.
+"""The registry of lowerings: a torch function for every MIL op.
 
 A lowering's parameters carry MIL's names and MIL's defaults; their annotations say in what form an argument arrives:
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
+from coreflow.export.package.op_facts import facts_of
 from coreflow.runtime.lift.numerics.plain import Numerics, Rounding
 
 
@@ -17,9 +18,9 @@ class Fp16Storage(Numerics):
     Overflow becomes inf, as it does in fp16.
     """
 
-    def rounding(self, op: Op | None, output: Value, rounds_nothing: bool) -> Rounding | None:
-        """Rounding to fp16 unless the op only moves values."""
-        return None if rounds_nothing or output.dtype != "float16" else _to_fp16_and_back
+    def rounding(self, op: Op, output: Value) -> Rounding | None:
+        """Rounding to fp16 unless the op rounds nothing."""
+        return None if facts_of(op.type).rounds_nothing or output.dtype != "float16" else _to_fp16_and_back
 
 
 def _to_fp16_and_back(tensor: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ Rounding = Callable[[Tensor], Tensor]
 class Numerics:
     """The arithmetic that the lifted backend stands for: the dtype in which ops compute, and what happens to their results.
 
-    >>> Numerics("fp64", torch.float64).rounding(op, op.outputs[0], rounds_nothing=False)  # None: results are left as they come
+    >>> Numerics("fp64", torch.float64).rounding(op, op.outputs[0])  # None: results are left as they come
     """
 
     name: NumericsName
     dtype: torch.dtype
 
-    def rounding(self, op: Op | None, output: Value, rounds_nothing: bool) -> Rounding | None:
-        """The rounding of ``output`` of ``op`` (None: an input of the function), None for none; decided once, before anything runs."""
+    def rounding(self, op: Op, output: Value) -> Rounding | None:
+        """The rounding of ``output``, a result of ``op``; None for none. Decided once, before anything runs."""
         return None
 
 

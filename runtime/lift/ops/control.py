@@ -16,7 +16,7 @@ Block = Callable[..., tuple[Any, ...]]
 
 @lowering("cond")
 def cond(pred: Tensor, *, blocks: tuple[Block, ...]) -> tuple[Any, ...]:
-    """What the first block gives if ``pred`` holds, else what the second gives. Source: MIL iOS15 control_flow.cond."""
+    """The results of the first block if ``pred`` is true, else those of the second. Source: MIL iOS15 control_flow.cond."""
     return blocks[0]() if bool(pred) else blocks[1]()
 
 

@@ -26,8 +26,8 @@ def spatial_padding(
     if pad_type not in ("same", "same_lower"):
         raise ValueError(f"pad_type {pad_type!r}")
     totals = [max(0, (-(-i // s) - 1) * s + k - i) for i, k, s in zip(extents, kernel, strides, strict=True)]
-    halves = [(total // 2, total - total // 2) for total in totals]
-    return halves if pad_type == "same" else [(after, before) for before, after in halves]
+    sides = [(total // 2, total - total // 2) for total in totals]
+    return sides if pad_type == "same" else [(after, before) for before, after in sides]
 
 
 def for_torch(padding: Sequence[tuple[int, int]]) -> list[int]:
@@ -132,15 +132,15 @@ def conv_transpose(
     for axis in range(rank):
         extent = whole.shape[axis + 2]
         before, after = (pad[2 * axis], pad[2 * axis + 1]) if pad_type == "custom" and pad else (0, 0)
-        wanted = extent - before - after
+        target = extent - before - after
         if output_shape is not None:
-            wanted = output_shape[axis + 2]
+            target = output_shape[axis + 2]
         elif pad_type == "same":
-            wanted = strides[axis] * x.shape[axis + 2]
+            target = strides[axis] * x.shape[axis + 2]
         if pad_type == "same":
-            before = max(0, extent - wanted) // 2
-        present = min(wanted, extent - before)
+            before = max(0, extent - target) // 2
+        present = min(target, extent - before)
         whole = whole.narrow(axis + 2, before, present)
-        if present < wanted:
-            whole = F.pad(whole, [0, 0] * (rank - 1 - axis) + [0, wanted - present])
+        if present < target:
+            whole = F.pad(whole, [0, 0] * (rank - 1 - axis) + [0, target - present])
     return whole if bias is None else whole + bias.reshape(whole.shape[1], *(1,) * rank)

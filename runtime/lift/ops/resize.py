@@ -188,8 +188,8 @@ def _corners(numbers: Sequence[float], mode: str, scale: float, extents: Sequenc
         first, second, third, fourth = second, first, fourth, third
     if mode.startswith("CENTER"):
         first, second, third, fourth = first - third / 2, second - fourth / 2, first + third / 2, second + fourth / 2
-    tall, wide = (1, 1) if extents is None else (extents[0] - 1, extents[1] - 1)
-    return first * tall, second * wide, third * tall, fourth * wide
+    height, width = (1, 1) if extents is None else (extents[0] - 1, extents[1] - 1)
+    return first * height, second * width, third * height, fourth * width
 
 
 def _cut_out(images: Tensor, box: Box, size: tuple[int, int], mode: str, pad_value: float) -> Tensor:

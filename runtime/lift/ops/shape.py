@@ -19,16 +19,16 @@ def identity(x: Tensor) -> Tensor:
 @lowering("reshape")
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """X in another shape: -1 is worked out, 0 keeps the extent of that place."""
-    kept = [x.shape[place] if extent == 0 and len(shape) == x.dim() else extent for place, extent in enumerate(shape)]
-    return x.reshape(kept)
+    extents = [x.shape[place] if extent == 0 and len(shape) == x.dim() else extent for place, extent in enumerate(shape)]
+    return x.reshape(extents)
 
 
 @lowering("reshape", since="iOS17")
 def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
     """X in another shape: -1 is worked out, 0 keeps the extent of that place counted from the end. Source: MIL iOS17."""
     missing = len(shape) - x.dim()
-    kept = [(x.shape[place - missing] if place >= missing else 1) if extent == 0 else extent for place, extent in enumerate(shape)]
-    return x.reshape(kept)
+    extents = [(x.shape[place - missing] if place >= missing else 1) if extent == 0 else extent for place, extent in enumerate(shape)]
+    return x.reshape(extents)
 
 
 @lowering("reshape_like")
@@ -126,9 +126,9 @@ def _from_start(place: int, extent: int) -> int:
     return max(0, place + extent) if place < 0 else place
 
 
-def take_slice(x: Tensor, axis: int, wanted: slice) -> Tensor:
+def take_slice(x: Tensor, axis: int, part: slice) -> Tensor:
     """One axis sliced as numpy does; torch has no negative steps, so those are cut forwards and reversed."""
-    start, stop, step = wanted.indices(x.shape[axis])
+    start, stop, step = part.indices(x.shape[axis])
     taken = range(start, stop, step)
     if step == 1 and len(taken) == x.shape[axis]:
         return x  # onnxruntime would copy the whole of it

@@ -9,26 +9,26 @@ from coreflow.runtime.lift.registry import lowering
 
 @dataclass(slots=True)
 class StateBuffer:
-    """Holds one state; a write replaces the tensor, so that what was read before stays as it was."""
+    """One state; a write replaces the tensor, so that one that was read before stays as it was."""
 
     tensor: Tensor
 
 
 @lowering("read_state")
 def read_state(input: StateBuffer) -> Tensor:
-    """What the state holds now. Source: MIL iOS18 states.read_state."""
+    """The tensor that the state holds. Source: MIL iOS18 states.read_state."""
     return input.tensor
 
 
 @lowering("write_state")
 def write_state(input: StateBuffer, data: Tensor) -> tuple[()]:
-    """Replaces what the state holds; gives nothing. Source: the spec's form of coreml_update_state."""
+    """Replaces the tensor that the state holds; gives nothing. Source: the spec's form of coreml_update_state."""
     input.tensor = data
     return ()
 
 
 @lowering("coreml_update_state")
 def coreml_update_state(state: StateBuffer, value: Tensor) -> Tensor:
-    """Replaces what the state holds and gives it on. Source: coremltools' dialect."""
+    """Replaces the tensor that the state holds and gives it on. Source: coremltools' dialect."""
     state.tensor = value
     return value

@@ -128,12 +128,12 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 
     Of fractions, as float32 counts them: from 0 to 0.3 there are three steps of 0.1, which a wider quotient would find to be four.
     """
-    first, last, each = (number.item() for number in (start, end, step))
-    if each == 0:
+    first, last, stride = (number.item() for number in (start, end, step))
+    if stride == 0:
         raise ValueError("a range in steps of 0 has no end")
-    steps = (last - first) / each if isinstance(each, int) else float((np.float32(last) - np.float32(first)) / np.float32(each))
+    steps = (last - first) / stride if isinstance(stride, int) else float((np.float32(last) - np.float32(first)) / np.float32(stride))
     (count,) = bounded((max(0, math.ceil(steps)),))
-    return torch.arange(count, dtype=start.dtype, device=start.device) * each + first
+    return torch.arange(count, dtype=start.dtype, device=start.device) * stride + first
 
 
 @lowering("argsort")
@@ -203,7 +203,7 @@ def non_maximum_suppression(
 def non_maximum_suppression_ios17(
     boxes: Tensor, scores: Tensor, *, iou_threshold: float, max_boxes: int, per_class_suppression: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for boxes (N, 4, B) and scores (N, K, B), without a threshold of scores and without the counts. Source: MIL iOS17."""
+    """Non-maximum suppression for boxes (N, 4, B) and scores (N, K, B), without score threshold and counts. Source: MIL iOS17."""
     kept, kept_scores, numbers, _ = non_maximum_suppression(
         boxes.transpose(1, 2),
         scores.transpose(1, 2),

@@ -94,7 +94,7 @@ class Planner:
             fixed=fixed,
             reads=tuple(reads),
             converts=tuple(converts),
-            writes=tuple((self._slot(value), self._rounding(op, value, lowering)) for value in op.outputs),
+            writes=tuple((self._slot(value), self._rounding(op, value)) for value in op.outputs),
             blocks=tuple(self._block(block, outlive=set()) for block in op.blocks),
             frees=frees,
         )
@@ -120,10 +120,10 @@ class Planner:
 
         return guarded
 
-    def _rounding(self, op: Op, value: Value, lowering: Lowering) -> Rounding | None:
-        """What is done to a result. A product of integers and constant fractions is declared an integer, and loses its fraction."""
+    def _rounding(self, op: Op, value: Value) -> Rounding | None:
+        """The rounding of a result. A product of integers and constant fractions is declared an integer, and loses its fraction."""
         whole = value.dtype == "int32" and facts_of(op.type).mixes_types
-        return _truncated if whole else self._policy.numerics.rounding(op, value, facts_of(op.type).rounds_nothing)
+        return _truncated if whole else self._policy.numerics.rounding(op, value)
 
     def _check_arguments(self, op: Op, lowering: Lowering) -> None:
         unknown = sorted(op.inputs.keys() - lowering.forms.keys())
