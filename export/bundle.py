@@ -95,7 +95,7 @@ def export_bundle(
     started = time.monotonic()
     if not recipes:
         raise ConfigError("no recipe to export")
-    if repeated := sorted({each.name for each in recipes if [other.name for other in recipes].count(each.name) > 1}):
+    if repeated := sorted({recipe.name for recipe in recipes if [other.name for other in recipes].count(recipe.name) > 1}):
         raise ConfigError(f"two recipes are named {', '.join(repeated)}; a bundle needs a name per stage")
     if out.exists() and not out.is_dir():
         raise BundleError(f"{out} is a file; give a folder for the bundle")
@@ -130,7 +130,7 @@ def _export(
                 done += 1
                 size = _size(out / kept[captured[recipe.name].fingerprint])
                 yield StageDone(stage=recipe.name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(recipes))
-        for recipe, package, seconds in _convert_all([(each, captured[each.name]) for each in todo], staging, jobs):
+        for recipe, package, seconds in _convert_all([(recipe, captured[recipe.name]) for recipe in todo], staging, jobs):
             place = out / _package_path(recipe.name, captured[recipe.name].fingerprint)
             _move(package.parent, place.parent)
             done += 1
@@ -196,7 +196,7 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 
 def conversion_of(recipe: Recipe, captured: Captured) -> Conversion:
-    """What the converter needs of a recipe that was captured."""
+    """The work of the converter for a recipe that was captured."""
     return Conversion(
         name=recipe.name,
         traced=serialised(captured.traced),

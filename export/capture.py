@@ -104,7 +104,7 @@ def _update(digest: "hashlib._Hash", tensor: Tensor) -> None:
 @contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards."""
-    modes = {each: each.training for each in module.modules()}
+    modes = {submodule: submodule.training for submodule in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     module.eval()
@@ -113,8 +113,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for each, training in modes.items():
-            each.training = training
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -141,14 +141,14 @@ def _run(recipe: Recipe, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _as_tuple(recipe: Recipe, result: object) -> tuple[Tensor, ...]:
-    found = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(found, tuple | list) or not all(isinstance(each, Tensor) for each in found):
+    results = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(results, tuple | list) or not all(isinstance(tensor, Tensor) for tensor in results):
         raise ExportError(f"{recipe.name}: forward returns {type(result).__name__}; return a tensor or a tuple of tensors")
-    if len(found) != len(recipe.outputs):
-        raise ExportError(f"{recipe.name}: forward returns {len(found)} tensors, the recipe names {len(recipe.outputs)} outputs")
-    if len({id(each) for each in found}) != len(found):
+    if len(results) != len(recipe.outputs):
+        raise ExportError(f"{recipe.name}: forward returns {len(results)} tensors, the recipe names {len(recipe.outputs)} outputs")
+    if len({id(tensor) for tensor in results}) != len(results):
         raise ExportError(f"{recipe.name}: forward returns one tensor as two outputs, and the converter would lose a name; return a clone")
-    return tuple(found)
+    return tuple(results)
 
 
 def _spec(recipe: Recipe, name: str, result: Tensor) -> TensorSpec:

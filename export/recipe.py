@@ -62,14 +62,14 @@ class Recipe:
             random = np.random.default_rng(seed)
             return {name: draw_tensor(spec, random) for name, spec in self.inputs.items()}
         drawn = dict(self.draw(seed))
-        wanted = {name: (spec.shape, spec.dtype) for name, spec in self.inputs.items()}
-        given = {name: (array.shape, str(array.dtype)) for name, array in drawn.items()}
-        if given != wanted:
-            raise ConfigError(f"recipe {self.name!r}: draw gives {given}, the inputs are {wanted}")
+        expected = {name: (spec.shape, spec.dtype) for name, spec in self.inputs.items()}
+        actual = {name: (array.shape, str(array.dtype)) for name, array in drawn.items()}
+        if actual != expected:
+            raise ConfigError(f"recipe {self.name!r}: draw gives {actual}, the inputs are {expected}")
         return drawn
 
     def to_json(self) -> dict[str, Any]:
-        """What the manifest records; the weights are covered by the fingerprint."""
+        """The entry of the manifest; the weights are covered by the fingerprint."""
         return {"name": self.name, "target": self.target, "precision": self.precision, "description": self.description}
 
 

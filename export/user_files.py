@@ -22,18 +22,20 @@ def load_recipes(source: str) -> tuple[Recipe, ...]:
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; give FILE.py:NAME")
-    found = vars(_execute(path))
-    candidates = sorted(each for each, value in found.items() if isinstance(value, Recipe))
+    definitions = vars(_execute(path))
+    candidates = sorted(label for label, value in definitions.items() if isinstance(value, Recipe))
     if not name:
         raise ConfigError(f"{source}: which recipe? Give {path}:NAME" + (f", as in {path}:{candidates[0]}" if candidates else ""))
-    if name not in found:
+    if name not in definitions:
         raise ConfigError(f"{path} has no {name}" + (f"; its recipes are {', '.join(candidates)}" if candidates else ""))
-    value = found[name]
+    value = definitions[name]
     if callable(value) and not isinstance(value, Recipe):
         value = value()
     recipes = (value,) if isinstance(value, Recipe) else tuple(value) if isinstance(value, list | tuple) else ()
-    if not recipes or not all(isinstance(each, Recipe) for each in recipes):
-        raise ConfigError(f"{source} is a {type(found[name]).__name__}; a Recipe, a list of them, or a function that gives them is right")
+    if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
+        raise ConfigError(
+            f"{source} is a {type(definitions[name]).__name__}; a Recipe, a list of them, or a function that gives them is right"
+        )
     return recipes
 
 

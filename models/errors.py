@@ -1,4 +1,4 @@
-"""What can go wrong, one class a cause.
+"""Errors that coreflow raises on purpose, one class a cause.
 
     CoreflowError                a caller or a file got something wrong; the text says what and what would be right
     ├── ConfigError              a preset, setting or recipe that cannot be

@@ -1,4 +1,4 @@
-"""What fp16 holds: its largest and smallest numbers and its unit roundoff. Standard library only."""
+"""The numbers of fp16: its largest and smallest numbers and its unit roundoff. Standard library only."""
 
 MAX = 65504.0
 SMALLEST_NORMAL = 2.0**-14

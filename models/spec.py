@@ -16,6 +16,8 @@ DTYPES: tuple[Dtype, ...] = ("float16", "float32", "int32")
 class TensorSpec:
     """Shape and dtype of one tensor; ``bounds`` (lowest, highest, both allowed) where only some values have a meaning.
 
+    >>> TensorSpec((1, 128), "int32", bounds=(0, 29_999))
+
     Token ids carry ``bounds=(0, vocabulary - 1)``, masks ``(0, 1)``; they are checked before a prediction, recorded in
     the package, and tell validation which inputs to draw.
     """

@@ -35,7 +35,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
         folder = Path(holder) / path.name
         folder.mkdir()
         write(folder)
-        for file in (each for each in folder.rglob("*") if each.is_file()):
+        for file in (entry for entry in folder.rglob("*") if entry.is_file()):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         sync_folder(folder)

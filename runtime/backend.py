@@ -47,7 +47,12 @@ DEFAULT = LoadOptions()
 
 
 class State(Protocol):
-    """The tensors that a program keeps between predictions; one object a conversation."""
+    """The tensors that a program keeps between predictions; one object a conversation.
+
+    >>> state = model.make_state()
+    >>> model.predict({"token": token}, state=state)
+    >>> state.read("cache")
+    """
 
     def read(self, name: str) -> Array:
         """A copy of the state ``name``."""
@@ -57,7 +62,11 @@ class State(Protocol):
 
 
 class Model(Protocol):
-    """One function of a package, ready to predict."""
+    """One function of a package, ready to predict.
+
+    >>> model: Model = load_model("encoder.mlpackage")
+    >>> model.predict({"ids": ids, "mask": mask})["surface"]
+    """
 
     @property
     def backend(self) -> str:
@@ -65,19 +74,19 @@ class Model(Protocol):
 
     @property
     def inputs(self) -> dict[str, TensorSpec]:
-        """What ``predict`` takes."""
+        """The inputs of ``predict``, by name."""
 
     @property
     def outputs(self) -> dict[str, TensorSpec]:
-        """What ``predict`` gives."""
+        """The outputs of ``predict``, by name."""
 
     @property
     def states(self) -> dict[str, TensorSpec]:
-        """What ``make_state`` holds."""
+        """The tensors of a state, by name."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the package says about itself."""
+        """Description, author, licence, versions and user-defined entries of the package, as plain data."""
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
         """The outputs by name; ``InputError`` for what the program cannot take. The caller's arrays are left as they are."""

@@ -20,7 +20,7 @@ from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import DEFAULT, LoadOptions, State
-from coreflow.runtime.interface import checked_inputs, checked_state, input_specs, output_specs, program_metadata, state_specs
+from coreflow.runtime.interface import check_inputs, check_state, input_specs, output_specs, program_metadata, state_specs
 
 
 class CoreMLModel:
@@ -57,9 +57,9 @@ class CoreMLModel:
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, Any]:
         """The outputs by name, as Core ML gives them: floats as float32, integers as int32."""
-        given = checked_inputs(inputs, self.inputs, self._interface)
+        arrays = check_inputs(inputs, self.inputs, self._interface)
         # coremltools turns fp16 arrays into fp32 inside the dictionary it is given: the copies and this dictionary are ours.
-        passed = {name: array.astype(np.float32 if array.dtype == np.float16 else array.dtype) for name, array in given.items()}
+        passed = {name: array.astype(np.float32 if array.dtype == np.float16 else array.dtype) for name, array in arrays.items()}
         pictures = [feature.name for feature in self._interface.inputs if feature.kind == "image" and feature.name in inputs]
         passed.update((name, inputs[name]) for name in pictures)  # the framework reads pictures itself
         if state is not None and not isinstance(state, CoreMLState):
@@ -96,7 +96,7 @@ class CoreMLState:
 
     def write(self, name: str, value: npt.ArrayLike) -> None:
         """Replaces the state ``name``."""
-        self.handle.write_state(name, checked_state(name, value, self._specs).astype(np.float32))
+        self.handle.write_state(name, check_state(name, value, self._specs).astype(np.float32))
 
 
 def default_cache_dir() -> Path:

@@ -1,4 +1,4 @@
-"""What a program takes and gives, as ``TensorSpec``s; and the check that every input passes before a backend sees it."""
+"""The inputs, outputs and states of a program as ``TensorSpec``s, and the check of every input before a backend sees it."""
 
 import json
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def state_specs(program: Program, interface: Interface) -> dict[str, TensorSpec]
 
 
 def program_metadata(program: Program) -> dict[str, Any]:
-    """What a package says about itself, plain data."""
+    """Format, versions, functions and the descriptive entries of a package, as plain data."""
     meta = program.metadata
     return {
         "format": "mlProgram",
@@ -75,8 +75,8 @@ def program_metadata(program: Program) -> dict[str, Any]:
     }
 
 
-def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], interface: Interface) -> dict[str, Array]:
-    """An array of the declared dtype for every input that was given; ``InputError`` for everything that would not be that input.
+def check_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], interface: Interface) -> dict[str, Array]:
+    """The inputs as arrays of the declared dtypes; ``InputError`` for what the program does not take.
 
     It may be the caller's own array, and is not to be written to.
 
@@ -90,17 +90,17 @@ def checked_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], i
             f"{what} {', '.join(map(repr, names))}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
         )
         raise InputError(f"inputs: {problem}. The inputs are {', '.join(f'{name} {describe(spec)}' for name, spec in specs.items())}")
-    return {name: _checked(name, _pixels(name, value, features[name]), specs[name], features[name]) for name, value in inputs.items()}
+    return {name: _check_input(name, _pixels(name, value, features[name]), specs[name], features[name]) for name, value in inputs.items()}
 
 
-def checked_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]) -> Array:
+def check_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]) -> Array:
     """An array of the state's dtype; ``InputError`` for another name, shape, or values that are no numbers. It may be the caller's own."""
     if name not in specs:
         raise InputError(f"no state {name!r}; there are {', '.join(specs)}")
     spec, array = specs[name], np.asarray(value)
     if array.shape != spec.shape or array.dtype.kind not in "fiub":
-        raise InputError(f"state {name!r} was given {array.dtype} {list(array.shape)}; {describe(spec)} is right")
-    return _to_floats(name, array, spec) if spec.dtype != "int32" else _to_integers(name, array)
+        raise InputError(f"state {name!r}: expected {describe(spec)}, got {array.dtype} {list(array.shape)}")
+    return _check_floats(name, array, spec) if spec.dtype != "int32" else _check_integers(name, array)
 
 
 def describe(spec: TensorSpec) -> str:
@@ -132,25 +132,25 @@ def _bounds(program: Program) -> dict[str, tuple[float, float]]:
         raise BundleError(f"{program.path.name}: metadata {BOUNDS_KEY!r} is not {{input: [lowest, highest]}} ({error})") from error
 
 
-def _checked(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Array:
+def _check_input(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Array:
     if not _fits(value.shape, feature):
-        raise InputError(f"input {name!r} has shape {list(value.shape)}; {_shapes(feature)} is right")
+        raise InputError(f"input {name!r}: expected shape {_shapes(feature)}, got {list(value.shape)}")
     if value.dtype.kind not in "fiub":
-        raise InputError(f"input {name!r} has dtype {value.dtype}; {spec.dtype} is right")
-    converted = _to_integers(name, value) if spec.dtype == "int32" else _to_floats(name, value, spec)
+        raise InputError(f"input {name!r}: expected {spec.dtype}, got {value.dtype}")
+    converted = _check_integers(name, value) if spec.dtype == "int32" else _check_floats(name, value, spec)
     if spec.bounds is not None and value.size:
         low, high = spec.bounds
         if not low <= float(value.min()) <= float(value.max()) <= high:
-            wide = value.astype(np.float64)  # a bound may be one that fp16 does not hold
-            place = np.unravel_index(int(np.argmax((wide < low) | (wide > high))), value.shape)
+            values = value.astype(np.float64)  # a bound may be one that fp16 does not hold
+            place = np.unravel_index(int(np.argmax((values < low) | (values > high))), value.shape)
             where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
             raise InputError(f"input {name!r} holds {value[place].item():g}{where}; {low:g} to {high:g} is right")
     return converted
 
 
-def _to_integers(name: str, value: Array) -> Array:
+def _check_integers(name: str, value: Array) -> Array:
     if value.dtype.kind == "f":
-        raise InputError(f"input {name!r} has dtype {value.dtype}; int32 is right")
+        raise InputError(f"input {name!r}: expected int32, got {value.dtype}")
     if value.dtype == np.int32:
         return value
     limits = np.iinfo(np.int32)
@@ -159,8 +159,8 @@ def _to_integers(name: str, value: Array) -> Array:
     return value.astype(np.int32)
 
 
-def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
-    converted = converted_floats(value, np.dtype(spec.dtype))
+def _check_floats(name: str, value: Array, spec: TensorSpec) -> Array:
+    converted = to_floats(value, np.dtype(spec.dtype))
     if not _all_finite(converted):
         place = np.unravel_index(int(np.argmin(np.isfinite(converted))), value.shape)
         where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
@@ -171,7 +171,7 @@ def _to_floats(name: str, value: Array, spec: TensorSpec) -> Array:
     return converted
 
 
-def converted_floats(value: Array, dtype: np.dtype[Any]) -> Array:
+def to_floats(value: Array, dtype: np.dtype[Any]) -> Array:
     """``value`` in the floating ``dtype``, itself where it has it; what that cannot hold becomes inf.
 
     Halves go through torch, which converts them 15 times as fast as numpy, and on one thread: torch's threads and onnxruntime's, both of
@@ -185,9 +185,9 @@ def converted_floats(value: Array, dtype: np.dtype[Any]) -> Array:
     source, result = np.ascontiguousarray(value), np.empty(value.shape, dtype)
     if not source.flags.writeable:  # of which torch would warn
         source = source.copy()
-    into, given = torch.from_numpy(result).view(-1), torch.from_numpy(source).reshape(-1)
+    target, elements = torch.from_numpy(result).view(-1), torch.from_numpy(source).reshape(-1)
     for start in range(0, value.size, _ONE_THREAD):
-        into[start : start + _ONE_THREAD].copy_(given[start : start + _ONE_THREAD])
+        target[start : start + _ONE_THREAD].copy_(elements[start : start + _ONE_THREAD])
     return result
 
 

@@ -25,8 +25,8 @@ from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import DEFAULT, ENGINES, LoadOptions, NumericsName, State
 from coreflow.runtime.interface import (
     as_picture,
-    checked_inputs,
-    checked_state,
+    check_inputs,
+    check_state,
     input_specs,
     output_specs,
     program_metadata,
@@ -71,7 +71,7 @@ class LiftedModel:
 
     @property
     def engine(self) -> str:
-        """What makes the next prediction; under ``auto`` it may change from interpreter to onnxruntime, once."""
+        """The engine of the next prediction; under ``auto`` it may change from interpreter to onnxruntime, once."""
         return self._runs.name
 
     @property
@@ -87,7 +87,7 @@ class LiftedModel:
         Floats come back as float32 (float64 under fp64 numerics), integers as int32. ``observe`` sees every op and its results; the
         interpreter makes that prediction, since no other engine has ops to show.
         """
-        tensors: dict[str, torch.Tensor | StateBuffer] = dict(self.prepared(inputs))
+        tensors: dict[str, torch.Tensor | StateBuffer] = dict(self.prepare_inputs(inputs))
         held = self._state_of(state)
         # The program writes to copies: a prediction that fails leaves the state as it was.
         written = {name: StateBuffer(tensor) for name, tensor in held.items()}
@@ -95,22 +95,22 @@ class LiftedModel:
         with without_tf32(self.device):
             results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
         held.update((name, buffer.tensor) for name, buffer in written.items())
-        return self.finished(results)
+        return self.to_outputs(results)
 
-    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The checked inputs in the dtypes that they are declared in; optional ones that were left out have their default."""
         specs = {feature.name: self.inputs[feature.name] for feature in self._interface.inputs}
-        given = checked_inputs(inputs, specs, self._interface)
+        arrays = check_inputs(inputs, specs, self._interface)
         tensors = {}
         for feature in self._interface.inputs:
-            array = given.get(feature.name)
+            array = arrays.get(feature.name)
             if array is None:
                 array = np.full(feature.shape, feature.default or 0.0, self.inputs[feature.name].dtype)
             tensors[feature.name] = self._tensor(array)
         return tensors
 
-    def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """What an engine gave, as a caller of ``predict`` sees it."""
+    def to_outputs(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The results of an engine as ``predict`` returns them."""
         return {feature.name: self._as_caller_sees(results[feature.name], feature) for feature in self._interface.outputs}
 
     def _tensor(self, array: Array) -> torch.Tensor:
@@ -160,8 +160,8 @@ class LiftedModel:
             return as_picture(result.cpu().numpy(), feature)
         if result.dtype == torch.float16:
             return result.to("cpu", self.numerics.dtype, memory_format=torch.contiguous_format).numpy()
-        wide = np.float64 if self.numerics.dtype == torch.float64 else np.float32
-        return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else wide, order="C")
+        floats = np.float64 if self.numerics.dtype == torch.float64 else np.float32
+        return np.array(result.cpu().numpy(), dtype=np.int32 if self.outputs[feature.name].dtype == "int32" else floats, order="C")
 
 
 class LiftedState:
@@ -179,7 +179,7 @@ class LiftedState:
 
     def write(self, name: str, value: npt.ArrayLike) -> None:
         """Replaces the state ``name``."""
-        array = checked_state(name, value, self.specs)
+        array = check_state(name, value, self.specs)
         self.tensors[name] = torch.from_numpy(array.copy()).to(self.tensors[name])
 
 

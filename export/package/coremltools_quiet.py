@@ -41,10 +41,10 @@ def model_proto() -> Any:
     loaded = sys.modules.get("coremltools.proto.Model_pb2") or sys.modules.get(f"{_PROTO_ALIAS}.Model_pb2")
     if loaded is not None:
         return loaded
-    found = importlib.util.find_spec("coremltools")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("coremltools")
+    if spec is None or spec.origin is None:
         raise UnsupportedError("reading a package needs coremltools, which is not installed; pip install coremltools")
     alias = ModuleType(_PROTO_ALIAS)
-    alias.__path__ = [str(Path(found.origin).parent / "proto")]
+    alias.__path__ = [str(Path(spec.origin).parent / "proto")]
     sys.modules[_PROTO_ALIAS] = alias
     return importlib.import_module(f"{_PROTO_ALIAS}.Model_pb2")

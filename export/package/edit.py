@@ -90,7 +90,7 @@ def cut(package: str | Path, op_name: str, out: str | Path, radius: int = 0, *, 
 
 
 def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str | None = None) -> Cut:
-    """What is cut out around the op of that name, or around the one that gives the value of that name.
+    """The cut around the op of that name, or around the one that gives the value of that name.
 
     Ops that touch a state, a list or a dictionary stay outside, what they give enters the cut; a control-flow op is taken whole.
     ``UnsupportedError`` for an op inside a block, for one that itself takes or gives no tensor, or nothing but constants, and where a
@@ -101,12 +101,12 @@ def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str
     graph, _ = program.function(function_name)
     label = program.path.name
     op = _find(graph, op_name, label)
-    makers = {id(value): each for each in graph.ops for value in each.outputs}
+    makers = {id(value): op for op in graph.ops for value in op.outputs}
     chosen = _chosen(op, makers, radius)
-    kept = tuple(each for each in graph.ops if id(each) in chosen)
-    made, read = {id(value) for each in kept for value in each.outputs}, {id(value) for each in kept for value in each.reads()}
+    kept = tuple(op for op in graph.ops if id(op) in chosen)
+    made, read = {id(value) for op in kept for value in op.outputs}, {id(value) for op in kept for value in op.reads()}
     # In the order in which they are made, not in that of the arguments: a protobuf map has another in every process.
-    values = (*graph.inputs, *(value for each in graph.ops for value in each.outputs))
+    values = (*graph.inputs, *(value for op in graph.ops for value in op.outputs))
     entering = [value for value in values if id(value) in read and id(value) not in made]
     user = f"{label}: {op.type} {op.name!r} cannot be cut out"
     for value in (*entering, *op.outputs):
@@ -116,9 +116,7 @@ def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str
         raise UnsupportedError(f"{user}: it gives nothing; cut an op before or after it")
     if not entering:
         raise UnsupportedError(f"{user}: nothing but constants enters it, and a program needs an input")
-    taken = {value.name for each in graph.walk() for value in (*each.outputs, *each.input_values())} | {
-        value.name for value in graph.inputs
-    }
+    taken = {value.name for op in graph.walk() for value in (*op.outputs, *op.input_values())} | {value.name for value in graph.inputs}
     halves = program.spec_version >= _FIRST_WITH_HALVES
     inputs = tuple(_port(value, taken, user, halves=halves) for value in entering)
     if opened := [port.value.name for port in inputs if port.shape is None]:
@@ -130,12 +128,12 @@ def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str
 
 
 def _find(graph: Graph, name: str, label: str) -> Op:
-    found = [op for op in graph.ops if op.name == name] or [op for op in graph.ops if any(value.name == name for value in op.outputs)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        outputs = ", ".join(op.outputs[0].name for op in found if op.outputs)
-        raise ConfigError(f"{label}: {len(found)} ops are named {name!r}; name one by what it gives: {outputs}")
+    matching = [op for op in graph.ops if op.name == name] or [op for op in graph.ops if any(value.name == name for value in op.outputs)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        outputs = ", ".join(op.outputs[0].name for op in matching if op.outputs)
+        raise ConfigError(f"{label}: {len(matching)} ops are named {name!r}; name one by what it gives: {outputs}")
     around = [op for op in graph.ops if any(inner.name == name for block in op.blocks for inner in block.walk())]
     if around:
         raise UnsupportedError(f"{label}: {name!r} is in a block of {around[0].type} {around[0].name!r}; cut that one, whole")
@@ -147,14 +145,14 @@ def _chosen(op: Op, makers: dict[int, Op], radius: int) -> set[int]:
     """Ids of the ops to keep: up to ``radius`` steps back, and every constant expression that one of them reads."""
     chosen, frontier = {id(op): op}, [op]
     for _ in range(radius):
-        before = [makers[id(value)] for each in frontier for value in each.reads() if id(value) in makers]
-        frontier = [each for each in before if id(each) not in chosen and not _is_constant(each) and _is_plain(each)]
-        chosen.update((id(each), each) for each in frontier)
+        before = [makers[id(value)] for op in frontier for value in op.reads() if id(value) in makers]
+        frontier = [op for op in before if id(op) not in chosen and not _is_constant(op) and _is_plain(op)]
+        chosen.update((id(op), op) for op in frontier)
     pending = list(chosen.values())
     while pending:
         read = [makers[id(value)] for value in pending.pop().reads() if id(value) in makers]
-        constants = [each for each in read if _is_constant(each) and id(each) not in chosen]
-        chosen.update((id(each), each) for each in constants)
+        constants = [op for op in read if _is_constant(op) and id(op) not in chosen]
+        chosen.update((id(op), op) for op in constants)
         pending.extend(constants)
     return set(chosen)
 
@@ -218,8 +216,8 @@ def _write(folder: Path, source: Path, program: Program, planned: Cut, radius: i
 def _kept_operations(operations: Iterable[Any], planned: Cut) -> list[Any]:
     """The messages of the ops of the cut and of the constants that they name, in their order."""
     outputs = {value.name for op in planned.ops for value in op.outputs}
-    needed = outputs.union(*(_names(each) for each in operations if _gives(each, outputs)))
-    return [each for each in operations if _gives(each, needed if each.type == "const" else outputs)]
+    needed = outputs.union(*(_names(operation) for operation in operations if _gives(operation, outputs)))
+    return [operation for operation in operations if _gives(operation, needed if operation.type == "const" else outputs)]
 
 
 def _gives(operation: Any, names: set[str]) -> bool:
@@ -241,7 +239,7 @@ def _names(operation: Any) -> Iterator[str]:
 def _fill(function: Any, block: Any, operations: Sequence[Any], planned: Cut) -> None:
     """Inputs, the conversions behind them, the ops, the conversions before the outputs, outputs."""
     ports = (*planned.inputs, *planned.outputs)
-    add = _Adder(block, {output.name for each in operations for output in each.outputs} | {port.name for port in ports})
+    add = _Adder(block, {output.name for operation in operations for output in operation.outputs} | {port.name for port in ports})
     for port in planned.inputs:
         _set_type(function.inputs.add(name=port.name).type, port.dtype, port.shape)
         name = port.name
@@ -295,8 +293,8 @@ class _Adder:
         key = "dtype" if kind == "cast" else "axes"
         constant = self._block.operations[-1].outputs[0].name
         operation = self._operation(kind, result)
-        for argument, given in (("x", name), (key, constant)):
-            operation.inputs[argument].arguments.add().name = given
+        for argument, source in (("x", name), (key, constant)):
+            operation.inputs[argument].arguments.add().name = source
         _set_type(operation.outputs.add(name=result).type, dtype, shape)
         return result
 
@@ -321,7 +319,7 @@ def _set_type(declared: Any, dtype: str, shape: Shape | None) -> None:
 
 
 def _describe(description: Any, program: Program, planned: Cut, origin: Mapping[str, Any]) -> None:
-    """What a caller sees, and where the cut comes from."""
+    """The description of inputs and outputs, and the origin of the cut."""
     for features, ports in ((description.input, planned.inputs), (description.output, planned.outputs)):
         for port in ports:
             array = features.add(name=port.name).type.multiArrayType
@@ -341,7 +339,7 @@ def _describe(description: Any, program: Program, planned: Cut, origin: Mapping[
 def _move_weights(operations: Iterable[Any], old_folder: Path, file: Path, label: str) -> bool:
     """Copies every weight that ``operations`` refer to into ``file`` and lets them refer to it; whether there was one."""
     references = [value.blobFileValue for operation in operations for value in _values(operation) if value.HasField("blobFileValue")]
-    places = list(dict.fromkeys((each.fileName, each.offset) for each in references))
+    places = list(dict.fromkeys((reference.fileName, reference.offset) for reference in references))
     if not places:
         return False
     file.parent.mkdir()
@@ -352,9 +350,9 @@ def _move_weights(operations: Iterable[Any], old_folder: Path, file: Path, label
             opened[name] = WeightFile(old_folder / name.removeprefix("@model_path/"), f"{label}, {name}")
         blobs.append(opened[name].blob(offset))
     moved = dict(zip(places, write_blobs(file, blobs), strict=True))
-    for each in references:
-        each.offset = moved[each.fileName, each.offset]
-        each.fileName = "@model_path/weights/weight.bin"
+    for reference in references:
+        reference.offset = moved[reference.fileName, reference.offset]
+        reference.fileName = "@model_path/weights/weight.bin"
     return True
 
 

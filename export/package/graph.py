@@ -104,7 +104,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What one function takes, gives and keeps."""
+    """Inputs, outputs and states of one function, as a caller of Core ML sees them."""
 
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
@@ -115,7 +115,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a package says about itself; ``user`` is the user-defined dictionary."""
+    """Descriptive entries of a package; ``user`` is the user-defined dictionary."""
 
     description: str
     author: str

@@ -46,7 +46,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle holds."""
+    """The content of a bundle: its packages, its companions, and a digest of every file.
+
+    >>> manifest = read_manifest(Path("artifacts/demo"))
+    >>> manifest.stages["encoder"].package
+    """
 
     name: str
     kind: str  # of a model family, or "recipes" for a user's own
@@ -69,8 +73,8 @@ class Manifest:
                 name: {
                     "package": stage.package,
                     "fingerprint": stage.fingerprint,
-                    "inputs": {each: spec.to_json() for each, spec in stage.inputs.items()},
-                    "outputs": {each: spec.to_json() for each, spec in stage.outputs.items()},
+                    "inputs": {key: spec.to_json() for key, spec in stage.inputs.items()},
+                    "outputs": {key: spec.to_json() for key, spec in stage.outputs.items()},
                     "recipe": dict(stage.recipe),
                 }
                 for name, stage in self.stages.items()
@@ -99,8 +103,8 @@ def manifest_from_json(plain: Any) -> Manifest:
             for name, stage in plain["stages"].items()
         }
         files = {
-            _inside(path): FileEntry(sha256=str(each["sha256"]), size_bytes=int(each["size_bytes"]))
-            for path, each in plain["files"].items()
+            _inside(path): FileEntry(sha256=str(entry["sha256"]), size_bytes=int(entry["size_bytes"]))
+            for path, entry in plain["files"].items()
         }
         companions = plain["companions"]
         return Manifest(

@@ -218,8 +218,8 @@ class _Reader:
 
     def _function(self, name: str, function: Any) -> Graph:
         if function.opset not in function.block_specializations:
-            found = ", ".join(sorted(function.block_specializations)) or "none"
-            raise self._error(f"function {name!r} asks for opset {function.opset!r} and has {found}")
+            opsets = ", ".join(sorted(function.block_specializations)) or "none"
+            raise self._error(f"function {name!r} asks for opset {function.opset!r} and has {opsets}")
         return self._block(name, function.opset, function.block_specializations[function.opset], function.inputs, {})
 
     def _block(self, name: str, opset: str, block: Any, inputs: Any, outer: Mapping[str, Value]) -> Graph:

@@ -1,4 +1,4 @@
-"""What is known of every MIL op, stated once: how it rounds, what it sums, what it costs, where fp16 endangers it. Torch-free.
+"""Facts of every MIL op, stated once: how it rounds, what it sums, what it costs, where fp16 endangers it. Torch-free.
 
 A new lowering needs an entry here; ``OpFacts()`` is that of an op of which nothing special is known.
 """
@@ -48,7 +48,7 @@ class Risk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpFacts:
-    """What is known of one op.
+    """Facts of one op.
 
     >>> facts_of("linear").is_contraction, facts_of("reshape").rounds
     (True, 'never')

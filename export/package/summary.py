@@ -1,4 +1,4 @@
-"""What a package consists of, in figures: operations, weights, parameters, multiply-adds. Nothing is executed."""
+"""A package in figures: operations, weights, parameters, multiply-adds. Nothing is executed."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -78,7 +78,7 @@ class Summary:
 
     @property
     def metadata(self) -> Metadata:
-        """What the package says about itself."""
+        """The descriptive entries of the package."""
         return self.program.metadata
 
 
@@ -104,12 +104,14 @@ def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
     A weight is a float constant with an axis, or any constant in the weight file; shapes, axes and the like are none. A chain of constant
     expressions is one weight: what its last one gives, in as many bytes as all of them read.
     """
-    found: dict[tuple[str, str], list[StoredWeight]] = {}
-    for each in stored_weights(graph):
-        found.setdefault((each.dtype, each.compression), []).append(each)
+    by_storage: dict[tuple[str, str], list[StoredWeight]] = {}
+    for weight in stored_weights(graph):
+        by_storage.setdefault((weight.dtype, weight.compression), []).append(weight)
     groups = (
-        WeightGroup(dtype, kinds, len(weights), sum(each.parameters for each in weights), sum(each.stored_bytes for each in weights))
-        for (dtype, kinds), weights in found.items()
+        WeightGroup(
+            dtype, kinds, len(weights), sum(weight.parameters for weight in weights), sum(weight.stored_bytes for weight in weights)
+        )
+        for (dtype, kinds), weights in by_storage.items()
     )
     return tuple(sorted(groups, key=lambda group: (-group.stored_bytes, group.dtype, group.compression)))
 
@@ -121,11 +123,11 @@ def stored_weights(graph: Graph) -> Iterator[StoredWeight]:
     compressed = set()
     for op in dict.fromkeys(makers.values()):
         chain = list(_chain(op, makers))
-        compressed |= {id(value) for each in chain for value in each.input_values()}
+        compressed |= {id(value) for part in chain for value in part.input_values()}
         if id(op) in inner:
             continue
-        kinds = " + ".join(dict.fromkeys(f"{each.type.removeprefix('constexpr_')}{_bits(each)}" for each in chain))
-        parts = {id(value): value for each in chain for value in each.input_values() if value.data is not None}
+        kinds = " + ".join(dict.fromkeys(f"{part.type.removeprefix('constexpr_')}{_bits(part)}" for part in chain))
+        parts = {id(value): value for part in chain for value in part.input_values() if value.data is not None}
         dense = op.outputs[-1]
         yield StoredWeight(
             op.name, dense.dtype, kinds, count_elements(dense.shape) or 0, sum(_stored_bytes(value) for value in parts.values())

@@ -54,12 +54,12 @@ def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
     if bits >= 8:
         return packed.view(numpy_type).reshape(shape)
     stream = np.unpackbits(packed.view(np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
-    wide = np.zeros(count, np.uint8)
+    codes = np.zeros(count, np.uint8)
     for place in range(bits):
-        wide |= stream[:, place] << place
+        codes |= stream[:, place] << place
     if dtype == "int4":
-        return ((wide ^ 8).astype(np.int8) - 8).reshape(shape)
-    return wide.reshape(shape)
+        return ((codes ^ 8).astype(np.int8) - 8).reshape(shape)
+    return codes.reshape(shape)
 
 
 def release_pages(array: Array) -> None:
@@ -128,9 +128,9 @@ class WeightFile:
         if blob.code != BLOB_DTYPES[dtype][0]:
             stored = next((name for name, entry in BLOB_DTYPES.items() if entry[0] == blob.code), f"type {blob.code}")
             raise BundleError(f"{self._label}: the weight at byte {offset} is {stored}, the program declares {dtype}")
-        length, wanted = len(blob.content), packed_bytes(dtype, math.prod(shape))
-        if length != wanted:
-            raise BundleError(f"{self._label}: the weight at byte {offset} has {length} bytes; {dtype} {list(shape)} needs {wanted}")
+        length, expected = len(blob.content), packed_bytes(dtype, math.prod(shape))
+        if length != expected:
+            raise BundleError(f"{self._label}: the weight at byte {offset} has {length} bytes; {dtype} {list(shape)} needs {expected}")
         return unpack(blob.content, dtype, shape)
 
     def blob(self, offset: int) -> Blob:

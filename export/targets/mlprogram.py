@@ -25,7 +25,7 @@ RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What the converter needs, without the module: plain data that travels to another process."""
+    """The work of the converter without the module: plain data that travels to another process."""
 
     name: str
     traced: bytes  # torch.jit.save's
@@ -90,12 +90,12 @@ def _describe(model: Any, conversion: Conversion) -> None:
 
 def _check_interface(spec: Any, conversion: Conversion) -> None:
     """The converter renames, drops and retypes without a word: what it declares must be what the recipe says."""
-    for kind, features, wanted in (
+    for kind, features, specs in (
         ("inputs", spec.description.input, conversion.inputs),
         ("outputs", spec.description.output, conversion.outputs),
     ):
-        declared = {each.name: tuple(each.type.multiArrayType.shape) for each in features}
-        asked = {name: each.shape for name, each in wanted.items()}
+        declared = {feature.name: tuple(feature.type.multiArrayType.shape) for feature in features}
+        asked = {name: spec.shape for name, spec in specs.items()}
         if kind == "outputs":
             # Output shapes are not always declared; names are.
             declared = {name: shape or asked.get(name, ()) for name, shape in declared.items()}

@@ -126,8 +126,8 @@ def test_inputs_a_stage_cannot_take_are_refused_by_name(chain: Chain) -> None:
     good = {"ids": np.zeros((1, 32), np.int32), "mask": np.ones((1, 32), np.float16)}
     for change, message in (
         ({"ids": np.full((1, 32), 10**6, np.int32)}, "'ids' holds 1e\\+06"),
-        ({"ids": np.zeros((1, 31), np.int32)}, "'ids' has shape \\[1, 31\\]; \\[1, 32\\]"),
-        ({"ids": np.zeros((1, 32))}, "'ids' has dtype float64; int32"),
+        ({"ids": np.zeros((1, 31), np.int32)}, "'ids': expected shape \\[1, 32\\], got \\[1, 31\\]"),
+        ({"ids": np.zeros((1, 32))}, "'ids': expected int32, got float64"),
         ({"mask": np.full((1, 32), np.nan)}, "'mask' holds nan"),
         ({"maks": good["mask"]}, "unexpected 'maks'"),
     ):

@@ -8,7 +8,7 @@ import pytest
 from coreflow.export.package.graph import Feature
 from coreflow.models.errors import InputError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.interface import _all_finite, _checked, checked_state
+from coreflow.runtime.interface import _all_finite, _check_input, check_state
 
 
 def test_every_pattern_of_fp16_is_a_number_or_not_as_numpy_says() -> None:
@@ -35,19 +35,19 @@ def test_the_refusal_says_where() -> None:
     value = np.zeros((2, 3), np.float16)
     value[1, 2] = -np.inf
     with pytest.raises(InputError, match=r"'x' holds -inf at \[1, 2\]; a number from -65504 to 65504 is right"):
-        checked_state("x", value, {"x": TensorSpec((2, 3), "float16")})
+        check_state("x", value, {"x": TensorSpec((2, 3), "float16")})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_bounds_may_be_wider_than_the_dtype(dtype: Literal["float16", "float32"]) -> None:
     spec, feature = TensorSpec((3,), dtype, (-1e6, 1.0)), Feature("x", "array", dtype, (3,))
-    assert _checked("x", np.array([-9.0, 0.5, 1.0], dtype), spec, feature).tolist() == [-9.0, 0.5, 1.0]
+    assert _check_input("x", np.array([-9.0, 0.5, 1.0], dtype), spec, feature).tolist() == [-9.0, 0.5, 1.0]
     with pytest.raises(InputError, match=r"'x' holds 2 at \[2\]; -1e\+06 to 1 is right"):
-        _checked("x", np.array([-9.0, 0.5, 2.0], dtype), spec, feature)
+        _check_input("x", np.array([-9.0, 0.5, 2.0], dtype), spec, feature)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", ">i4", "bool"])
 def test_whole_numbers_of_every_width_become_int32(dtype: str) -> None:
     spec, feature = TensorSpec((2,), "int32", (0, 1)), Feature("x", "array", "int32", (2,))
-    found = _checked("x", np.array([0, 1]).astype(dtype), spec, feature)
+    found = _check_input("x", np.array([0, 1]).astype(dtype), spec, feature)
     assert found.dtype == np.int32 and found.dtype.isnative and found.tolist() == [0, 1]

@@ -99,10 +99,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("missing", {"ids": IDS}, "missing 'mask'"),
     ("unexpected", {"ids": IDS, "mask": MASK, "extra": MASK}, "unexpected 'extra'"),
     ("names both", {"tokens": IDS, "mask": MASK}, "missing 'ids'; unexpected 'tokens'"),
-    ("shape", {"ids": IDS[:, :3], "mask": MASK}, r"shape \[1, 3\]; \[1, 16\] is right"),
-    ("rank", {"ids": IDS[0], "mask": MASK}, r"shape \[16\]"),
-    ("float for int", {"ids": IDS.astype(np.float32), "mask": MASK}, "dtype float32; int32 is right"),
-    ("text", {"ids": IDS, "mask": np.full((1, 16), "a")}, "dtype <U1"),
+    ("shape", {"ids": IDS[:, :3], "mask": MASK}, r"expected shape \[1, 16\], got \[1, 3\]"),
+    ("rank", {"ids": IDS[0], "mask": MASK}, r"got \[16\]"),
+    ("float for int", {"ids": IDS.astype(np.float32), "mask": MASK}, "expected int32, got float32"),
+    ("text", {"ids": IDS, "mask": np.full((1, 16), "a")}, "expected float16, got <U1"),
     ("nan", {"ids": IDS, "mask": np.where(MASK > 0, np.nan, MASK)}, r"'mask' holds nan at \[0, 0\]"),
     ("inf", {"ids": IDS, "mask": np.full((1, 16), np.inf)}, "holds inf"),
     ("beyond fp16", {"ids": IDS, "mask": MASK * 1e6}, "from -65504 to 65504"),
@@ -223,7 +223,7 @@ class TestMoreThanOneFunctionOrPrediction:
             stateful.predict({"x": [1.0, 2.0]})
         with pytest.raises(InputError, match="keeps no state"):
             model.predict({"ids": IDS, "mask": MASK}, stateful.make_state())
-        with pytest.raises(InputError, match="is right"):
+        with pytest.raises(InputError, match="expected float"):
             stateful.make_state().write(next(iter(stateful.states)), np.zeros(3))
         with pytest.raises(InputError, match="no state"):
             stateful.make_state().read("other")
@@ -256,7 +256,7 @@ class TestPicturesAndClasses:
     def test_a_picture_of_another_size_is_refused(self, classifier_package: Path) -> None:
         from PIL import Image
 
-        with pytest.raises(InputError, match=r"shape \[1, 3, 4, 4\]"):
+        with pytest.raises(InputError, match=r"got \[1, 3, 4, 4\]"):
             load_model(classifier_package, "lifted").predict({"picture": Image.new("RGB", (4, 4))})
 
     def test_pixels_may_come_as_an_array(self, classifier_package: Path) -> None:
@@ -275,7 +275,7 @@ class TestPicturesAndClasses:
         model = load_model(package, "lifted")
         (found,) = model.predict({"x": np.ones(shape)}).values()
         np.testing.assert_allclose(found, np.full(shape, 1 / shape[1]), atol=1e-3)
-        with pytest.raises(InputError, match=r"\[1, 2\.\.9\] is right"):
+        with pytest.raises(InputError, match=r"expected shape \[1, 2\.\.9\], got"):
             model.predict({"x": np.ones((1, 10))})
 
 

@@ -25,7 +25,7 @@ from coreflow.export.package.graph import Feature, Interface
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, InputError
 from coreflow.models.spec import TensorSpec
-from coreflow.runtime.interface import checked_inputs, describe
+from coreflow.runtime.interface import check_inputs, describe
 from coreflow.validate.inputs.file_formats import read_lines, read_npz, read_picture, read_safetensors
 from coreflow.validate.inputs.samples import Sample, Specs
 
@@ -90,7 +90,7 @@ class _Reader:
         """A sample that has passed the checks of a backend; their errors here name the place in the file."""
         self._check_names(label, inputs)
         try:
-            checked = checked_inputs(inputs, self._specs, self._interface)
+            checked = check_inputs(inputs, self._specs, self._interface)
         except InputError as error:
             raise InputError(f"{label}: {error}") from error
         return Sample(label=label, inputs={name: checked[name] for name in self._specs})

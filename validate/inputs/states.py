@@ -18,7 +18,7 @@ from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import LoadOptions, Model, NumericsName, State
-from coreflow.runtime.interface import checked_state
+from coreflow.runtime.interface import check_state
 from coreflow.runtime.lift.engines.module import state_output_names
 from coreflow.runtime.lift.ops.state import StateBuffer
 from coreflow.runtime.lifted import LiftedModel
@@ -39,22 +39,24 @@ class StatelessLifted(LiftedModel):
         self.outputs |= {self._names[name]: spec for name, spec in self._state_specs.items()}
         self._buffers: dict[str, StateBuffer] = {}  # of the latest prediction
 
-    def prepared(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as the interpreter takes them, and a buffer for every state."""
-        arguments: dict[str, Any] = dict(super().prepared({name: array for name, array in inputs.items() if name not in self._state_specs}))
+        arguments: dict[str, Any] = dict(
+            super().prepare_inputs({name: array for name, array in inputs.items() if name not in self._state_specs})
+        )
         self._buffers = {
-            name: StateBuffer(self._tensor(checked_state(name, inputs[name], self._state_specs).copy()).to(self.numerics.dtype))
+            name: StateBuffer(self._tensor(check_state(name, inputs[name], self._state_specs).copy()).to(self.numerics.dtype))
             if name in inputs
             else StateBuffer(torch.zeros(spec.shape, dtype=self.numerics.dtype))
             for name, spec in self._state_specs.items()
         }
         return arguments | self._buffers
 
-    def finished(self, results: Mapping[str, Any]) -> dict[str, Any]:
+    def to_outputs(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs of a prediction, and the states after it."""
         dtype = np.float64 if self.numerics.dtype == torch.float64 else np.float32
         states = {self._names[name]: np.array(buffer.tensor.numpy(), dtype=dtype) for name, buffer in self._buffers.items()}
-        return super().finished(results) | states
+        return super().to_outputs(results) | states
 
 
 class StatelessModel:

@@ -73,7 +73,7 @@ class Localiser:
 
     def _walk(self, samples: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         models = self.model_fp16, self.model_fp64
-        sides_fp16, sides_fp64 = ([model.interpreter.environment(model.prepared(inputs)) for inputs in samples] for model in models)
+        sides_fp16, sides_fp64 = ([model.interpreter.environment(model.prepare_inputs(inputs)) for inputs in samples] for model in models)
         for value, slot in zip(self.model_fp16.interpreter.graph.inputs, self.model_fp16.interpreter.plan.inputs, strict=True):
             for side in sides_fp16:
                 if isinstance(side[slot], Tensor):  # not the buffer of a state: what is read from it is a result
@@ -151,7 +151,7 @@ def _bytes(value: Value) -> int:
 
 def _outputs(model: LiftedModel, environment: Sequence[Any]) -> dict[str, Any]:
     outputs = zip(model.interpreter.graph.outputs, model.interpreter.plan.outputs, strict=True)
-    return model.finished({value.name: environment[slot] for value, slot in outputs})
+    return model.to_outputs({value.name: environment[slot] for value, slot in outputs})
 
 
 def _call_all(step: Step, environments: Sequence[list[Any]]) -> list[tuple[Any, ...]]:

@@ -32,7 +32,7 @@ def walk(model: LiftedModel, inputs: Mapping[str, Any], suspects: Collection[str
     The loss by constants alone is taken on the inputs that the op really gets, so that a fault that fades in what follows shows where it
     happens. A change to or from a value that is not finite is infinite.
     """
-    environment = model.interpreter.environment(model.prepared(inputs))
+    environment = model.interpreter.environment(model.prepare_inputs(inputs))
     values: list[Tensor | None] = []
     losses: dict[str, float] = {}
     steps = model.interpreter.plan.steps

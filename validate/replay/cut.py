@@ -11,7 +11,7 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array
 from coreflow.models.errors import InputError
 from coreflow.runtime.backend import LoadOptions, NumericsName
-from coreflow.runtime.interface import checked_inputs
+from coreflow.runtime.interface import check_inputs
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.inputs.samples import Sample
 
@@ -30,7 +30,7 @@ def record_inputs(
     model = LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter", function_name=function_name))
     graph, interface = program.function(function_name)
     inputs = {name: array for name, array in sample.inputs.items() if name not in model.states}
-    checked = checked_inputs(inputs, model.inputs, interface)
+    checked = check_inputs(inputs, model.inputs, interface)
     defaults = {
         feature.name: np.full(feature.shape, feature.default or 0.0, model.inputs[feature.name].dtype) for feature in interface.inputs
     }

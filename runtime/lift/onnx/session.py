@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.interface import converted_floats
+from coreflow.runtime.interface import to_floats
 
 # Read once, when onnxruntime starts. Source: onnxruntime pull requests 27379 and 29843 (release 1.29).
 _VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -62,4 +62,4 @@ def float_dtypes(session: Any) -> dict[str, np.dtype[Any]]:
 def session_inputs(values: Mapping[str, Tensor], dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Array]:
     """The arrays that a session takes, floats in its ``float_dtypes``."""
     arrays = {name: values[name].numpy() for name in dtypes}
-    return {name: converted_floats(array, dtypes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+    return {name: to_floats(array, dtypes[name]) if array.dtype.kind == "f" else array for name, array in arrays.items()}
