@@ -47,7 +47,7 @@ class Stage:
 
 
 class TrainingOptions(Protocol):
-    """What decides the result of a run; a family's own class has more fields, by the names of the options of ``coreflow train``."""
+    """All that decides the result of a run; a family's own class has more fields, by the names of the options of ``coreflow train``."""
 
     @property
     def preset(self) -> str:
@@ -107,7 +107,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """How often a stage ran for one input, and how long in all."""
+    """Calls of a stage for one input, and their time in all."""
 
     calls: int
     total_ms: float
@@ -139,7 +139,7 @@ class Pipeline(Protocol):
         """Settings of the model."""
 
     def options(self, flags: Mapping[str, Any]) -> Any:
-        """How answers are chosen, from the flags of ``coreflow run``; ``ConfigError`` for one that means nothing here."""
+        """Settings by which answers are chosen, from the flags of ``coreflow run``; ``ConfigError`` for one that means nothing here."""
 
     def run(self, text: str, options: Any = None, *, corrections: int = 0) -> ChainResult:
         """One input through the stages."""
@@ -186,11 +186,11 @@ class TrialSample(Protocol):
 
     @property
     def seed(self) -> int | None:
-        """What it was drawn from; None for a text."""
+        """Seed that it was drawn from; None for a text."""
 
     @property
     def text(self) -> str:
-        """What a report shows of it; empty where it is no text."""
+        """The text as a report shows it; empty where the sample is none."""
 
     def run(self, predict: Predict, dtype: type, reference: Any = None) -> Any:
         """The ``Passage`` through the stages that ``predict`` executes, floats as ``dtype``; decisions and tokens are ``reference``'s."""
@@ -211,14 +211,14 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextEntry:
-    """Where texts enter a chain: the stage, and the tokenizer that makes its inputs."""
+    """The stage at which texts enter a chain, and the tokenizer that makes its inputs."""
 
     stage: str
     tokenizer: "TextTokenizer"
 
 
 class Companions(Protocol):
-    """What a bundle brings beside its packages."""
+    """The files that a bundle brings beside its packages."""
 
     def stages(self) -> tuple[Stage, ...]:
         """The reference: the stages that the packages were made from."""
@@ -227,7 +227,7 @@ class Companions(Protocol):
         """Recorded inputs of a stage and the outputs that torch gave for them; ``BundleError`` when they cannot be read."""
 
     def text_entry(self) -> TextEntry | None:
-        """Where texts enter; None where the family takes none."""
+        """The stage at which texts enter; None where the family takes none."""
 
     def pipeline(self, predict: Predict) -> Pipeline:
         """The stages wired for use."""

@@ -1,4 +1,4 @@
-"""What several tests share: the size of the thread pool, and one exported bundle for the whole session."""
+"""Fixtures of all tests: the size of the thread pool, and one exported bundle for the whole session."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def _same_seed() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is cached between runs starts empty, and the user's own cache is left alone."""
+    """The cache between runs starts empty, and the user's own cache is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the counts mean for coremltools' own tests (conformance/): only a case that predicted and compared has passed.
+    """Meaning of the counts for coremltools' own tests (conformance/): only a case that predicted and compared has passed.
 
     Here because the process that sums up the work of several collects nothing, and so never loads that folder's conftest.
     """

@@ -180,7 +180,7 @@ class _Judging:
         return judge_chain(trial, self.recipes, references, models, reports, tolerance)
 
     def _text_entry(self) -> TextEntry | None:
-        """Where the texts of the caller enter; None without any."""
+        """The stage at which the texts of the caller enter; None without any."""
         if self._texts is None:
             return None
         entry = None if self._companions is None else self._companions.text_entry()

@@ -114,7 +114,7 @@ def _rows(trial: Trial, outputs: Mapping[str, OutputReport], stages: Mapping[str
 
 
 def _samples(runs: Sequence[_Run], near: Sequence[float], kept: Sequence[bool], outputs: Mapping[str, OutputReport]) -> Samples:
-    """How many samples were drawn and given, and those with a decision near its border."""
+    """Counts of drawn and given samples, and those with a decision near its border."""
     drawn = sum(run.sample.seed is not None for run in runs)
     return Samples(
         seeds=tuple(range(SEEDS)),
@@ -225,7 +225,7 @@ def _compare(trial: Trial, runs: Sequence[_Run], kept: Sequence[bool]) -> list[C
 
 
 def _token_agreement(trial: Trial, runs: Sequence[_Run], kept: Sequence[bool]) -> TokenAgreement:
-    """How many tokens of the texts are equal, and whether the reference was sure of those that are not."""
+    """Count of equal tokens of the texts, and whether the reference was sure of the others."""
     sentences = total = equal = 0
     explained: list[str] = []
     unexplained: list[str] = []

@@ -71,7 +71,7 @@ def vocabulary() -> frozenset[str]:
 
 
 def count_sentences() -> int:
-    """How many distinct sentences the grammar has."""
+    """Number of distinct sentences of the grammar."""
     return sum(_count_choices(template) for template in TEMPLATES)
 
 

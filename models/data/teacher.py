@@ -1,4 +1,4 @@
-"""Teachers: what a sentence means, as one vector of E numbers.
+"""Teachers: the meaning of a sentence as one vector of E numbers.
 
 The default needs no weights. It hashes words, word pairs and letter triples into signed buckets, so sentences that share
 words or spellings lie close together; it knows nothing of synonyms. A local Hugging Face encoder does, and takes its place.

@@ -174,7 +174,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
 
 
 def _count_words(tokenizer: "Tokenizer", texts: Iterable[str]) -> Counter[str]:
-    """How often each pre-token of the normalised ``texts`` occurs."""
+    """Count of every pre-token of the normalised ``texts``."""
     words: Counter[str] = Counter()
     for text in texts:
         _require_unicode(text)

@@ -22,7 +22,7 @@ class CubeToTextDecoder(nn.Module):
         self.t5 = T5Decoder(config.decoder) if t5 is None else t5
 
     def memory(self, surface: Tensor) -> Tensor:
-        """(B, S) -> (B, M, d_model)."""
+        """Surface (B, S) -> memory vectors (B, M, d_model)."""
         return self.adapter(surface).view(surface.shape[0], *self.shape)
 
     def forward(self, surface: Tensor, tokens: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ _READER = {"top_k": "sample", "top_p": "sample", "temperature": "sample", "seed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingOptions:
-    """How tokens are chosen.
+    """Method and settings by which tokens are chosen.
 
     >>> DecodingOptions(max_tokens=32)
     >>> DecodingOptions(max_tokens=32, method="sample", top_k=40, top_p=0.9, temperature=0.7, seed=1)
@@ -73,7 +73,7 @@ class DecodingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What a decoding gave."""
+    """The tokens of one decoding."""
 
     tokens: tuple[int, ...]  # without the start and the end token
     log_probability: float  # natural; of the tokens and, where it came, the end, under the model itself at temperature 1
@@ -191,7 +191,7 @@ def _is_number(value: object) -> bool:
 
 
 class SurfaceCache(Generic[Value]):
-    """What was computed for the surfaces used last; surfaces that agree to ``decimals`` decimals count as one.
+    """Results for the surfaces used last; surfaces that agree to ``decimals`` decimals count as one.
 
     A cache belongs to one model and one set of options: the surface is all that it looks at.
 

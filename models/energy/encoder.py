@@ -61,7 +61,7 @@ class TextToCubeEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) integer ids and (B, L) mask of ones and zeros -> (B, S) in [-1, 1]."""
+        """Integer ids (B, L) and a mask (B, L) of ones and zeros -> a surface (B, S) in [-1, 1]."""
         embedded = self.scale * (self.tokens(ids) + self.positions.weight[: ids.shape[1]])
         x = embedded.transpose(1, 2).unsqueeze(2)  # (B, C, 1, L)
         mask = mask[:, None, None, :]  # (B, 1, 1, L)

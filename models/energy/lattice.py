@@ -267,7 +267,7 @@ class EnergyLattice(nn.Module):
         self.processor = FlowProcessor(config)
 
     def forward(self, surface: Tensor) -> Tensor:
-        """(B, S) -> (B, S)."""
+        """The surface (B, S) that leaves the lattice for the ``surface`` (B, S) that enters it."""
         config = self.config
         # A free slot costs as much as a flow: training keeps room for one step's spawns only.
         slots = min(config.max_flows, config.surface_size + config.max_spawn_per_step) if self.training else config.max_flows

@@ -16,19 +16,19 @@ class _Mapper(nn.Module):
 
 
 class EmbeddingToSurface(_Mapper):
-    """(B, E) -> (B, S); a learned scalar field over the cells is added to the surface."""
+    """An embedding to a surface; a learned scalar field over the cells is added to it."""
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__(config.embedding_size, config.mapper_hidden, config.surface_size)
         self.field = nn.Parameter(torch.zeros(config.height, config.width))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """The surface that enters the lattice."""
+        """Embedding (B, E) -> the surface (B, S) that enters the lattice."""
         return self.layers(embedding) + self.field.view(1, -1)
 
 
 class SurfaceToEmbedding(_Mapper):
-    """(B, S) -> (B, E); the learned scalar field is added before the network."""
+    """A surface to an embedding; the learned scalar field is added before the network."""
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__(config.surface_size, config.mapper_hidden, config.embedding_size)
@@ -37,5 +37,5 @@ class SurfaceToEmbedding(_Mapper):
         self.field = nn.Parameter(torch.zeros(config.height, config.width))
 
     def forward(self, surface: Tensor) -> Tensor:
-        """The embedding that the teacher would give."""
+        """Surface (B, S) -> the embedding (B, E) that the teacher would give."""
         return self.layers(surface + self.field.view(1, -1))

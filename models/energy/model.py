@@ -29,5 +29,5 @@ class EnergyFlow(nn.Module):
             self.decoder = CubeToTextDecoder(config, load_decoder(t5_directory))
 
     def carry_embedding(self, embedding: Tensor) -> Tensor:
-        """(B, E) -> (B, E) through the lattice."""
+        """Embeddings (B, E) through the lattice and back -> (B, E)."""
         return self.mapper_out(self.lattice(self.mapper_in(embedding)))

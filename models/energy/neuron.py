@@ -1,4 +1,4 @@
-"""What a cell of the lattice tells a flow that passes through it."""
+"""Features that a cell of the lattice gives to a flow that passes through it."""
 
 import math
 

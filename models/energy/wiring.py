@@ -1,4 +1,4 @@
-"""How the six stages are joined, whatever executes them: torch modules, Core ML or the lifted programs.
+"""The six stages joined, whatever executes them: torch modules, Core ML or the lifted programs.
 
     ids, mask -> encoder -> surface ┐                                        ┌ decoder_memory -> decoder_step ... -> tokens
                                     ├ flow table -> lattice_step ... -> surface ┤

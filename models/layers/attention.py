@@ -21,7 +21,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """(B, C, 1, S) -> (B, C, 1, S); ``bias`` (B, 1, 1, S) is added to the scores of every query."""
+        """Same shape as ``x`` (B, C, 1, S); ``bias`` (B, 1, 1, S) is added to the scores of every query."""
         batch, channels, _, length = x.shape
         split = (batch, self.heads, self.head_size, length)
         # Scaled before the product, so that the scores stay far from fp16's range.

@@ -12,7 +12,7 @@ _EXTENTS = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5Config:
-    """What decides the parameters of a decoder; the names are those of Hugging Face's ``config.json``.
+    """All that decides the parameters of a decoder; the names are those of Hugging Face's ``config.json``.
 
     The inner width of attention is ``num_heads * d_kv`` and need not be ``d_model``. Decoding starts with ``pad_id``.
     """

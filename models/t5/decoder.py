@@ -73,12 +73,12 @@ class Attention(nn.Module):
         nn.init.normal_(self.output.weight, std=config.inner**-0.5)
 
     def keys_values(self, x: Tensor) -> KeyValue:
-        """(B, S, C) -> keys (B, H, D, S), values (B, H, S, D)."""
+        """Keys (B, H, D, S) and values (B, H, S, D) of ``x`` (B, S, C)."""
         keys = (self.key.weight @ x.transpose(1, 2)).unflatten(1, self.heads)
         return keys, self.value(x).unflatten(2, self.heads).transpose(1, 2)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, T, C) attends to S positions -> (B, T, C); ``bias`` broadcasts to (B, H, T, S)."""
+        """``x`` (B, T, C) attending to S positions, same shape; ``bias`` broadcasts to (B, H, T, S)."""
         queries = self.query(x).unflatten(2, self.heads).transpose(1, 2)
         return self.output(self._attend(queries, keys, values, bias).transpose(1, 2).flatten(2))
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
 
 class Slot(NamedTuple):
-    """Where a step writes: 1 at its position and 0 elsewhere, and the reverse, shaped for keys and for values."""
+    """The place that a step writes: 1 at its position and 0 elsewhere, and the reverse, shaped for keys and for values."""
 
     new_key: Tensor  # (B, 1, 1, T)
     keep_keys: Tensor
@@ -131,7 +131,7 @@ class Block(nn.Module):
         nn.init.normal_(self.feed_out.weight, std=config.d_ff**-0.5)
 
     def forward(self, x: Tensor, memory: Tensor, self_bias: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Same shape as ``x`` (B, T, C); ``memory`` is (B, M, C)."""
         normed = self.self_norm(x)
         x = x + self.dropout(self.self_attention(normed, *self.self_attention.keys_values(normed), self_bias))
         cross = self.cross_attention(self.cross_norm(x), *self.cross_attention.keys_values(memory), None)

@@ -1,4 +1,4 @@
-"""Where a run trains: CUDA, MPS or the CPU."""
+"""The device of a training run: CUDA, MPS or the CPU."""
 
 import torch
 

@@ -28,7 +28,7 @@ Step_co = TypeVar("Step_co", bound=Progress, covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long, how fast and on how much a run trains."""
+    """Steps, batches and learning rate of a run."""
 
     steps: int
     batch_size: int
@@ -39,7 +39,7 @@ class Schedule:
 
 
 class Task(Protocol[Step_co]):
-    """What a family brings to the loop: a model, samples, and the losses of a batch."""
+    """The part of training that a family brings: a model, samples, and the losses of a batch."""
 
     @property
     def model(self) -> nn.Module:

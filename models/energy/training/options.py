@@ -13,7 +13,7 @@ FREE_OPTIONS = ("save_every",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
-    """What decides the result of a run, beside the corpus.
+    """All that decides the result of a run, beside the corpus.
 
     >>> TrainingOptions(preset="demo", corpus=Path("sentences.txt"), steps=500)
     """
