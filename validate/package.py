@@ -2,17 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
-from coreflow import __version__
 from coreflow.export.package.manifest import file_digest
 from coreflow.export.package.mlpackage import package_digest
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
+from coreflow.models.versions import version
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.diagnosis.cause import find_cause
@@ -140,5 +139,4 @@ def _report(
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part in a judgement."""
-    others = ("torch", "coremltools", "numpy")
-    return {"coreflow": __version__} | {package: version(package) for package in others}
+    return {package: version(package) for package in ("coreflow", "torch", "coremltools", "numpy")}
