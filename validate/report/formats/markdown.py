@@ -37,13 +37,7 @@ def _lines(report: Report | BundleReport) -> Iterator[str]:
     yield ""
     yield escape(report.text)
     yield ""
-    problems = [(part.name, problem) for part in parts for problem in unstated(part.problems, report.text)]
-    if isinstance(report, BundleReport):
-        problems += [(report.name, problem) for problem in report.problems]
-        for warning in report.warnings:
-            yield f"- warning: {escape(warning)}"
-    for name, problem in problems:
-        yield f"- {code(name)} not judged: {escape(problem)}"
+    yield from _problems(report)
     rows = [(part.name, output) for part in parts for output in part.by_headroom]
     if chain is not None:
         rows += [("cascade", output) for output in chain.outputs.values()]
@@ -67,6 +61,15 @@ def _lines(report: Report | BundleReport) -> Iterator[str]:
         yield "</details>"
     yield ""
     yield f"<sub>{escape(coverage(parts, chain))}</sub>"
+
+
+def _problems(report: Report | BundleReport) -> Iterator[str]:
+    """Warnings, and everything that could not be judged, an item each."""
+    problems = [(part.name, problem) for part in parts_of(report) for problem in unstated(part.problems, report.text)]
+    if isinstance(report, BundleReport):
+        problems += [(report.name, problem) for problem in report.problems]
+        yield from (f"- warning: {escape(warning)}" for warning in report.warnings)
+    yield from (f"- {code(name)} not judged: {escape(problem)}" for name, problem in problems)
 
 
 def _culprits(report: Report) -> Iterator[str]:
