@@ -2,7 +2,7 @@
 
 - A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. A
   convolution of images keeps channels innermost.
-- With ``fp16_storage``, for fp16 numerics when nobody looks at single ops, a value that is declared fp16 lies in memory as fp16. Ops that
+- With ``fp16_storage``, for unobserved runs under fp16 numerics, a value that is declared fp16 lies in memory as fp16. Ops that
   round nothing take it so, and those that round once, which torch's CPU kernels compute in fp32; the others get it as fp32, and their
   result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
   A product of a single row reads its weights as fp16 too, half the memory traffic; it still sums in fp32, but in another order, so there a

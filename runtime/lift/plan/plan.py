@@ -72,7 +72,7 @@ class Step:
 
     def results(self, environment: Environment) -> tuple[Any, ...]:
         """The rounded results of a step that was called on ``environment``."""
-        return tuple(environment[slot] for slot, _ in self.writes)
+        return tuple([environment[slot] for slot, _ in self.writes])  # a list: once an op, and a generator takes longer
 
     def sources(self) -> Iterator[int]:
         """The slots of the computed values that the step itself reads; those of its blocks are theirs."""
