@@ -28,13 +28,13 @@ def test_the_demo_reproduces_held_out_sentences_in_torch_and_in_the_packages(tmp
         encoded = checkpoint.wordpiece.encode(text, config.text_length)
         carried = reference.carry(reference.encode(encoded.ids[None], encoded.mask[None].astype(np.float32)))
         by_torch = decode(*reference.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length)).tokens
-        found = chain.run(text)
+        actual = chain.run(text)
         target = checkpoint.unigram.encode(text, config.decode_length)
         wanted = tuple(target.ids[target.mask > 0][:-1].tolist())  # without the end token
-        agreeing += sum(a == b for a, b in zip(by_torch, found.tokens, strict=False))
-        right += sum(a == b for a, b in zip(wanted, found.tokens, strict=False))
-        tokens += max(len(wanted), len(found.tokens), len(by_torch))
-        whole += found.text == text
+        agreeing += sum(a == b for a, b in zip(by_torch, actual.tokens, strict=False))
+        right += sum(a == b for a, b in zip(wanted, actual.tokens, strict=False))
+        tokens += max(len(wanted), len(actual.tokens), len(by_torch))
+        whole += actual.text == text
     assert agreeing / tokens >= 0.98
     assert right / tokens >= 0.98
     assert whole / len(checkpoint.held_out) >= 0.9

@@ -47,14 +47,14 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    found: set[str] = set()
+    actual: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            actual |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(str(node.module))
-    return found
+            actual.add(str(node.module))
+    return actual
 
 
 def test_every_package_of_the_tree_is_listed() -> None:

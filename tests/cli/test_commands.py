@@ -21,7 +21,7 @@ def coreflow(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process: exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(each) for each in arguments])
+        code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -58,11 +58,11 @@ def test_run_prints_text_statistics_and_times(coreflow: Run, exported: Path) -> 
 
 def test_run_as_json_is_json(coreflow: Run, exported: Path) -> None:
     code, out, err = coreflow("run", exported / "bundle", "the farmer saw 漢", "--json", "--beams", 2)
-    found = json.loads(out)
+    actual = json.loads(out)
     assert code == 0
-    assert found["unknown"] == ["saw", "漢"] or "漢" in found["unknown"]
+    assert actual["unknown"] == ["saw", "漢"] or "漢" in actual["unknown"]
     assert "read as unknown" in err and "漢" in err
-    assert len(found["input_surface"]) == 8 and found["backend"] in ("lifted", "coreml")
+    assert len(actual["input_surface"]) == 8 and actual["backend"] in ("lifted", "coreml")
 
 
 def test_run_reads_lines(coreflow: Run, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +108,9 @@ def test_run_saves_a_picture(coreflow: Run, exported: Path, tmp_path: Path) -> N
 def test_bad_input_is_one_clear_line(
     coreflow: Run, exported: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    filled = [each.format(bundle=exported / "bundle", tmp=tmp_path) for each in arguments]
-    found, out, err = coreflow(*filled)
-    assert (found, out) == (code, "")
+    filled = [argument.format(bundle=exported / "bundle", tmp=tmp_path) for argument in arguments]
+    actual, out, err = coreflow(*filled)
+    assert (actual, out) == (code, "")
     assert message in " ".join(err.split())
     assert err.startswith("error: ") and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -55,11 +55,11 @@ def test_the_torch_package_gives_what_the_package_gives(exported: Path, importab
     assert sorted(file.name for file in (importable / f"lifted_{stage}").iterdir()) == ["__init__.py", "model.py", "weights.safetensors"]
     module = importlib.import_module(f"lifted_{stage}.model").load()
     inputs = inputs_of(package)
-    want = load_model(package, "lifted", numerics="fp32", engine="interpreter").predict(inputs)
+    expected = load_model(package, "lifted", numerics="fp32", engine="interpreter").predict(inputs)
     with torch.no_grad():
-        found = module(*(torch.from_numpy(array) for array in inputs.values()))
-    for name, result in zip(want, found, strict=True):
-        np.testing.assert_allclose(result.numpy(), want[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        actual = module(*(torch.from_numpy(array) for array in inputs.values()))
+    for name, result in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(result.numpy(), expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_the_source_has_a_line_per_op_in_the_packages_names(exported: Path, importable: Path) -> None:
@@ -91,10 +91,10 @@ def test_onnx_is_one_file_that_onnxruntime_runs(exported: Path, tmp_path: Path, 
     }  # fmt: skip
     assert captured.err == "" and [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     inputs = inputs_of(package)
-    want = load_model(package, "lifted", numerics="fp32", engine="interpreter").predict(inputs)
+    expected = load_model(package, "lifted", numerics="fp32", engine="interpreter").predict(inputs)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    for name, found in zip(want, session.run(list(want), inputs), strict=True):
-        np.testing.assert_allclose(found, want[name], rtol=1e-4, atol=1e-4)
+    for name, actual in zip(expected, session.run(list(expected), inputs), strict=True):
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_bad_input_is_one_clear_line(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     package = stage_package(exported, "mapper_out")
-    assert main(["lift", *(each.format(package=package, tmp=tmp_path) for each in arguments)]) == code
+    assert main(["lift", *(argument.format(package=package, tmp=tmp_path) for argument in arguments)]) == code
     captured = capsys.readouterr()
     assert captured.out == "" and message in " ".join(captured.err.split()) and captured.err.startswith("error: ")
     assert not list(tmp_path.iterdir())

@@ -180,11 +180,11 @@ def compare_twice() -> None:
             options.update(atol=_run.tolerance, rtol=_run.tolerance)
         predicted = theirs(*arguments, **options)
         for name, expected in expected_outputs.items() if half else ():
-            found = testing._get_coreml_out_from_dict(predicted, name)
-            if isinstance(found, np.ndarray):
-                wrong = ~np.isclose(found, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE, equal_nan=True)
+            actual = testing._get_coreml_out_from_dict(predicted, name)
+            if isinstance(actual, np.ndarray):
+                wrong = ~np.isclose(actual, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE, equal_nan=True)
                 if wrong.mean() > options.get("allow_mismatch_ratio", 0.0):
-                    np.testing.assert_allclose(found, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE)
+                    np.testing.assert_allclose(actual, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE)
         return predicted
 
     testing.compare_backend = compare_backend

@@ -53,9 +53,9 @@ def main() -> None:
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         try:
-            found = read_manifest(folder)
-            notes = (folder / str(found.companions) / "note.txt").read_text().splitlines()
-            seed, whole = found.settings["seed"], set(notes) == {str(found.settings["seed"])} and len(notes) == 10_000
+            actual = read_manifest(folder)
+            notes = (folder / str(actual.companions) / "note.txt").read_text().splitlines()
+            seed, whole = actual.settings["seed"], set(notes) == {str(actual.settings["seed"])} and len(notes) == 10_000
         except BundleError as error:
             seed, whole = str(error), False
         print(json.dumps({"export": number, "killed": os.WIFSIGNALED(status), "seed": seed, "whole": whole}), flush=True)

@@ -56,8 +56,8 @@ def test_a_built_package_computes_what_the_module_does(tmp_path: Path) -> None:
     package = build(made, tmp_path)
     assert package == tmp_path / "head.mlpackage"
     inputs = made.inputs_for(3)
-    want = made.module(torch.from_numpy(inputs["x"]).float()).detach().numpy()
-    np.testing.assert_allclose(load_model(package, "lifted").predict(inputs)["y"], want, atol=2e-3)
+    expected = made.module(torch.from_numpy(inputs["x"]).float()).detach().numpy()
+    np.testing.assert_allclose(load_model(package, "lifted").predict(inputs)["y"], expected, atol=2e-3)
 
 
 def test_building_again_replaces_the_package_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def kill(folder: Path, count: int, latest_s: float) -> list[dict[str, object]]:
 def test_a_killed_export_leaves_a_whole_bundle(tmp_path: Path, count: int) -> None:
     rounds = kill(tmp_path / "toy", count, latest_s=0.8)
     assert len(rounds) == count + 1
-    assert all(each["whole"] for each in rounds), rounds
+    assert all(entry["whole"] for entry in rounds), rounds
     # Kills fell before and, at times, after the rename; a bundle is the old one or the new one.
-    assert sum(bool(each["killed"]) for each in rounds) >= count // 3
-    seeds = [each["seed"] for each in rounds]
+    assert sum(bool(entry["killed"]) for entry in rounds) >= count // 3
+    seeds = [entry["seed"] for entry in rounds]
     assert all(now in (before, number) for number, (before, now) in enumerate(itertools.pairwise(seeds), start=1))

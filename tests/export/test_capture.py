@@ -82,7 +82,7 @@ def test_the_module_is_left_in_the_mode_it_was_in() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
     module[0].eval()
     capture(recipe(module))
-    assert [each.training for each in module.modules()] == [True, False, True]
+    assert [part.training for part in module.modules()] == [True, False, True]
 
 
 def make(seed: int, activation: type[nn.Module] = nn.GELU) -> nn.Module:

@@ -19,7 +19,7 @@ ONE = HEADER + "ONE = Recipe(name='one', module=nn.Linear(2, 2), inputs={'x': Te
 def test_a_name_stands_for_recipes(tmp_path: Path, body: str, name: str, count: int) -> None:
     file = tmp_path / "mine.py"
     file.write_text(ONE + body)
-    assert [each.name for each in load_recipes(f"{file}:{name}")] == ["one"] * count
+    assert [recipe.name for recipe in load_recipes(f"{file}:{name}")] == ["one"] * count
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def test_packages_give_the_tokens_of_the_torch_reference(chain: Chain, exported:
         encoded = checkpoint.wordpiece.encode(text, config.text_length)
         carried = reference.carry(reference.encode(encoded.ids[None], encoded.mask[None].astype(np.float32)))
         wanted = decode(*reference.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length)).tokens
-        found = chain.run(text)
-        np.testing.assert_allclose(found.output_surface.ravel(), carried.surface.ravel(), atol=0.02)
-        same += sum(a == b for a, b in zip(wanted, found.tokens, strict=False))
-        total += max(len(wanted), len(found.tokens))
+        actual = chain.run(text)
+        np.testing.assert_allclose(actual.output_surface.ravel(), carried.surface.ravel(), atol=0.02)
+        same += sum(a == b for a, b in zip(wanted, actual.tokens, strict=False))
+        total += max(len(wanted), len(actual.tokens))
     assert same / total >= 0.98
 
 
@@ -54,8 +54,8 @@ def test_every_stage_equals_its_module_on_drawn_inputs(exported: Path, chain: Ch
             inputs = recipe.inputs_for(seed)
             with torch.no_grad():
                 given = (torch.from_numpy(array) for array in inputs.values())
-                want = recipe.module(*(each.float() if each.is_floating_point() else each for each in given))
-            wanted = (want,) if isinstance(want, torch.Tensor) else want
+                expected = recipe.module(*(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
+            wanted = (expected,) if isinstance(expected, torch.Tensor) else expected
             outputs = chain.stages[recipe.name].predict(inputs)
             assert list(outputs) == list(recipe.outputs)
             for name, tensor in zip(recipe.outputs, wanted, strict=True):
@@ -185,7 +185,7 @@ def test_the_picture_is_a_picture(result: EnergyResult, chain: Chain, tmp_path: 
 
 @pytest.mark.coreml
 def test_core_ml_gives_the_tokens_of_the_lifted_programs(exported: Path, result: EnergyResult) -> None:
-    found = Chain.load(exported / "bundle", "coreml", compute_units="cpu_only").run(SENTENCES[0])
-    np.testing.assert_allclose(found.output_surface, result.output_surface, atol=0.02)
-    same = sum(a == b for a, b in zip(found.tokens, result.tokens, strict=False))
-    assert same >= 0.9 * max(len(found.tokens), len(result.tokens))
+    actual = Chain.load(exported / "bundle", "coreml", compute_units="cpu_only").run(SENTENCES[0])
+    np.testing.assert_allclose(actual.output_surface, result.output_surface, atol=0.02)
+    same = sum(a == b for a, b in zip(actual.tokens, result.tokens, strict=False))
+    assert same >= 0.9 * max(len(actual.tokens), len(result.tokens))

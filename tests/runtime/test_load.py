@@ -35,20 +35,20 @@ class TestPrediction:
     @pytest.mark.parametrize(("numerics", "limit"), [("fp64", 5e-4), ("fp32", 5e-4), ("fp16", 2e-3)])
     def test_outputs_are_the_modules(self, small_package: Path, small: torch.nn.Module, numerics: NumericsName, limit: float) -> None:
         with torch.no_grad():
-            want, best = small(torch.from_numpy(IDS), torch.from_numpy(MASK).float())
-        found = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
-        np.testing.assert_allclose(found["probabilities"], want.numpy(), atol=limit)
-        np.testing.assert_array_equal(found["best"][:, :12], best.numpy()[:, :12])
+            expected, best = small(torch.from_numpy(IDS), torch.from_numpy(MASK).float())
+        actual = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
+        np.testing.assert_allclose(actual["probabilities"], expected.numpy(), atol=limit)
+        np.testing.assert_array_equal(actual["best"][:, :12], best.numpy()[:, :12])
 
     @pytest.mark.parametrize(("numerics", "dtype"), [("fp64", np.float64), ("fp32", np.float32), ("fp16", np.float32)])
     def test_floats_come_back_wide_and_integers_as_int32(self, small_package: Path, numerics: NumericsName, dtype: type) -> None:
-        found = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
-        assert (found["probabilities"].dtype, found["best"].dtype) == (dtype, np.int32)
-        assert list(found) == ["probabilities", "best"]
+        actual = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
+        assert (actual["probabilities"].dtype, actual["best"].dtype) == (dtype, np.int32)
+        assert list(actual) == ["probabilities", "best"]
 
     def test_fp16_results_are_values_that_fp16_holds(self, model: LiftedModel) -> None:
-        found = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
-        np.testing.assert_array_equal(found, found.astype(np.float16))
+        actual = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
+        np.testing.assert_array_equal(actual, actual.astype(np.float16))
 
     def test_the_callers_arrays_and_dictionary_are_left_as_they_are(self, model: LiftedModel) -> None:
         ids, mask = IDS.copy(), MASK.astype(np.float16)
@@ -62,13 +62,13 @@ class TestPrediction:
 
     @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int16])
     def test_integers_of_every_width_are_taken(self, model: LiftedModel, dtype: type) -> None:
-        want = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
-        np.testing.assert_array_equal(model.predict({"ids": IDS.astype(dtype), "mask": MASK})["probabilities"], want)
+        expected = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
+        np.testing.assert_array_equal(model.predict({"ids": IDS.astype(dtype), "mask": MASK})["probabilities"], expected)
 
     def test_masks_may_be_booleans_and_tensors(self, model: LiftedModel) -> None:
-        want = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
-        found = model.predict({"ids": torch.from_numpy(IDS), "mask": MASK.astype(bool)})["probabilities"]
-        np.testing.assert_array_equal(found, want)
+        expected = model.predict({"ids": IDS, "mask": MASK})["probabilities"]
+        actual = model.predict({"ids": torch.from_numpy(IDS), "mask": MASK.astype(bool)})["probabilities"]
+        np.testing.assert_array_equal(actual, expected)
 
     def test_every_op_gives_the_shape_that_the_package_declares(self, model: LiftedModel) -> None:
         seen = []
@@ -248,10 +248,10 @@ class TestPicturesAndClasses:
 
         model = load_model(classifier_package, "lifted")
         label, shares = model.predict({"picture": Image.new("RGB", (4, 2), (30, 20, 10))}).values()
-        want = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
+        expected = np.exp([1, 2, 3]) / np.exp([1, 2, 3]).sum()
         assert label == "red"
         assert list(shares) == ["blue", "green", "red"]
-        np.testing.assert_allclose(list(shares.values()), want, atol=2e-3)
+        np.testing.assert_allclose(list(shares.values()), expected, atol=2e-3)
 
     def test_a_picture_of_another_size_is_refused(self, classifier_package: Path) -> None:
         from PIL import Image
@@ -289,10 +289,10 @@ def test_an_input_may_lie_in_memory_as_it_likes(small_package: Path, change: Cal
     given = change(mask)
     given.setflags(write=False)
     before = given.copy()
-    want, found = model.predict({"ids": ids, "mask": plain}), model.predict({"ids": ids, "mask": given})
+    expected, actual = model.predict({"ids": ids, "mask": plain}), model.predict({"ids": ids, "mask": given})
     assert np.array_equal(given, before)
-    for name in want:
-        np.testing.assert_array_equal(found[name], want[name])
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name])
 
 
 def test_a_state_is_not_the_caller_s_array(counting_package: Path) -> None:

@@ -19,7 +19,7 @@ def op_graph(kind: str, shapes: dict[str, Any], result: tuple[int | None, ...], 
     """A graph of one op with tensors of these shapes."""
 
     def value(name: str, shape: Any) -> Any:
-        return tuple(value(name, each) for each in shape) if isinstance(shape, list) else Value(name, "float16", shape)
+        return tuple(value(name, extents) for extents in shape) if isinstance(shape, list) else Value(name, "float16", shape)
 
     inputs = {name: value(name, shape) for name, shape in shapes.items()}
     for name, data in constants.items():
@@ -76,15 +76,15 @@ CASES: list[tuple[str, Graph, int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("graph", "want"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_multiply_adds_are_those_of_the_closed_form(graph: Graph, want: int) -> None:
-    found = count_multiply_adds(graph)
-    assert (found.total, found.open) == (want, ())
+@pytest.mark.parametrize(("graph", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_multiply_adds_are_those_of_the_closed_form(graph: Graph, expected: int) -> None:
+    actual = count_multiply_adds(graph)
+    assert (actual.total, actual.open) == (expected, ())
 
 
 def test_an_open_shape_is_named_and_not_guessed() -> None:
-    found = count_multiply_adds(op_graph("linear", {"x": (None, INNER), "weight": (OUTER, INNER)}, (None, OUTER)))
-    assert (found.total, found.open) == (0, ("op",))
+    actual = count_multiply_adds(op_graph("linear", {"x": (None, INNER), "weight": (OUTER, INNER)}, (None, OUTER)))
+    assert (actual.total, actual.open) == (0, ("op",))
 
 
 def test_ops_in_nested_blocks_count() -> None:
@@ -159,11 +159,11 @@ def test_weights_are_grouped_by_how_they_are_stored(
 ) -> None:
     path = packages(weight)
     summary = summarize(read_program(path))
-    found = {group.compression: group for group in summary.weights}
+    actual = {group.compression: group for group in summary.weights}
     bias = 0 if compression else 1  # the bias is plain, as the weight is in the first case
-    assert (found[compression].dtype, found[compression].tensors) == ("float16", 1 + bias)
-    assert found[compression].parameters == 32 * 64 + bias * 32
-    assert found[compression].stored_bytes == stored + bias * 64
+    assert (actual[compression].dtype, actual[compression].tensors) == ("float16", 1 + bias)
+    assert actual[compression].parameters == 32 * 64 + bias * 32
+    assert actual[compression].stored_bytes == stored + bias * 64
     assert summary.parameters == 32 * 64 + 32
     assert summary.multiply_adds.total == 32 * 64
     assert summary.size_bytes == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -28,9 +28,9 @@ def test_layer_equals_a_torch_cell_with_the_same_weights(seed: int) -> None:
             ours.weight.copy_(weight[gates:, :, None, None])
             ours.get_parameter("bias").copy_(bias[gates:])
         x, hidden = torch.randn(2, SIZE_IN, 1, FLOWS, dtype=torch.float64), torch.randn(2, HIDDEN, 1, FLOWS, dtype=torch.float64)
-        want = cell(x.transpose(1, 3).reshape(-1, SIZE_IN), hidden.transpose(1, 3).reshape(-1, HIDDEN))
+        expected = cell(x.transpose(1, 3).reshape(-1, SIZE_IN), hidden.transpose(1, 3).reshape(-1, HIDDEN))
         actual = layer(x, hidden).transpose(1, 3).reshape(-1, HIDDEN)
-    torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def make_inputs(config: EnergyConfig, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:

@@ -252,9 +252,9 @@ def test_samples_come_from_the_support_in_their_proportions(options: dict[str, A
     decoded = decode(constant_model(LOGITS), None, settings)
     observed = np.bincount(decoded.tokens, minlength=6)
     assert set(np.flatnonzero(observed)) == support
-    want = np.where(np.isin(np.arange(6), list(support)), np.exp(LOGITS), 0.0)
-    kept = np.flatnonzero(want)
-    expected = 4000 * want[kept] / want.sum()
+    weights = np.where(np.isin(np.arange(6), list(support)), np.exp(LOGITS), 0.0)
+    kept = np.flatnonzero(weights)
+    expected = 4000 * weights[kept] / weights.sum()
     freedom = kept.size - 1
     chi_square = ((observed[kept] - expected) ** 2 / expected).sum()
     assert chi_square <= freedom + 4 * math.sqrt(2 * freedom)

@@ -56,9 +56,9 @@ def test_layer_equals_a_pre_norm_torch_layer_with_the_same_weights(seed: int) ->
     x = torch.randn(4, 9, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     mask = random_mask(4, 9, seed).double()
     with torch.no_grad():
-        want = oracle(x, src_key_padding_mask=mask == 0)
+        expected = oracle(x, src_key_padding_mask=mask == 0)
         actual = layer(x.transpose(1, 2).unsqueeze(2), (1 - mask[:, None, None, :]) * MASKED).squeeze(2).transpose(1, 2)
-    torch.testing.assert_close(actual[mask > 0], want[mask > 0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual[mask > 0], expected[mask > 0], rtol=1e-9, atol=1e-9)
 
 
 def test_an_untrained_layer_is_the_identity() -> None:
@@ -81,9 +81,9 @@ def test_padding_ids_and_padding_length_do_not_change_the_surface() -> None:
     other = torch.where(mask > 0, ids, torch.randint(0, CONFIG.vocabulary, ids.shape))
     longer = nn.functional.pad(ids, (0, 7), value=3), nn.functional.pad(mask, (0, 7))
     with torch.no_grad():
-        want = encoder(ids, mask)
-        torch.testing.assert_close(encoder(other, mask), want)
-        torch.testing.assert_close(encoder(*longer), want)
+        expected = encoder(ids, mask)
+        torch.testing.assert_close(encoder(other, mask), expected)
+        torch.testing.assert_close(encoder(*longer), expected)
 
 
 @pytest.mark.parametrize("place", [0, 3, 5])

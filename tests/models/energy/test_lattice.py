@@ -131,7 +131,7 @@ def assert_same(table: FlowTable, run: Run) -> None:
         position, energy, age = table.position[0, :, 0, n].numpy(), table.energy[0, 0, 0, n].item(), table.age[0, 0, 0, n].item()
         hidden = [state[0, :, 0, n].numpy() for state in table.hidden]
         if flow is None:
-            assert not any(each.any() for each in (position, *hidden)) and energy == age == 0, f"slot {n} is free but not empty"
+            assert not any(field.any() for field in (position, *hidden)) and energy == age == 0, f"slot {n} is free but not empty"
             continue
         np.testing.assert_array_equal(position, flow.position)
         np.testing.assert_allclose(energy, flow.energy, rtol=1e-9, atol=1e-12)
@@ -271,10 +271,10 @@ def test_more_cells_than_slots_keeps_the_largest_magnitudes_in_the_order_of_thei
     config = replace(DEMO, max_flows=10)
     surface = torch.linspace(-1, 0.5, config.surface_size).view(1, -1)
     table = initial_table(surface, config)
-    want = sorted(sorted(range(config.surface_size), key=lambda cell: -abs(surface[0, cell].item()))[:10])
+    expected = sorted(sorted(range(config.surface_size), key=lambda cell: -abs(surface[0, cell].item()))[:10])
     cells = (table.position[0, 1, 0] * config.width + table.position[0, 0, 0]).int().tolist()
-    assert cells == want
-    torch.testing.assert_close(table.energy[0, 0, 0], surface[0, want])
+    assert cells == expected
+    torch.testing.assert_close(table.energy[0, 0, 0], surface[0, expected])
     assert table.alive.sum() == 10
 
 
@@ -313,8 +313,8 @@ def test_decision_margin_is_the_distance_at_which_a_decision_flips() -> None:
     assert margins.shape == (1, 4 + SMALL.max_spawn_per_step, 1, SMALL.max_flows)
     assert torch.isinf(margins[0, 0, 0][table.alive[0, 0, 0] == 0]).all()
     for slot in table.alive[0, 0, 0].nonzero().flatten().tolist():
-        want = abs(abs(proposal.energy[0, 0, 0, slot].item()) - SMALL.energy_threshold)
-        assert margins[0, 0, 0, slot].item() == pytest.approx(want)
+        expected = abs(abs(proposal.energy[0, 0, 0, slot].item()) - SMALL.energy_threshold)
+        assert margins[0, 0, 0, slot].item() == pytest.approx(expected)
         target = min(max(proposal.target[0, 0, 0, slot].item(), 0), SMALL.width - 1)
         beyond = 1.001 * margins[0, 1, 0, slot].item()
         assert {round(target - beyond), round(target + beyond)} != {round(target)}

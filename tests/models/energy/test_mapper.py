@@ -21,18 +21,18 @@ def test_field_is_added_cell_by_cell_to_the_surface_that_enters() -> None:
         before = mapper(embedding)
         mapper.field[2, 5] = 0.75
         change = (mapper(embedding) - before).view(2, CONFIG.height, CONFIG.width)
-    want = torch.zeros(2, CONFIG.height, CONFIG.width)
-    want[:, 2, 5] = 0.75
-    torch.testing.assert_close(change, want, atol=1e-6, rtol=0)
+    expected = torch.zeros(2, CONFIG.height, CONFIG.width)
+    expected[:, 2, 5] = 0.75
+    torch.testing.assert_close(change, expected, atol=1e-6, rtol=0)
 
 
 def test_field_is_added_cell_by_cell_to_the_surface_that_left() -> None:
     mapper, surface = SurfaceToEmbedding(CONFIG), torch.randn(2, CONFIG.surface_size)
     nn.init.normal_(mapper.field)
     with torch.no_grad():
-        want = mapper.layers(surface + mapper.field.flatten())
-        torch.testing.assert_close(mapper(surface), want)
-        assert (want - mapper.layers(surface)).abs().max() > 1e-2
+        expected = mapper.layers(surface + mapper.field.flatten())
+        torch.testing.assert_close(mapper(surface), expected)
+        assert (expected - mapper.layers(surface)).abs().max() > 1e-2
 
 
 def test_an_untrained_embedding_has_about_the_length_of_a_teachers() -> None:

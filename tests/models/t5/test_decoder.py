@@ -111,21 +111,21 @@ def test_dropout_acts_in_training_only(tokens: Tensor, memory: Tensor) -> None:
 
 
 def test_steps_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
-    want = decoder(tokens, memory)
+    expected = decoder(tokens, memory)
     own, cross = decoder.empty_cache(T, batch=2), decoder.cross_keys_values(memory)
     for position, row in enumerate(torch.eye(T)):
         logits, own = decoder.step(tokens[:, position : position + 1], row.expand(2, T), own, cross)
-        torch.testing.assert_close(logits, want[:, position], rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-5)
 
 
 def test_what_a_cache_held_before_does_not_matter(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     """It is reused for the next sentence without being cleared."""
-    want = decoder(tokens, memory)
+    expected = decoder(tokens, memory)
     cross = decoder.cross_keys_values(memory)
     own = tuple((torch.randn_like(key), torch.randn_like(value)) for key, value in decoder.empty_cache(T, batch=2))
     for position, row in enumerate(torch.eye(T)):
         logits, own = decoder.step(tokens[:, position : position + 1], row.expand(2, T), own, cross)
-        torch.testing.assert_close(logits, want[:, position], rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-5)
 
 
 def test_a_step_writes_its_slot_and_no_other_and_leaves_its_inputs_alone(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
@@ -162,10 +162,10 @@ def test_steps_equal_the_plain_form_for_any_dimensions(
     tokens, memory = torch.randint(0, 50, (1, length)), torch.randn(1, 3, 11)
     step, state = steps_over(decoder, memory, length)
     with torch.no_grad():
-        want = decoder(tokens, memory)[0].numpy()
+        expected = decoder(tokens, memory)[0].numpy()
     for position in range(length):
         logits, state = step(int(tokens[0, position]), position, state)
-        np.testing.assert_allclose(logits, want[position], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(logits, expected[position], rtol=0, atol=2e-5)
 
 
 # --- stages -------------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder: T5Decode
 
 def test_stages_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     """Flat tensors through the stages, by their names only."""
-    want = decoder(tokens[:1], memory[:1])
+    expected = decoder(tokens[:1], memory[:1])
     stage = DecoderStep(decoder, T)
     specs = stage.input_specs(M)
     values = {name: torch.zeros(spec.shape) for name, spec in specs.items()}
@@ -202,7 +202,7 @@ def test_stages_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory:
         values |= {"token": tokens[:1, position : position + 1].int(), "position": torch.eye(T)[position : position + 1]}
         assert {name: tuple(value.shape) for name, value in values.items()} == {name: spec.shape for name, spec in specs.items()}
         outputs = dict(zip(stage.output_names, stage(*(values[name] for name in specs)), strict=True))
-        torch.testing.assert_close(outputs["logits"], want[:, position], rtol=0, atol=1e-5)
+        torch.testing.assert_close(outputs["logits"], expected[:, position], rtol=0, atol=1e-5)
         values |= {name.removesuffix("_out"): value for name, value in outputs.items() if name != "logits"}
 
 

@@ -73,11 +73,11 @@ def test_plain_form_equals_transformers(stored: tuple[Path, Any]) -> None:
 def test_steps_equal_transformers_beyond_the_maximal_distance(stored: tuple[Path, Any], steps_over: Callable[..., Any]) -> None:
     directory, theirs = stored
     tokens, memory = inputs()
-    want = their_logits(theirs, tokens, memory)[0].numpy()
+    expected = their_logits(theirs, tokens, memory)[0].numpy()
     step, state = steps_over(load_decoder(directory), memory[:1], T)
     for position in range(T):
         logits, state = step(int(tokens[0, position]), position, state)
-        np.testing.assert_allclose(logits, want[position], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits, expected[position], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_steps_equal_transformers_beyond_the_maximal_distance(stored: tuple[Path
 def test_settings_of_the_config_are_honoured(settings: dict[str, Any], tmp_path: Path) -> None:
     theirs = save(tmp_path, **settings)
     tokens, memory = inputs(length=40)
-    want = their_logits(theirs, tokens, memory)
-    torch.testing.assert_close(load_decoder(tmp_path)(tokens, memory), want, rtol=0, atol=2e-6 * float(want.abs().max()) + 1e-6)
+    expected = their_logits(theirs, tokens, memory)
+    torch.testing.assert_close(load_decoder(tmp_path)(tokens, memory), expected, rtol=0, atol=2e-6 * float(expected.abs().max()) + 1e-6)
 
 
 @torch.no_grad()
@@ -154,13 +154,13 @@ def test_t5_small_dimensions_equal_transformers(tmp_path: Path, steps_over: Call
     decoder = load_decoder(tmp_path)
     assert decoder.config == T5_SMALL
     tokens, memory = inputs(32128, 512, 20)
-    want = their_logits(theirs, tokens, memory)
+    expected = their_logits(theirs, tokens, memory)
     with torch.no_grad():
-        torch.testing.assert_close(decoder(tokens, memory), want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(decoder(tokens, memory), expected, rtol=0, atol=1e-5)
     step, state = steps_over(decoder, memory[:1], 20)
     for position in range(20):
         logits, state = step(int(tokens[0, position]), position, state)
-        np.testing.assert_allclose(logits, want[0, position].numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits, expected[0, position].numpy(), rtol=0, atol=1e-5)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------------

@@ -24,4 +24,4 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     with pytest.raises(OSError, match="no space"):
         save_tensors(path, {"x": torch.zeros(3)})
     assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

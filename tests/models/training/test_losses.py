@@ -28,7 +28,7 @@ def test_text_loss_of_even_logits_is_the_logarithm_of_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "want"),
+    ("output", "expected"),
     [
         ([3.0, 4.0], 0.0),
         ([6.0, 8.0], 1.0),  # twice as long: an error as large as the target, in its direction
@@ -37,14 +37,14 @@ def test_text_loss_of_even_logits_is_the_logarithm_of_the_vocabulary() -> None:
     ],
     ids=["equal", "twice", "opposite", "at a right angle"],
 )
-def test_energy_loss_is_relative_error_plus_distance_in_direction(output: list[float], want: float) -> None:
-    assert energy_loss(torch.tensor([output]), torch.tensor([[3.0, 4.0]])).item() == pytest.approx(want, abs=1e-6)
+def test_energy_loss_is_relative_error_plus_distance_in_direction(output: list[float], expected: float) -> None:
+    assert energy_loss(torch.tensor([output]), torch.tensor([[3.0, 4.0]])).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_energy_loss_is_a_mean_over_rows() -> None:
     output, target = torch.randn(5, 8), torch.randn(5, 8)
-    each = [energy_loss(output[row : row + 1], target[row : row + 1]).item() for row in range(5)]
-    assert energy_loss(output, target).item() == pytest.approx(sum(each) / 5, rel=1e-5)
+    rows = [energy_loss(output[row : row + 1], target[row : row + 1]).item() for row in range(5)]
+    assert energy_loss(output, target).item() == pytest.approx(sum(rows) / 5, rel=1e-5)
 
 
 def test_accuracy_counts_asked_tokens_and_whole_rows() -> None:

@@ -26,8 +26,8 @@ def test_curve_becomes_a_png_of_its_own_even_with_one_step(tmp_path: Path) -> No
 
 def test_smoothing_is_the_mean_of_the_last_values() -> None:
     values = np.random.default_rng(0).normal(size=20)
-    want = [values[max(0, at - 4) : at + 1].mean() for at in range(20)]
-    np.testing.assert_allclose(smooth(values, 5), want, rtol=1e-12, atol=1e-12)
+    expected = [values[max(0, at - 4) : at + 1].mean() for at in range(20)]
+    np.testing.assert_allclose(smooth(values, 5), expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(smooth(values, 1), values, rtol=1e-9, atol=1e-12)
 
 

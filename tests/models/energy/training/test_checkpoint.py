@@ -38,12 +38,12 @@ def test_what_was_saved_is_loaded(saved: Checkpoint, directory: Path) -> None:
     assert loaded.held_out == saved.held_out
     assert loaded.model.config == saved.model.config
     assert not loaded.model.training
-    want, actual = saved.model.state_dict(), loaded.model.state_dict()
-    assert want.keys() == actual.keys()
-    assert all(torch.equal(want[name], actual[name]) for name in want)
+    expected, actual = saved.model.state_dict(), loaded.model.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     text = grammar.sentences(1, 1)[0]
     for name in ("wordpiece", "unigram"):
-        ids = [getattr(each, name).encode(text, 32).ids.tolist() for each in (saved, loaded)]
+        ids = [getattr(checkpoint, name).encode(text, 32).ids.tolist() for checkpoint in (saved, loaded)]
         assert ids[0] == ids[1]
 
 

@@ -82,7 +82,7 @@ def run(options: TrainingOptions, directory: Path, **others: Any) -> EnergyTrain
 
 
 def losses(trained: EnergyTrained) -> list[tuple[int, float, float]]:
-    return [(each.step, each.text_loss, each.energy_loss) for each in trained.curve]
+    return [(point.step, point.text_loss, point.energy_loss) for point in trained.curve]
 
 
 def stop_after(options: TrainingOptions, directory: Path, step: int) -> None:
@@ -97,7 +97,7 @@ def test_both_losses_fall(options: TrainingOptions, tmp_path: Path) -> None:
     trained = run(replace(options, steps=100, learning_rate=0.02), tmp_path / "run")
     first, last = trained.curve[:20], trained.curve[-20:]
     for name in ("text_loss", "energy_loss"):
-        assert sum(getattr(each, name) for each in last) < 0.8 * sum(getattr(each, name) for each in first), name
+        assert sum(getattr(point, name) for point in last) < 0.8 * sum(getattr(point, name) for point in first), name
 
 
 def test_a_run_yields_every_step_and_leaves_a_whole_directory(options: TrainingOptions, tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_never_stopped(stop: int,
     resumed = events[-1]
     assert isinstance(resumed, EnergyTrained)
     assert losses(resumed) == losses(whole)
-    want, actual = (load_tensors(tmp_path / name / checkpoint.WEIGHTS) for name in ("whole", "stopped"))
-    assert want.keys() == actual.keys()
-    assert all(torch.equal(want[name], actual[name]) for name in want)
+    expected, actual = (load_tensors(tmp_path / name / checkpoint.WEIGHTS) for name in ("whole", "stopped"))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert not (tmp_path / "stopped" / checkpoint.RESUME).exists()
 
 

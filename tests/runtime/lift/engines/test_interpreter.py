@@ -155,9 +155,9 @@ class TestControlFlow:
 
     def test_a_branch_is_taken_by_its_condition(self, branching_package: Path) -> None:
         model = load_model(branching_package, "lifted")
-        for a, want in ((1.0, [3, 5]), (-1.0, [-1, -2])):
+        for a, expected in ((1.0, [3, 5]), (-1.0, [-1, -2])):
             (actual,) = model.predict({"a": [a], "b": [1.0, 2.0]}).values()
-            assert actual.tolist() == want
+            assert actual.tolist() == expected
 
     def test_a_loop_runs_until_its_condition_fails(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
@@ -171,9 +171,9 @@ class TestControlFlow:
 
         specs = [mb.TensorSpec((1,), dtype=types.int32), mb.TensorSpec((1,), dtype=types.int32)]
         model = load_model(save(mb.program(input_specs=specs)(program)), "lifted")
-        for count, want in ((4, 110), (0, 100)):
+        for count, expected in ((4, 110), (0, 100)):
             (actual,) = model.predict({"count": [count], "start": [100]}).values()
-            assert actual.tolist() == [want]
+            assert actual.tolist() == [expected]
 
     def test_a_list_collects_what_a_loop_writes(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
