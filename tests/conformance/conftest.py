@@ -36,7 +36,7 @@ from coreflow.runtime.backend import EngineName
 
 LIST = "apple_operators.toml"
 MACOS = (15, 4)  # the oldest that runs everything in the wheel: some tests are skipped below 15.2
-HALF_TOLERANCE = 2e-2
+FP16_TOLERANCE = 2e-2
 ENGINE = cast(EngineName, os.environ.get("CONFORMANCE_ENGINE", "interpreter"))  # load_model refuses what it does not know
 NEVER = "never predicted"
 LISTED = "listed"
@@ -172,25 +172,25 @@ def compare_twice() -> None:
     theirs = testing.compare_backend
 
     def compare_backend(mlmodel: Any, input_key_values: Any, expected_outputs: Any, dtype: str = "fp32", **options: Any) -> Any:
-        half = dtype == "fp16" or holds_half(lifted(mlmodel))
-        arguments = mlmodel, input_key_values, expected_outputs, "fp16" if half else dtype
+        is_fp16 = dtype == "fp16" or holds_fp16(lifted(mlmodel))
+        arguments = mlmodel, input_key_values, expected_outputs, "fp16" if is_fp16 else dtype
         if _run.tolerance is not None:
             with pytest.raises(AssertionError):
                 theirs(*arguments, **options)
             options.update(atol=_run.tolerance, rtol=_run.tolerance)
         predicted = theirs(*arguments, **options)
-        for name, expected in expected_outputs.items() if half else ():
+        for name, expected in expected_outputs.items() if is_fp16 else ():
             actual = testing._get_coreml_out_from_dict(predicted, name)
             if isinstance(actual, np.ndarray):
-                wrong = ~np.isclose(actual, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE, equal_nan=True)
+                wrong = ~np.isclose(actual, expected, rtol=FP16_TOLERANCE, atol=FP16_TOLERANCE, equal_nan=True)
                 if wrong.mean() > options.get("allow_mismatch_ratio", 0.0):
-                    np.testing.assert_allclose(actual, expected, rtol=HALF_TOLERANCE, atol=HALF_TOLERANCE)
+                    np.testing.assert_allclose(actual, expected, rtol=FP16_TOLERANCE, atol=FP16_TOLERANCE)
         return predicted
 
     testing.compare_backend = compare_backend
 
 
-def holds_half(model: Any) -> bool:
+def holds_fp16(model: Any) -> bool:
     """Whether any op of the program gives or reads a float16 value."""
     graph, _ = model.program.function(None)
     values = (value for op in graph.walk() for value in (*op.outputs, *op.input_values()))

@@ -166,12 +166,12 @@ def small_disk(folder: Path, size_kib: int) -> Iterator[Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 def test_a_full_disk_is_one_clear_error_and_the_old_bundle_stays(tmp_path: Path) -> None:
-    wide = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 2000), nn.Linear(2000, 8))
+    layers = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 2000), nn.Linear(2000, 8))
     with small_disk(tmp_path / "disk", 200) as disk:
         export(disk / "toy", recipe("head"))
         before = contents(disk / "toy")
         with pytest.raises(ExportError, match="No space left on device"):
-            export(disk / "toy", recipe("head", module=wide))
+            export(disk / "toy", recipe("head", module=layers))
         assert contents(disk / "toy") == before
         read_manifest(disk / "toy")
 

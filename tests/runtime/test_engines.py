@@ -52,8 +52,8 @@ def test_onnxruntime_rounds_to_fp16_where_the_interpreter_does(save: Callable[..
     x = np.array([1.0, 3.0, 0.3], np.float16)
     for engine in ("interpreter", "module", "onnxruntime"):
         assert lifted(package, engine=engine, numerics="fp16").predict({"x": x})["y"].tolist() == [0, 4, 0], engine
-        exact = lifted(package, engine=engine, numerics="fp32").predict({"x": x})["y"]
-        np.testing.assert_allclose(exact, x.astype(np.float32), atol=3e-4)
+        in_fp32 = lifted(package, engine=engine, numerics="fp32").predict({"x": x})["y"]
+        np.testing.assert_allclose(in_fp32, x.astype(np.float32), atol=3e-4)
 
 
 @pytest.mark.parametrize("engine", ["interpreter", "module", "onnxruntime"])

@@ -36,7 +36,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm_1(x)
-        query, key, value = (each(normed).view(1, LENGTH, HEADS, -1).transpose(1, 2) for each in (self.query, self.key, self.value))
+        query, key, value = (
+            projection(normed).view(1, LENGTH, HEADS, -1).transpose(1, 2) for projection in (self.query, self.key, self.value)
+        )
         weights = (query @ key.transpose(-1, -2) * (self.width // HEADS) ** -0.5).softmax(-1)
         x = x + self.out((weights @ value).transpose(1, 2).reshape(1, LENGTH, self.width))
         return x + self.contract(ACTIVATIONS[self.activation](self.expand(self.norm_2(x))))
@@ -72,7 +74,7 @@ def replace_weights(package: Path, old: Mapping[str, Tensor], new: Mapping[str, 
     original = file.read_bytes()
     content = bytearray(original)
     for name, tensor in old.items():
-        was, becomes = (each.detach().numpy().astype(dtype).tobytes() for each in (tensor, new[name]))
+        was, becomes = (weight.detach().numpy().astype(dtype).tobytes() for weight in (tensor, new[name]))
         if was != becomes:
             assert original.count(was) == 1, f"{name} is {original.count(was)} times in the file"
             place = original.index(was)

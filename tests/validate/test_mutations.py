@@ -78,23 +78,23 @@ SEEDS = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ra
 
 
 def failed(report: Report) -> set[str]:
-    return {each.name for each in report.outputs["y"].failed_gates}
+    return {gate.name for gate in report.outputs["y"].failed_gates}
 
 
 def show(report: Report) -> None:
     """One line of figures a test, for ``pytest -rP``."""
-    found = report.outputs["y"]
-    ratios = f"rho_rms {found.rho_rms:.3f} rho_max {found.rho_max:.3f} rho_slice {found.rho_slice:.3f}"
-    print(f"{ratios} translation {found.rungs['R2'].relative_rms:.2g}: {' '.join(sorted(failed(report))) or 'passes'}")
+    actual = report.outputs["y"]
+    ratios = f"rho_rms {actual.rho_rms:.3f} rho_max {actual.rho_max:.3f} rho_slice {actual.rho_slice:.3f}"
+    print(f"{ratios} translation {actual.rungs['R2'].relative_rms:.2g}: {' '.join(sorted(failed(report))) or 'passes'}")
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fault", FAULTY_WEIGHTS)
 def test_wrong_weights_are_caught_by_their_gate(fault: str, size: tuple[int, int], convert_network: Convert, tmp_path: Path) -> None:
     change, gate = FAULTY_WEIGHTS[fault]
-    healthy, wide = convert_network(*size), convert_network(*size, "fp32")
+    healthy, in_fp32 = convert_network(*size), convert_network(*size, "fp32")
     package = healthy.with_fault(tmp_path / "network.mlpackage", change)
-    report = validate(package, healthy.recipe(), wide_package=wide.package)
+    report = validate(package, healthy.recipe(), wide_package=in_fp32.package)
     show(report)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "weights", 1)
     assert gate in failed(report) and "translation" not in failed(report)
@@ -113,8 +113,8 @@ def test_another_activation_is_caught_by_its_size(size: tuple[int, int], convert
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fault", SMALL_TRANSLATIONS)
 def test_what_fp16_hides_is_caught_by_the_conversion_at_float32(fault: str, size: tuple[int, int], convert_network: Convert) -> None:
-    wrong, wide = (convert_network(*size, precision, **SMALL_TRANSLATIONS[fault]) for precision in ("fp16", "fp32"))
-    report = validate(wrong.package, wrong.recipe(), wide_package=wide.package)
+    wrong, in_fp32 = (convert_network(*size, precision, **SMALL_TRANSLATIONS[fault]) for precision in ("fp16", "fp32"))
+    report = validate(wrong.package, wrong.recipe(), wide_package=in_fp32.package)
     show(report)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert "translation" in failed(report)
@@ -130,12 +130,12 @@ def test_the_network_that_the_faults_are_put_into_passes(size: tuple[int, int], 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_healthy_networks_pass(seed: int, convert_network: Convert, tmp_path: Path) -> None:
-    healthy, wide = convert_network(2, 64), convert_network(2, 64, "fp32")
+    healthy, in_fp32 = convert_network(2, 64), convert_network(2, 64, "fp32")
     recipe = healthy.recipe(seed)
     weights = recipe.module.state_dict()
     package = healthy.with_weights(tmp_path / "network.mlpackage", weights)
-    report = validate(package, recipe, wide_package=wide.with_weights(tmp_path / "wide.mlpackage", weights))
+    report = validate(package, recipe, wide_package=in_fp32.with_weights(tmp_path / "in_fp32.mlpackage", weights))
     show(report)
     assert (report.verdict, report.cause, report.exit_code) == ("pass", None, 0), report.text
-    found = report.outputs["y"]
-    assert 0.8 < found.rho_rms < 1.2 and 0.3 < found.rungs["R3"].rho < 1 and found.rungs["R4"].rho == pytest.approx(found.rho_rms)
+    actual = report.outputs["y"]
+    assert 0.8 < actual.rho_rms < 1.2 and 0.3 < actual.rungs["R3"].rho < 1 and actual.rungs["R4"].rho == pytest.approx(actual.rho_rms)

@@ -190,8 +190,8 @@ def threshold(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
 def test_samples_whose_decisions_turn_are_counted_and_left_out(threshold: tuple[Path, Recipe]) -> None:
     report = validate(*threshold, draw=draw_near({1, 5}))
     assert report.verdict == "pass", report.text
-    assert [each.label for each in report.samples.ambiguous] == ["seed 1", "seed 5"]
-    assert all(each.nearness < 1 and each.left_out and each.differing > 0 for each in report.samples.ambiguous)
+    assert [sample.label for sample in report.samples.ambiguous] == ["seed 1", "seed 5"]
+    assert all(sample.nearness < 1 and sample.left_out and sample.differing > 0 for sample in report.samples.ambiguous)
     assert report.outputs["y"].elements == 6 * 64
 
 

@@ -128,7 +128,7 @@ def test_an_epsilon_that_fp16_does_not_hold_is_traced_to_its_op(tmp_path: Path, 
     assert report.verdict == "fp16-unsafe"
     first = report.culprits[0]
     assert (first.kind, first.type, first.module, first.line) == ("constant", "add", "fault", line_of(Epsilon, "+ 1e-9"))
-    assert {each.problem for each in report.constants} == {"is 0 in fp16"}
+    assert {constant.problem for constant in report.constants} == {"is 0 in fp16"}
     assert first.name in {op.name for op in report.ops}
 
 
@@ -140,7 +140,7 @@ def test_an_epsilon_that_fp16_does_not_hold_is_no_culprit_where_it_does_not_matt
     package, recipe = package_of(network(10, Harmless()), tmp_path)
     report = validate(package, recipe)
     assert report.verdict == "fp16-unsafe" and report.constants
-    assert "constant" not in {each.kind for each in report.culprits}
+    assert "constant" not in {culprit.kind for culprit in report.culprits}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -44,7 +44,7 @@ def convert(
 ) -> Path:
     """What a user saves without this project: traced or exported, converted at FLOAT16; ``None`` leaves out an input's dtype."""
     ct = quiet_coremltools()
-    given = example() if example is not None else tuple(_example(*each) for each in inputs.values())
+    given = example() if example is not None else tuple(_example(*specification) for specification in inputs.values())
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a trace cannot follow it
     with warnings.catch_warnings(), torch.no_grad():
@@ -199,7 +199,7 @@ def test_a_mask_of_the_smallest_float_becomes_nan(by: str, tmp_path: Path) -> No
     assert failing_gates(report) >= {"finite"}
     assert (report.culprits[0].kind, report.culprits[0].type) == ("non-finite", "mul")
     assert at_line(report.culprits[0], Masked, "finfo")
-    assert "overflows" in {each.problem for each in report.constants}
+    assert "overflows" in {constant.problem for constant in report.constants}
 
 
 class Normed(nn.Module):
@@ -398,7 +398,7 @@ class Twice(nn.Module):
 def test_one_tensor_returned_twice_loses_both_names(tmp_path: Path) -> None:
     module = Twice()
     package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, ("surface", "copy"))
-    (kept,) = {each.name for each in read_program(package).function()[1].outputs}
+    (kept,) = {output.name for output in read_program(package).function()[1].outputs}
     for reference in (module, recipe_of(module, rows, ("surface", "copy"))):
         report = validate(package, reference, draw=rows)
         assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
@@ -506,15 +506,15 @@ def test_pruning_that_prunes_nothing_is_translation_and_names_the_weight(tmp_pat
     pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
     report = validate(pruned, parent)
     assert report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
-    (weight,) = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
-    for each in (report, validate(pruned, module)):
-        assert (each.verdict, each.cause, each.exit_code) == ("fail", "translation", 4)
-        assert weight.name in each.text and "saves nothing; Core ML Tools under numpy 2" in each.text
+    (weight,) = (stored for stored in stored_weights(read_program(pruned).function()[0]) if stored.compression)
+    for validated in (report, validate(pruned, module)):
+        assert (validated.verdict, validated.cause, validated.exit_code) == ("fail", "translation", 4)
+        assert weight.name in validated.text and "saves nothing; Core ML Tools under numpy 2" in validated.text
     kept = validate(pruned, module, evidence=Evidence(folder=tmp_path / "evidence"))
     assert kept.replay is None, "its outputs are right: no sample shows the fault"
     assert validate(parent, module).verdict == "pass"
     before, after = (summarize(read_program(package)) for package in (parent, pruned))
-    (group,) = (each for each in after.weights if "sparse" in each.compression)
+    (group,) = (weights for weights in after.weights if "sparse" in weights.compression)
     assert group.stored_bytes > 2 * group.parameters > 2 * 65504, "a mask on top of every weight"
     assert after.size_bytes > before.size_bytes
 
@@ -524,7 +524,7 @@ def test_pruning_that_misses_one_weight_of_two_is_a_warning(tmp_path: Path) -> N
     module = nn.Sequential(nn.Linear(256, 260), nn.Linear(260, 240))
     parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
     pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
-    large, small = (each for each in stored_weights(read_program(pruned).function()[0]) if each.compression)
+    large, small = (stored for stored in stored_weights(read_program(pruned).function()[0]) if stored.compression)
     assert large.saves_nothing and not small.saves_nothing
     report = validate(pruned, pruned)
     assert (report.verdict, report.cause, report.exit_code, report.exit_code_for(strict=True)) == ("warn", None, 0, 1)

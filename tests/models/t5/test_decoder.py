@@ -74,8 +74,8 @@ def test_norm_equals_the_mean_square_definition(scale: float) -> None:
 def test_norm_holds_in_fp16_where_squares_do_not() -> None:
     x = torch.linspace(-2000, 2000, 256, dtype=torch.float16).view(4, 64)
     assert x.square().isinf().any()
-    half, exact = RMSNorm(64, 1e-4).half()(x), RMSNorm(64, 1e-4).double()(x.double())
-    torch.testing.assert_close(half.double(), exact, rtol=2e-3, atol=1e-4)
+    actual, reference = RMSNorm(64, 1e-4).half()(x), RMSNorm(64, 1e-4).double()(x.double())
+    torch.testing.assert_close(actual.double(), reference, rtol=2e-3, atol=1e-4)
 
 
 def test_norm_of_zeros_is_zero() -> None:

@@ -10,28 +10,28 @@ RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.standard_normal((40, 16))
 
 
-def halves(rows: Array) -> Array:
+def to_fp16(rows: Array) -> Array:
     return rows.astype(np.float16).astype(np.float64)
 
 
 def outcomes(actual: Array) -> dict[str, str]:
-    return {gate.name: gate.outcome for gate in embedding_gates(ROWS, halves(ROWS), actual, 3.0)}
+    return {gate.name: gate.outcome for gate in embedding_gates(ROWS, to_fp16(ROWS), actual, 3.0)}
 
 
 def test_cosines_are_those_of_the_definition() -> None:
     other = RANDOM.standard_normal((40, 16))
-    want = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(ROWS, other, strict=True)]
-    np.testing.assert_allclose(cosines(ROWS, other), want, rtol=1e-12)
+    expected = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(ROWS, other, strict=True)]
+    np.testing.assert_allclose(cosines(ROWS, other), expected, rtol=1e-12)
 
 
 def test_precision_counts_true_neighbours() -> None:
-    def slow(k: int, exact: Array, actual: Array) -> float:
+    def slow(k: int, reference: Array, actual: Array) -> float:
         hits = 0
-        for row in range(len(exact)):
-            others = [each for each in range(len(exact)) if each != row]
-            sides = [sorted(others, key=lambda each: -float(cosines(side[[row]], side[[each]])[0]))[:k] for side in (exact, actual)]
+        for row in range(len(reference)):
+            others = [other for other in range(len(reference)) if other != row]
+            sides = [sorted(others, key=lambda other: -float(cosines(side[[row]], side[[other]])[0]))[:k] for side in (reference, actual)]
             hits += len(set(sides[0]) & set(sides[1]))
-        return hits / (k * len(exact))
+        return hits / (k * len(reference))
 
     noisy = ROWS + 0.3 * RANDOM.standard_normal(ROWS.shape)
     assert precision_at(5, ROWS, noisy, 0.0) == pytest.approx(slow(5, ROWS, noisy))
@@ -47,13 +47,13 @@ def test_a_neighbour_as_near_as_another_counts() -> None:
 
 
 def test_fp16_passes_and_a_turned_or_swapped_row_does_not() -> None:
-    assert outcomes(halves(ROWS)) == {"cosine": "pass", "neighbours": "pass"}
-    turned = halves(ROWS)
+    assert outcomes(to_fp16(ROWS)) == {"cosine": "pass", "neighbours": "pass"}
+    turned = to_fp16(ROWS)
     turned[7] += 0.02 * RANDOM.standard_normal(16)
     assert outcomes(turned)["cosine"] == "fail"
-    swapped = halves(ROWS)
+    swapped = to_fp16(ROWS)
     swapped[[3, 4]] = swapped[[4, 3]]
     assert outcomes(swapped) == {"cosine": "fail", "neighbours": "fail"}
-    lost = halves(ROWS)
+    lost = to_fp16(ROWS)
     lost[5] = np.nan
     assert outcomes(lost)["cosine"] == "fail"

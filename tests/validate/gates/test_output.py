@@ -20,22 +20,22 @@ NOISE = 5e-4
 
 
 def compare(change: Callable[[Array, Array, Array], object] = lambda *_: None, tolerance: Tolerance = LIFTED) -> OutputReport:
-    """A healthy comparison after ``change(exact, simulated, actual)``."""
+    """A healthy comparison after ``change(reference, simulated, actual)``."""
     random = np.random.default_rng(0)
-    exact = random.standard_normal(SHAPE)
-    simulated, actual = (exact + NOISE * random.standard_normal(SHAPE) for _ in range(2))
-    change(exact, simulated, actual)
-    labels = tuple(f"seed {seed}" for seed in range(len(exact)))
-    kept = np.ones(len(exact), bool)
+    reference = random.standard_normal(SHAPE)
+    simulated, actual = (reference + NOISE * random.standard_normal(SHAPE) for _ in range(2))
+    change(reference, simulated, actual)
+    labels = tuple(f"seed {seed}" for seed in range(len(reference)))
+    kept = np.ones(len(reference), bool)
     return judge_output(
-        Comparison(name="y", spec=TensorSpec(SHAPE[1:]), reference=exact, simulated=simulated, actual=actual, labels=labels, kept=kept),
+        Comparison(name="y", spec=TensorSpec(SHAPE[1:]), reference=reference, simulated=simulated, actual=actual, labels=labels, kept=kept),
         tolerance,
         {"R4": NOISE},
     )
 
 
 def add(place: Any, amount: float) -> Callable[[Array, Array, Array], object]:
-    def change(exact: Array, simulated: Array, actual: Array) -> None:
+    def change(reference: Array, simulated: Array, actual: Array) -> None:
         actual[place] += amount
 
     return change
@@ -49,8 +49,8 @@ def set_to(side: int, place: Any, value: float) -> Callable[..., object]:
 
 
 def worsen(factor: float) -> Callable[[Array, Array, Array], object]:
-    def change(exact: Array, simulated: Array, actual: Array) -> None:
-        actual[:] = exact + factor * (actual - exact)
+    def change(reference: Array, simulated: Array, actual: Array) -> None:
+        actual[:] = reference + factor * (actual - reference)
 
     return change
 
@@ -97,21 +97,21 @@ def test_a_device_warns_between_twice_and_four_times_the_budget() -> None:
 
 
 def test_values_beyond_fp16_are_an_overflow_and_not_a_fault() -> None:
-    def overflow(exact: Array, simulated: Array, actual: Array) -> None:
-        exact[0, 0, 0, 0], simulated[0, 0, 0, 0], actual[0, 0, 0, 0] = 1e5, math.inf, math.inf
+    def overflow(reference: Array, simulated: Array, actual: Array) -> None:
+        reference[0, 0, 0, 0], simulated[0, 0, 0, 0], actual[0, 0, 0, 0] = 1e5, math.inf, math.inf
 
     gate = compare(overflow).gates[0]
     assert (gate.name, gate.outcome) == ("finite", "fp16-unsafe") and "65504" in gate.text
 
 
 def test_an_infinity_of_the_reference_must_be_the_packages_too() -> None:
-    def infinite(exact: Array, simulated: Array, actual: Array) -> None:
-        exact[0, 0, 0, 0] = simulated[0, 0, 0, 0] = actual[0, 0, 0, 0] = -math.inf
+    def infinite(reference: Array, simulated: Array, actual: Array) -> None:
+        reference[0, 0, 0, 0] = simulated[0, 0, 0, 0] = actual[0, 0, 0, 0] = -math.inf
 
     assert compare(infinite).outcome == "pass"
 
-    def other(exact: Array, simulated: Array, actual: Array) -> None:
-        infinite(exact, simulated, actual)
+    def other(reference: Array, simulated: Array, actual: Array) -> None:
+        infinite(reference, simulated, actual)
         actual[0, 0, 0, 0] = -65504
 
     assert compare(other).failed_gates[0].name == "finite"
@@ -125,15 +125,15 @@ def test_a_module_that_fp16_cannot_execute_never_passes(spoilt: float) -> None:
 
 
 def test_a_module_that_loses_too_much_in_fp16_is_unsafe_however_well_the_package_does() -> None:
-    def lossy(exact: Array, simulated: Array, actual: Array) -> None:
-        simulated[:] = exact + 0.02 * (simulated - exact) / NOISE
+    def lossy(reference: Array, simulated: Array, actual: Array) -> None:
+        simulated[:] = reference + 0.02 * (simulated - reference) / NOISE
 
     assert compare(lossy).outcome == "fp16-unsafe"
 
 
 def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:
-    def copied(exact: Array, simulated: Array, actual: Array) -> None:
-        simulated[:] = actual[:] = exact
+    def copied(reference: Array, simulated: Array, actual: Array) -> None:
+        simulated[:] = actual[:] = reference
 
     report = compare(copied)
     assert report.outcome == "pass" and report.rho_rms == 0
@@ -144,25 +144,25 @@ def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda exact, *_: exact.fill(3.0), "one value everywhere"),
-        (lambda exact, *_: exact.__setitem__(slice(None), exact[:1]), "the same for all"),
+        (lambda reference, *_: reference.fill(3.0), "one value everywhere"),
+        (lambda reference, *_: reference.__setitem__(slice(None), reference[:1]), "the same for all"),
     ],
     ids=["constant", "deaf"],
 )
 def test_a_reference_that_compares_nothing_is_incomplete(change: Callable[..., object], said: str) -> None:
-    def both(exact: Array, simulated: Array, actual: Array) -> None:
-        change(exact)
-        simulated[:] = actual[:] = exact
+    def both(reference: Array, simulated: Array, actual: Array) -> None:
+        change(reference)
+        simulated[:] = actual[:] = reference
 
     report = compare(both)
     assert report.outcome == "incomplete" and said in report.failed_gates[0].text
 
 
 def test_few_elements_are_allowed_more() -> None:
-    exact = np.random.default_rng(1).standard_normal((8, 1))
+    reference = np.random.default_rng(1).standard_normal((8, 1))
     noise = np.random.default_rng(2).standard_normal((8, 1)) * NOISE
     few = Comparison(
-        name="y", spec=TensorSpec((1,)), reference=exact, simulated=exact + noise, actual=exact + 3 * noise[::-1],
+        name="y", spec=TensorSpec((1,)), reference=reference, simulated=reference + noise, actual=reference + 3 * noise[::-1],
         labels=("seed",) * 8, kept=np.ones(8, bool),
     )  # fmt: skip
     report = judge_output(few, LIFTED, {})
@@ -171,14 +171,14 @@ def test_few_elements_are_allowed_more() -> None:
 
 @pytest.mark.parametrize(("flipped", "outcome"), [(0, "pass"), (1, "fail")])
 def test_whole_numbers_must_be_equal(flipped: int, outcome: str) -> None:
-    exact = np.arange(24).reshape(8, 1, 3).astype(np.int32)
-    actual = exact.copy()
+    reference = np.arange(24).reshape(8, 1, 3).astype(np.int32)
+    actual = reference.copy()
     actual[0, 0, 0] += flipped
     comparison = Comparison(
         name="ids",
         spec=TensorSpec((1, 3), "int32"),
-        reference=exact,
-        simulated=exact,
+        reference=reference,
+        simulated=reference,
         actual=actual,
         labels=("seed",) * 8,
         kept=np.ones(8, bool),
@@ -191,7 +191,7 @@ X, Y = TensorSpec((1, 4)), TensorSpec((1, 8))
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("actual", "said"),
     [
         ({"a": X, "b": Y}, None),
         ({"b": Y, "a": X}, "a, b in this order"),
@@ -202,8 +202,8 @@ X, Y = TensorSpec((1, 4)), TensorSpec((1, 8))
     ],
     ids=["same", "order", "missing", "renamed", "rank", "dtype"],
 )
-def test_names_order_rank_shape_and_dtype_are_exact(found: dict[str, TensorSpec], said: str | None) -> None:
-    problems = structure_problems({"a": X, "b": Y}, found, "output")
+def test_names_order_rank_shape_and_dtype_are_exact(actual: dict[str, TensorSpec], said: str | None) -> None:
+    problems = structure_problems({"a": X, "b": Y}, actual, "output")
     assert not problems if said is None else said in problems[0]
 
 

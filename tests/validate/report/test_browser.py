@@ -91,8 +91,8 @@ class Browser:
 
 
 def find_browser() -> str | None:
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    return found or (str(MAC) if MAC.exists() else None)
+    actual = next((path for name in NAMES if (path := shutil.which(name))), None)
+    return actual or (str(MAC) if MAC.exists() else None)
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +139,12 @@ def test_every_picture_has_its_table_and_is_drawn(browser: Browser, make: Simple
     write(tmp_path / "report.html", make.whole())
     browser.open(tmp_path / "report.html", PHONE)
     browser.ask("document.querySelectorAll('details.output').forEach(each => each.open = true)")
-    found = browser.ask(
+    actual = browser.ask(
         "[...document.querySelectorAll('svg.plot')].map(each => [each.getAttribute('aria-label'), each.getBoundingClientRect().width,"
         " each.getBoundingClientRect().height, each.closest('figure').querySelectorAll('details table tbody tr').length])"
     )
-    assert len(found) == 11
-    for label, width, height, rows in found:
+    assert len(actual) == 11
+    for label, width, height, rows in actual:
         assert label and rows > 0, label
         assert 250 < width <= 390 and 100 < height < 500, label
     # The smallest letters of a picture, as they are on a phone.

@@ -373,10 +373,10 @@ def test_narrow_integers_move_too(law: Any, op: str) -> None:
     def arguments(draw: Any) -> Arguments:
         drawn = LAWS[op](draw)
         kind = draw.one([np.int8, np.uint8, np.int16, np.uint16])
-        narrow: Arguments = {
+        moved: Arguments = {
             name: (drawn[name] % 100).astype(kind) for name in ("x", "update") if name in drawn and drawn[name].dtype != bool
         }
-        return {**drawn, **narrow, "opset": drawn.get("opset") or draw.since("CoreML7")}
+        return {**drawn, **moved, "opset": drawn.get("opset") or draw.since("CoreML7")}
 
     law.agrees_with_mil(op, arguments)
 

@@ -366,10 +366,10 @@ def test_space_and_depth_trade_places_as_documented(evaluate: Evaluate) -> None:
 
 def test_pixel_shuffle_and_its_inverse(evaluate: Evaluate) -> None:
     x = normal(1, 12, 2, 3)
-    wide = evaluate("pixel_shuffle", x=x, upscale_factor=2)
+    shuffled = evaluate("pixel_shuffle", x=x, upscale_factor=2)
     for c, i, j, h, w in itertools.product(range(3), range(2), range(2), range(2), range(3)):
-        assert wide[0, c, 2 * h + i, 2 * w + j] == pytest.approx(x[0, 4 * c + 2 * i + j, h, w])
-    np.testing.assert_allclose(evaluate("pixel_unshuffle", x=wide.astype(np.float32), downscale_factor=2), x)
+        assert shuffled[0, c, 2 * h + i, 2 * w + j] == pytest.approx(x[0, 4 * c + 2 * i + j, h, w])
+    np.testing.assert_allclose(evaluate("pixel_unshuffle", x=shuffled.astype(np.float32), downscale_factor=2), x)
 
 
 def test_space_to_batch_puts_the_places_of_a_block_into_the_batch(evaluate: Evaluate) -> None:
