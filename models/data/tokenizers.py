@@ -199,12 +199,7 @@ def _learn_pieces(words: Counter[str], letters: Counter[str], size: int) -> list
     kept_letters = dict(_largest(letters, size))
     if rare := len(letters) - len(kept_letters):
         logger.info("%d of %d letters left out: the vocabulary has room for %d", rare, len(letters), size)
-    parts: Counter[str] = Counter()
-    for word, count in words.items():
-        for start in range(len(word)):
-            for end in range(start + 2, min(start + _MAX_PIECE, len(word)) + 1):
-                if end - start < len(word):
-                    parts[word[start:end]] += count
+    parts = _count_parts(words)
     whole = Counter({word: count for word, count in words.items() if word not in letters})
     # Words compete by use, parts by the characters they save; apart, for long parts would crowd out short words.
     saved = Counter({part: count * (len(part) - 1) for part, count in parts.items() if count > 1 and part not in letters})
@@ -221,6 +216,17 @@ def _learn_pieces(words: Counter[str], letters: Counter[str], size: int) -> list
         used = Counter({piece: uses[piece] for piece in candidates if uses[piece]})
         candidates = [piece for piece, _ in _largest(used, keep)]
     return _log_probabilities({**{piece: used[piece] for piece in candidates}, **{letter: uses[letter] or 1 for letter in kept_letters}})
+
+
+def _count_parts(words: Counter[str]) -> Counter[str]:
+    """Count of every part of the ``words`` of two characters or more that is shorter than its word."""
+    parts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 2, min(start + _MAX_PIECE, len(word)) + 1):
+                if end - start < len(word):
+                    parts[word[start:end]] += count
+    return parts
 
 
 def _largest(counts: Counter[str], limit: int) -> list[tuple[str, int]]:

@@ -1,7 +1,7 @@
 """Reads the decoder of a T5 v1.0 model from a local directory in Hugging Face's format: ``config.json`` and safetensors."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,31 @@ def load_decoder(directory: str | Path) -> T5Decoder:
     with torch.device("meta"):  # parameters without memory: a random initialisation would be thrown away
         decoder = T5Decoder(config)
     stored = _read_tensors(directory)
-    expected_shapes = {_stored_name(ours): (ours, tuple(parameter.shape)) for ours, parameter in decoder.named_parameters()}
-    copies = {_EMBEDDING_COPY} if _HEAD in expected_shapes else {_EMBEDDING_COPY, _HEAD}
-    if _HEAD in expected_shapes and _HEAD not in stored and _EMBEDDING in stored:
+    parameters = {_stored_name(ours): (ours, tuple(parameter.shape)) for ours, parameter in decoder.named_parameters()}
+    copies = {_EMBEDDING_COPY} if _HEAD in parameters else {_EMBEDDING_COPY, _HEAD}
+    if _HEAD in parameters and _HEAD not in stored and _EMBEDDING in stored:
         stored[_HEAD] = stored[_EMBEDDING]  # transformers 5 stores an unscaled head that is the embedding all the same
 
-    problems = _listed("missing", (name for name in expected_shapes if name not in stored))
-    problems += _listed("unknown", (name for name in stored if name not in {*expected_shapes, *copies, _LEFT_OVER}))
+    problems = _misfits(stored, {name: shape for name, (_, shape) in parameters.items()}, copies)
+    if problems:
+        raise BundleError(f"{directory}: the weights do not fit config.json; {'; '.join(problems)}")
+    decoder.load_state_dict({ours: stored[name].float() for name, (ours, _) in parameters.items()}, assign=True)
+    return decoder.requires_grad_(True).eval()
+
+
+def _misfits(stored: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], copies: set[str]) -> list[str]:
+    """A text for every way in which the ``stored`` tensors are not those of ``shapes``; ``copies`` may repeat the embedding."""
+    problems = _listed("missing", (name for name in shapes if name not in stored))
+    problems += _listed("unknown", (name for name in stored if name not in {*shapes, *copies, _LEFT_OVER}))
     problems += _listed(
         "wrong",
         (
             f"{name} is {_describe(stored[name])} instead of {list(shape)}"
-            for name, (_, shape) in expected_shapes.items()
+            for name, shape in shapes.items()
             if name in stored and (tuple(stored[name].shape) != shape or not stored[name].is_floating_point())
         ),
     )
-    problems += _listed("not finite", (name for name in expected_shapes if name in stored and not stored[name].float().isfinite().all()))
+    problems += _listed("not finite", (name for name in shapes if name in stored and not stored[name].float().isfinite().all()))
     problems += _listed(
         f"different from {_EMBEDDING}, which it repeats",
         (
@@ -75,10 +84,7 @@ def load_decoder(directory: str | Path) -> T5Decoder:
             if {name, _EMBEDDING} <= set(stored) and not torch.equal(stored[name].float(), stored[_EMBEDDING].float())
         ),
     )
-    if problems:
-        raise BundleError(f"{directory}: the weights do not fit config.json; {'; '.join(problems)}")
-    decoder.load_state_dict({ours: stored[name].float() for name, (ours, _) in expected_shapes.items()}, assign=True)
-    return decoder.requires_grad_(True).eval()
+    return problems
 
 
 def read_config(directory: str | Path) -> T5Config:
