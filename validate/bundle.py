@@ -24,8 +24,13 @@ from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, R
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartJudged:
-    """The verdict on a stage, or on the chain, which is called cascade."""
+class PartDone:
+    """A stage was judged, or the chain, whose part is called cascade.
+
+    >>> for event in judge_bundle("artifacts/demo"):
+    ...     if isinstance(event, PartDone):
+    ...         print(f"{event.done}/{event.total} {event.part}: {event.verdict}")
+    """
 
     part: str
     verdict: Outcome
@@ -77,8 +82,8 @@ def judge_bundle(
     texts: Path | None = None,
     sweep: bool = False,
     evidence: Path | None = None,
-) -> Iterator[PartJudged | BundleReport]:
-    """A ``PartJudged`` per stage and for the chain, then the report.
+) -> Iterator[PartDone | BundleReport]:
+    """A ``PartDone`` per stage and for the chain, then the report.
 
     The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
     whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
@@ -106,7 +111,7 @@ def judge_bundle(
     reports: dict[str, Report] = {}
     for name in manifest.stages:
         reports[name] = judging.stage(name)
-        yield PartJudged(part=name, verdict=reports[name].verdict, seconds=reports[name].seconds, done=len(reports), total=total)
+        yield PartDone(part=name, verdict=reports[name].verdict, seconds=reports[name].seconds, done=len(reports), total=total)
     chain, problems = None, list(judging.problems)
     if judging.has_chain:
         misfits = [name for name, report in reports.items() if report.cause == "structure"]
@@ -114,7 +119,7 @@ def judge_bundle(
             problems.append(f"the cascade was not run: {', '.join(misfits)} cannot be wired")
         else:
             chain = judging.chain(reports)
-            yield PartJudged(part="cascade", verdict=chain.verdict, seconds=chain.seconds, done=total, total=total)
+            yield PartDone(part="cascade", verdict=chain.verdict, seconds=chain.seconds, done=total, total=total)
     report = _conclude(folder, manifest, reports, chain, changed, tuple(problems), time.monotonic() - started)
     yield _sealed(report) if verify and changed else report
 

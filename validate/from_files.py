@@ -9,7 +9,7 @@ from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import ConfigError
 from coreflow.runtime.backend import Backend, ComputeUnits
 from coreflow.runtime.interface import input_specs
-from coreflow.validate.bundle import PartJudged, judge_bundle
+from coreflow.validate.bundle import PartDone, judge_bundle
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.sample_files import read_samples
 from coreflow.validate.inputs.samples import Sample
@@ -29,7 +29,7 @@ def validate_files(
     verify: bool = True,
     sweep: bool = False,
     evidence: Path | None = None,
-) -> Iterator[PartJudged | BundleReport | Report]:
+) -> Iterator[PartDone | BundleReport | Report]:
     """Events of a validation of ``path``, a package or a bundle; the last one is its report.
 
     ``reference`` is FILE.py:NAME of recipes, or the path of a package or ONNX file for one package; a family's bundle brings its own.

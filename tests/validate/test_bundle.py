@@ -15,7 +15,7 @@ from coreflow.models.energy.training.checkpoint import WEIGHTS
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.training.checkpoint import load_tensors, save_tensors
-from coreflow.validate.bundle import PartJudged, judge_bundle, validate_bundle
+from coreflow.validate.bundle import PartDone, judge_bundle, validate_bundle
 from coreflow.validate.report.model import BundleReport
 
 Weights = dict[str, Tensor]
@@ -24,12 +24,12 @@ STAGES = ("encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory"
 
 
 @pytest.fixture(scope="module")
-def events(exported: Path) -> list[PartJudged | BundleReport]:
+def events(exported: Path) -> list[PartDone | BundleReport]:
     return list(judge_bundle(exported / "bundle"))
 
 
 @pytest.fixture(scope="module")
-def healthy(events: list[PartJudged | BundleReport]) -> BundleReport:
+def healthy(events: list[PartDone | BundleReport]) -> BundleReport:
     assert isinstance(events[-1], BundleReport)
     return events[-1]
 
@@ -53,9 +53,9 @@ def test_the_chain_is_judged_where_the_stages_meet(healthy: BundleReport) -> Non
     assert cascade.outputs["decoder.logits"].elements > 8 * 300
 
 
-def test_every_part_is_an_event_and_the_report_the_last(events: list[PartJudged | BundleReport]) -> None:
-    assert [event.part for event in events if isinstance(event, PartJudged)] == [*STAGES, "cascade"]
-    assert [event.done for event in events if isinstance(event, PartJudged)] == list(range(1, 8))
+def test_every_part_is_an_event_and_the_report_the_last(events: list[PartDone | BundleReport]) -> None:
+    assert [event.part for event in events if isinstance(event, PartDone)] == [*STAGES, "cascade"]
+    assert [event.done for event in events if isinstance(event, PartDone)] == list(range(1, 8))
     assert isinstance(events[-1], BundleReport)
 
 
