@@ -67,8 +67,8 @@ for name, command in COMMANDS.items():
     app.command(name)(_exiting(command))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(show_version: bool) -> None:
+    if show_version:
         out().print(f"coreflow {version('coreflow')}")
         raise typer.Exit
 

@@ -68,8 +68,8 @@ def serialised(traced: torch.jit.ScriptModule) -> bytes:
 
 
 def _check_replay(recipe: Recipe, traced: torch.jit.ScriptModule, inputs: Mapping[str, Tensor]) -> None:
-    for name, want, got in zip(recipe.outputs, _run(recipe, inputs), _as_tuple(recipe, traced(*inputs.values())), strict=True):
-        if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-4, atol=1e-5, equal_nan=True):
+    for name, reference, actual in zip(recipe.outputs, _run(recipe, inputs), _as_tuple(recipe, traced(*inputs.values())), strict=True):
+        if reference.shape != actual.shape or not torch.allclose(reference, actual, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise ExportError(
                 f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor) "
                 "or draws random numbers"

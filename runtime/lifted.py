@@ -88,13 +88,13 @@ class LiftedModel:
         interpreter makes that prediction, since no other engine has ops to show.
         """
         tensors: dict[str, torch.Tensor | StateBuffer] = dict(self.prepare_inputs(inputs))
-        held = self._state_of(state)
+        buffers = self._state_of(state)
         # The program writes to copies: a prediction that fails leaves the state as it was.
-        written = {name: StateBuffer(tensor) for name, tensor in held.items()}
+        written = {name: StateBuffer(tensor) for name, tensor in buffers.items()}
         tensors.update(written)
         with without_tf32(self.device):
             results = self._runs.run(tensors) if observe is None else self.interpreter.run(tensors, observe)
-        held.update((name, buffer.tensor) for name, buffer in written.items())
+        buffers.update((name, buffer.tensor) for name, buffer in written.items())
         return self.to_outputs(results)
 
     def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:

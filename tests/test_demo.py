@@ -30,10 +30,10 @@ def test_the_demo_reproduces_held_out_sentences_in_torch_and_in_the_packages(tmp
         by_torch = decode(*reference.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length)).tokens
         actual = chain.run(text)
         target = checkpoint.unigram.encode(text, config.decode_length)
-        wanted = tuple(target.ids[target.mask > 0][:-1].tolist())  # without the end token
+        expected = tuple(target.ids[target.mask > 0][:-1].tolist())  # without the end token
         agreeing += sum(a == b for a, b in zip(by_torch, actual.tokens, strict=False))
-        right += sum(a == b for a, b in zip(wanted, actual.tokens, strict=False))
-        tokens += max(len(wanted), len(actual.tokens), len(by_torch))
+        right += sum(a == b for a, b in zip(expected, actual.tokens, strict=False))
+        tokens += max(len(expected), len(actual.tokens), len(by_torch))
         whole += actual.text == text
     assert agreeing / tokens >= 0.98
     assert right / tokens >= 0.98

@@ -33,7 +33,7 @@ from coreflow.models.storage import write_folder_atomically
 CUT_KEY = "coreflow.cut"  # user-defined metadata: where a cut comes from
 _MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 _WEIGHT_FILE = f"{_WEIGHTS}/weight.bin"
-_FIRST_WITH_HALVES = 7  # specification version of iOS16
+_FIRST_WITH_FP16 = 7  # specification version of iOS16
 _SMALL = ("bool", "int8", "uint8", "int16", "uint16")  # what a cast makes of int32 and back
 # As the argument of ``cast`` spells them.
 _CAST_NAMES = {"float16": "fp16", "float32": "fp32"}
@@ -117,11 +117,11 @@ def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str
     if not entering:
         raise UnsupportedError(f"{user}: nothing but constants enters it, and a program needs an input")
     taken = {value.name for op in graph.walk() for value in (*op.outputs, *op.input_values())} | {value.name for value in graph.inputs}
-    halves = program.spec_version >= _FIRST_WITH_HALVES
-    inputs = tuple(_port(value, taken, user, halves=halves) for value in entering)
+    has_fp16_io = program.spec_version >= _FIRST_WITH_FP16
+    inputs = tuple(_port(value, taken, user, has_fp16_io=has_fp16_io) for value in entering)
     if opened := [port.value.name for port in inputs if port.shape is None]:
         raise UnsupportedError(f"{user}: {', '.join(opened)}, which enters it, has a shape that only a prediction tells")
-    return Cut(op, kept, inputs, tuple(_port(value, taken, user, halves=halves) for value in op.outputs))
+    return Cut(op, kept, inputs, tuple(_port(value, taken, user, has_fp16_io=has_fp16_io) for value in op.outputs))
 
 
 # -- what to take ------------------------------------------------------------------------------------------------------------------
@@ -166,8 +166,8 @@ def _is_plain(op: Op) -> bool:
     return bool(op.outputs) and all(value.kind == "tensor" for value in (*op.reads(), *op.outputs) if value.data is None)
 
 
-def _port(value: Value, taken: set[str], user: str, *, halves: bool) -> Port:
-    dtypes: dict[str, Dtype] = {"float16": "float16" if halves else "float32", "float32": "float32", "int32": "int32"}
+def _port(value: Value, taken: set[str], user: str, *, has_fp16_io: bool) -> Port:
+    dtypes: dict[str, Dtype] = {"float16": "float16" if has_fp16_io else "float32", "float32": "float32", "int32": "int32"}
     dtypes |= dict.fromkeys(_SMALL, "int32")
     if value.dtype not in dtypes:
         raise UnsupportedError(f"{user}: {value.name!r} is {value.dtype or 'untyped'}; {', '.join(dtypes)} can be passed")

@@ -110,7 +110,7 @@ _REDUCES = OpFacts(terms=reduced_terms)
 _RECURRENT = OpFacts(multiply_adds=recurrent_multiply_adds)
 
 
-def _each(ops: str, facts: OpFacts) -> dict[str, OpFacts]:
+def _for_all(ops: str, facts: OpFacts) -> dict[str, OpFacts]:
     return dict.fromkeys(ops.split(), facts)
 
 
@@ -122,14 +122,14 @@ FACTS: Mapping[str, OpFacts] = {
     "linear": OpFacts(multiply_adds=linear_multiply_adds, terms=weight_terms, mixes_types=True),
     "matmul": OpFacts(multiply_adds=matmul_multiply_adds, terms=row_terms, mixes_types=True),
     "scaled_dot_product_attention": OpFacts(multiply_adds=attention_multiply_adds, terms=row_terms),
-    **_each("gru lstm rnn", _RECURRENT),
+    **_for_all("gru lstm rnn", _RECURRENT),
     # sums over axes
-    **_each("reduce_argmax reduce_argmin reduce_l1_norm reduce_log_sum reduce_log_sum_exp reduce_mean reduce_prod reduce_sum", _REDUCES),
-    **_each("avg_pool l2_pool batch_norm local_response_norm softmax cumsum", _REDUCES),
-    **_each("reduce_max reduce_min max_pool", OpFacts(rounds="never", terms=reduced_terms)),
-    **_each("reduce_l2_norm reduce_sum_square layer_norm instance_norm l2_norm", OpFacts(terms=reduced_terms, risks=_SQUARE_OVERFLOWS)),
+    **_for_all("reduce_argmax reduce_argmin reduce_l1_norm reduce_log_sum reduce_log_sum_exp reduce_mean reduce_prod reduce_sum", _REDUCES),
+    **_for_all("avg_pool l2_pool batch_norm local_response_norm softmax cumsum", _REDUCES),
+    **_for_all("reduce_max reduce_min max_pool", OpFacts(rounds="never", terms=reduced_terms)),
+    **_for_all("reduce_l2_norm reduce_sum_square layer_norm instance_norm l2_norm", OpFacts(terms=reduced_terms, risks=_SQUARE_OVERFLOWS)),
     # arithmetic, element by element
-    **_each("add sub mul", _ROUNDS_ONCE),
+    **_for_all("add sub mul", _ROUNDS_ONCE),
     "square": OpFacts(rounds="once", risks=_beyond(_SQUARE, _OVERFLOWS)),
     "real_div": OpFacts(rounds="once", risks=_near_zero("y", "a divisor of which fp16 holds few digits or none")),
     "exp": OpFacts(risks=_above(round(math.log(fp16.MAX), 2), _OVERFLOWS)),
@@ -137,38 +137,38 @@ FACTS: Mapping[str, OpFacts] = {
     "sinh": OpFacts(risks=_beyond(round(math.asinh(fp16.MAX), 2), _OVERFLOWS)),
     "cosh": OpFacts(risks=_beyond(round(math.acosh(fp16.MAX), 2), _OVERFLOWS)),
     "pow": OpFacts(risks=_SQUARE_OVERFLOWS),
-    **_each("softplus softplus_parametric", OpFacts(risks=_SOFTPLUS)),
-    **_each("log rsqrt inverse", OpFacts(risks=_FEW_DIGITS)),
-    **_each("acos asin atan atanh cos erf floor_div mod sin sqrt tan tanh", _NOTHING),
-    **_each("equal greater greater_equal less less_equal not_equal", _NOTHING),
-    **_each("logical_and logical_not logical_or logical_xor", _NOTHING),
-    **_each("abs ceil floor maximum minimum round select sign", _ROUNDS_NEVER),
+    **_for_all("softplus softplus_parametric", OpFacts(risks=_SOFTPLUS)),
+    **_for_all("log rsqrt inverse", OpFacts(risks=_FEW_DIGITS)),
+    **_for_all("acos asin atan atanh cos erf floor_div mod sin sqrt tan tanh", _NOTHING),
+    **_for_all("equal greater greater_equal less less_equal not_equal", _NOTHING),
+    **_for_all("logical_and logical_not logical_or logical_xor", _NOTHING),
+    **_for_all("abs ceil floor maximum minimum round select sign", _ROUNDS_NEVER),
     "cast": OpFacts(is_bookkeeping=True),
     # Not rounds="never": since iOS17 the limits may be finer than x.
-    **_each("clip threshold clamped_relu", OpFacts(is_limit=True)),
+    **_for_all("clip threshold clamped_relu", OpFacts(is_limit=True)),
     # activations
-    **_each("elu gelu leaky_relu linear_activation prelu scaled_tanh sigmoid sigmoid_hard silu softsign", _NOTHING),
-    **_each("relu relu6 thresholded_relu", _ROUNDS_NEVER),
+    **_for_all("elu gelu leaky_relu linear_activation prelu scaled_tanh sigmoid sigmoid_hard silu softsign", _NOTHING),
+    **_for_all("relu relu6 thresholded_relu", _ROUNDS_NEVER),
     # shapes and places
-    **_each("batch_to_space concat depth_to_space expand_dims flatten2d identity pixel_shuffle pixel_unshuffle", _ROUNDS_NEVER),
-    **_each("reshape reshape_like reverse reverse_sequence sliding_windows space_to_batch space_to_depth", _ROUNDS_NEVER),
-    **_each("slice_by_index slice_by_size slice_update split squeeze stack transpose", _ROUNDS_NEVER),
-    **_each("gather gather_along_axis gather_nd", OpFacts(rounds="never", looks_up=True)),
-    **_each("scatter scatter_along_axis scatter_nd", _NOTHING),
+    **_for_all("batch_to_space concat depth_to_space expand_dims flatten2d identity pixel_shuffle pixel_unshuffle", _ROUNDS_NEVER),
+    **_for_all("reshape reshape_like reverse reverse_sequence sliding_windows space_to_batch space_to_depth", _ROUNDS_NEVER),
+    **_for_all("slice_by_index slice_by_size slice_update split squeeze stack transpose", _ROUNDS_NEVER),
+    **_for_all("gather gather_along_axis gather_nd", OpFacts(rounds="never", looks_up=True)),
+    **_for_all("scatter scatter_along_axis scatter_nd", _NOTHING),
     # tensors made or chosen
-    **_each("band_part fill fill_like one_hot pad tile topk", _ROUNDS_NEVER),
+    **_for_all("band_part fill fill_like one_hot pad tile topk", _ROUNDS_NEVER),
     "non_maximum_suppression": OpFacts(rounds="never", computes_to_pick=True),
-    **_each("argsort non_zero range_1d shape classify", _NOTHING),
-    **_each("random_bernoulli random_categorical random_normal random_uniform", _NOTHING),
+    **_for_all("argsort non_zero range_1d shape classify", _NOTHING),
+    **_for_all("random_bernoulli random_categorical random_normal random_uniform", _NOTHING),
     # images
-    **_each("crop resize_nearest_neighbor upsample_nearest_neighbor", _ROUNDS_NEVER),
-    **_each("affine crop_resize resample resize resize_bilinear upsample_bilinear", _NOTHING),
+    **_for_all("crop resize_nearest_neighbor upsample_nearest_neighbor", _ROUNDS_NEVER),
+    **_for_all("affine crop_resize resample resize resize_bilinear upsample_bilinear", _NOTHING),
     # control flow, lists, states
-    **_each("cond while_loop list_gather list_read list_scatter list_write make_list", _ROUNDS_NEVER),
+    **_for_all("cond while_loop list_gather list_read list_scatter list_write make_list", _ROUNDS_NEVER),
     "list_length": _NOTHING,
-    **_each("coreml_update_state read_state write_state", OpFacts(rounds="never", is_bookkeeping=True)),
+    **_for_all("coreml_update_state read_state write_state", OpFacts(rounds="never", is_bookkeeping=True)),
     # constants stored in another form
-    **_each("constexpr_affine_dequantize constexpr_blockwise_shift_scale constexpr_cast constexpr_lut_to_dense", _NOTHING),
-    **_each("constexpr_lut_to_sparse constexpr_sparse_blockwise_shift_scale constexpr_sparse_to_dense", _NOTHING),
-    **_each("dequantize quantize", _NOTHING),
+    **_for_all("constexpr_affine_dequantize constexpr_blockwise_shift_scale constexpr_cast constexpr_lut_to_dense", _NOTHING),
+    **_for_all("constexpr_lut_to_sparse constexpr_sparse_blockwise_shift_scale constexpr_sparse_to_dense", _NOTHING),
+    **_for_all("dequantize quantize", _NOTHING),
 }

@@ -95,7 +95,7 @@ def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, 
     assert "mapper_out" in verdict
 
 
-def test_an_own_recipe_is_judged_against_its_module(example: Path, coreflow: Run) -> None:
+def test_an_own_recipe_is_compared_with_its_module(example: Path, coreflow: Run) -> None:
     code, out, _ = coreflow("validate", example, "--reference", SOURCE, "--backend", "lifted")
     assert code == 0 and "PASS" in out
     package = next(example.glob("packages/*/*.mlpackage"))
@@ -110,8 +110,8 @@ def test_a_package_is_compared_with_another_package(example: Path, tmp_path: Pat
     package = next(example.glob("packages/*/*.mlpackage"))
     other = Path(shutil.copytree(package, tmp_path / "other.mlpackage"))
     code, out, _ = coreflow("validate", package, "--reference", other, "--backend", "lifted", "--json")
-    found = json.loads(out)
-    assert code == found["exit_code"] and "other.mlpackage" in found["reference"] and found["outputs"]["scores"]["rho_rms"] is not None
+    report = json.loads(out)
+    assert code == report["exit_code"] and "other.mlpackage" in report["reference"] and report["outputs"]["scores"]["rho_rms"] is not None
     code, _, err = coreflow("validate", package, "--reference", tmp_path / "model.tflite", "--backend", "lifted")
     assert code == 2 and "model.tflite" in err
 

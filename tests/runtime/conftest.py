@@ -88,8 +88,8 @@ def counting_package(save: Callable[..., Path]) -> Path:
     from coremltools.converters.mil.mil import Builder, types
 
     def program(x: Any, total: Any) -> Any:
-        held = Builder.read_state(input=total)
-        return Builder.mul(x=Builder.coreml_update_state(state=total, value=Builder.add(x=held, y=x)), y=np.float16(2))
+        current = Builder.read_state(input=total)
+        return Builder.mul(x=Builder.coreml_update_state(state=total, value=Builder.add(x=current, y=x)), y=np.float16(2))
 
     return save(
         Builder.program(

@@ -40,11 +40,11 @@ def test_packages_give_the_tokens_of_the_torch_reference(chain: Chain, exported:
     for text in SENTENCES:
         encoded = checkpoint.wordpiece.encode(text, config.text_length)
         carried = reference.carry(reference.encode(encoded.ids[None], encoded.mask[None].astype(np.float32)))
-        wanted = decode(*reference.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length)).tokens
+        expected = decode(*reference.decoder(carried.surface), DecodingOptions(max_tokens=config.decode_length)).tokens
         actual = chain.run(text)
         np.testing.assert_allclose(actual.output_surface.ravel(), carried.surface.ravel(), atol=0.02)
-        same += sum(a == b for a, b in zip(wanted, actual.tokens, strict=False))
-        total += max(len(wanted), len(actual.tokens))
+        same += sum(a == b for a, b in zip(expected, actual.tokens, strict=False))
+        total += max(len(expected), len(actual.tokens))
     assert same / total >= 0.98
 
 
@@ -54,11 +54,11 @@ def test_every_stage_equals_its_module_on_drawn_inputs(exported: Path, chain: Ch
             inputs = recipe.inputs_for(seed)
             with torch.no_grad():
                 given = (torch.from_numpy(array) for array in inputs.values())
-                expected = recipe.module(*(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
-            wanted = (expected,) if isinstance(expected, torch.Tensor) else expected
+                result = recipe.module(*(tensor.float() if tensor.is_floating_point() else tensor for tensor in given))
+            references = (result,) if isinstance(result, torch.Tensor) else result
             outputs = chain.stages[recipe.name].predict(inputs)
             assert list(outputs) == list(recipe.outputs)
-            for name, tensor in zip(recipe.outputs, wanted, strict=True):
+            for name, tensor in zip(recipe.outputs, references, strict=True):
                 scale = max(float(tensor.abs().max()), 1e-3)
                 np.testing.assert_allclose(outputs[name], tensor.numpy(), atol=0.02 * scale, err_msg=f"{recipe.name}.{name}")
 

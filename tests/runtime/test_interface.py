@@ -49,5 +49,5 @@ def test_bounds_may_be_wider_than_the_dtype(dtype: Literal["float16", "float32"]
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", ">i4", "bool"])
 def test_whole_numbers_of_every_width_become_int32(dtype: str) -> None:
     spec, feature = TensorSpec((2,), "int32", (0, 1)), Feature("x", "array", "int32", (2,))
-    found = _check_input("x", np.array([0, 1]).astype(dtype), spec, feature)
-    assert found.dtype == np.int32 and found.dtype.isnative and found.tolist() == [0, 1]
+    actual = _check_input("x", np.array([0, 1]).astype(dtype), spec, feature)
+    assert actual.dtype == np.int32 and actual.dtype.isnative and actual.tolist() == [0, 1]

@@ -41,7 +41,9 @@ class TestPrediction:
         np.testing.assert_array_equal(actual["best"][:, :12], best.numpy()[:, :12])
 
     @pytest.mark.parametrize(("numerics", "dtype"), [("fp64", np.float64), ("fp32", np.float32), ("fp16", np.float32)])
-    def test_floats_come_back_wide_and_integers_as_int32(self, small_package: Path, numerics: NumericsName, dtype: type) -> None:
+    def test_floats_come_back_as_float32_or_float64_and_integers_as_int32(
+        self, small_package: Path, numerics: NumericsName, dtype: type
+    ) -> None:
         actual = load_model(small_package, "lifted", numerics=numerics).predict({"ids": IDS, "mask": MASK})
         assert (actual["probabilities"].dtype, actual["best"].dtype) == (dtype, np.int32)
         assert list(actual) == ["probabilities", "best"]
@@ -273,8 +275,8 @@ class TestPicturesAndClasses:
             traced = torch.jit.trace(torch.nn.Softmax(-1), torch.zeros(1, 4))
         package = save(traced, inputs=[ct.TensorType(name="x", shape=ct.Shape((1, ct.RangeDim(2, 9, default=4))))])
         model = load_model(package, "lifted")
-        (found,) = model.predict({"x": np.ones(shape)}).values()
-        np.testing.assert_allclose(found, np.full(shape, 1 / shape[1]), atol=1e-3)
+        (actual,) = model.predict({"x": np.ones(shape)}).values()
+        np.testing.assert_allclose(actual, np.full(shape, 1 / shape[1]), atol=1e-3)
         with pytest.raises(InputError, match=r"expected shape \[1, 2\.\.9\], got"):
             model.predict({"x": np.ones((1, 10))})
 
@@ -300,6 +302,6 @@ def test_a_state_is_not_the_caller_s_array(counting_package: Path) -> None:
     state, name, given = model.make_state(), next(iter(model.states)), np.array([1, 2], np.float32)
     state.write(name, given)
     model.predict({"x": given}, state)
-    held = state.read(name).tolist()
+    before = state.read(name).tolist()
     given += 100
-    assert state.read(name).tolist() == held == [2, 4]
+    assert state.read(name).tolist() == before == [2, 4]

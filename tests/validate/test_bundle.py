@@ -44,7 +44,7 @@ def test_a_healthy_bundle_passes_stage_by_stage_and_as_a_chain(healthy: BundleRe
     assert not healthy.warnings and not healthy.problems
 
 
-def test_the_chain_is_judged_where_the_stages_meet(healthy: BundleReport) -> None:
+def test_the_chain_is_compared_where_the_stages_meet(healthy: BundleReport) -> None:
     cascade = healthy.cascade
     assert cascade is not None and cascade.verdict == "pass"
     assert [row.stage for row in cascade.rows] == ["encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory", "decoder_step"]

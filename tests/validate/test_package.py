@@ -211,7 +211,7 @@ def test_more_seeds_are_drawn_until_enough_are_clear(threshold: tuple[Path, Reci
     assert drawn.verdict == "pass" and drawn.outputs["y"].elements == 9 * 64
 
 
-def test_nothing_is_judged_when_every_decision_is_on_the_border(threshold: tuple[Path, Recipe]) -> None:
+def test_the_verdict_is_open_when_every_decision_is_on_the_border(threshold: tuple[Path, Recipe]) -> None:
     report = validate(*threshold, draw=draw_near(set(range(64))))
     assert (report.verdict, report.exit_code, len(report.samples.seeds)) == ("incomplete", 5, 64)
     assert "64 of 64 samples a decision within fp16 noise" in report.text
@@ -248,7 +248,7 @@ def test_strict_makes_a_warning_a_failure() -> None:
     assert exit_code_of("warn", None, strict=True) == 1 and exit_code_of("pass", None, strict=True) == 0
 
 
-def test_a_program_that_is_right_only_in_wide_arithmetic_has_fp16_as_its_cause(converted: "Converted") -> None:
+def test_a_program_that_is_right_only_in_fp64_has_fp16_as_its_cause(converted: "Converted") -> None:
     """With limits between the error of the weights alone and that of all of fp16, only the arithmetic is left to blame."""
     between = replace(LIFTED, rms_pass=0.8, rms_warn=0.8)
     strict = validate(converted.package, converted.recipe(), tolerance=between)
@@ -256,7 +256,7 @@ def test_a_program_that_is_right_only_in_wide_arithmetic_has_fp16_as_its_cause(c
     assert "in wide arithmetic the program is right" in strict.text
 
 
-def test_fp32_packages_are_judged_by_fp32(tmp_path: Path) -> None:
+def test_fp32_packages_are_compared_within_fp32_budgets(tmp_path: Path) -> None:
     module = Pair()
     recipe = Recipe(name="pair", module=module, inputs={"x": TensorSpec((2, 8), "float32")}, outputs=("a", "b"), precision="fp32")
     package = build(recipe, tmp_path)

@@ -78,17 +78,17 @@ def diagnose(
     faults = Faults()
     if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
         faults = _find_faults(ladder, module, sample, traced, results, outputs, constants)
-    lossy = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
-    return Explanation(ops=reports, culprits=rank_culprits(cause, faults, lossy), constants=constants)
+    op_culprits = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
+    return Explanation(ops=reports, culprits=rank_culprits(cause, faults, op_culprits), constants=constants)
 
 
-def rank_culprits(cause: Cause | None, faults: Faults, lossy: Sequence[Culprit]) -> tuple[Culprit, ...]:
+def rank_culprits(cause: Cause | None, faults: Faults, op_culprits: Sequence[Culprit]) -> tuple[Culprit, ...]:
     """All culprits, those that explain the ``cause`` first."""
-    first = [culprit for culprit in lossy if culprit.kind == "non-finite"] if cause == "non-finite" else []
+    first = [culprit for culprit in op_culprits if culprit.kind == "non-finite"] if cause == "non-finite" else []
     # No constant explains an error that a conversion at FLOAT32 has too, and none that overflows a finite one: a mask of -inf may be right.
     constants = tuple(culprit for culprit in faults.constants if cause == "non-finite" or math.isfinite(culprit.ratio))
     ranked = (*faults.translation, *constants) if cause == "translation" else (*constants, *faults.translation)
-    return (*first, *ranked, *(culprit for culprit in lossy if culprit not in first))
+    return (*first, *ranked, *(culprit for culprit in op_culprits if culprit not in first))
 
 
 def _find_faults(

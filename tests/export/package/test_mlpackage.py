@@ -324,7 +324,7 @@ class TestWeights:
         np.testing.assert_array_equal(read, values)
 
     @given(values=st.lists(st.integers(0, 63), min_size=1, max_size=40))
-    def test_narrow_elements_are_one_stream_of_bits(self, values: list[int]) -> None:
+    def test_elements_of_less_than_a_byte_are_one_stream_of_bits(self, values: list[int]) -> None:
         stream = sum(value << (6 * place) for place, value in enumerate(values))
         packed = np.frombuffer(stream.to_bytes((6 * len(values) + 7) // 8, "little"), np.uint8)
         assert unpack(packed, "uint6", (len(values),)).tolist() == values

@@ -65,10 +65,10 @@ def test_a_few_thousand_sentences_use_every_word() -> None:
 
 @given(st.integers(), st.integers(0, 100), st.integers(0, 100))
 def test_split_is_disjoint_and_its_held_out_part_does_not_depend_on_the_training_part(seed: int, train: int, held_out: int) -> None:
-    training, held = grammar.split(seed, train, held_out)
-    assert (len(training), len(held)) == (train, held_out)
-    assert not set(training) & set(held)
-    assert held == grammar.split(seed, train + 1, held_out)[1]
+    training, unseen = grammar.split(seed, train, held_out)
+    assert (len(training), len(unseen)) == (train, held_out)
+    assert not set(training) & set(unseen)
+    assert unseen == grammar.split(seed, train + 1, held_out)[1]
 
 
 @pytest.mark.parametrize("count", [-1, grammar.count_sentences() + 1], ids=["negative", "more than there are"])

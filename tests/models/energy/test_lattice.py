@@ -136,8 +136,8 @@ def assert_same(table: FlowTable, run: Run) -> None:
         np.testing.assert_array_equal(position, flow.position)
         np.testing.assert_allclose(energy, flow.energy, rtol=1e-9, atol=1e-12)
         assert age == flow.age
-        for actual, wanted in zip(hidden, flow.hidden, strict=True):
-            np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-12)
+        for actual, reference in zip(hidden, flow.hidden, strict=True):
+            np.testing.assert_allclose(actual, reference, rtol=1e-9, atol=1e-12)
     config_face = np.zeros(table.face_weight.shape[2:]), np.zeros(table.face_weight.shape[2:])
     for place, arrivals in run.face.items():
         config_face[0][place] = sum(energy * weight for energy, weight in arrivals)

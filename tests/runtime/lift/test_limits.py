@@ -83,17 +83,17 @@ def ones(*shape: int, dtype: Any = np.float32) -> Any:
     return np.ones(shape, dtype)
 
 
-TALL, WIDE, PAIR = ones(LONG, 1), ones(1, LONG), ones(1, LONG, 1)
+COLUMN, ROW, PAIR = ones(LONG, 1), ones(1, LONG), ones(1, LONG, 1)
 WINDOW = {"kernel_sizes": [HUGE], "strides": [1], "pad_type": "custom", "pad": [HUGE, HUGE]}
 
 # What an op reads is small, what it would give is not. A list is an argument of several values.
 GROWING: dict[str, dict[str, Any]] = {
-    **{op: {"x": TALL, "y": WIDE} for op in ("add", "sub", "mul", "real_div", "floor_div", "mod", "pow", "maximum", "less", "equal")},
-    "logical_and": {"x": TALL > 0, "y": WIDE > 0},
+    **{op: {"x": COLUMN, "y": ROW} for op in ("add", "sub", "mul", "real_div", "floor_div", "mod", "pow", "maximum", "less", "equal")},
+    "logical_and": {"x": COLUMN > 0, "y": ROW > 0},
     "select": {"cond": ones(1, 1, 30_000) > 0, "a": ones(1, 30_000, 1), "b": ones(30_000, 1, 1)},
-    "linear": {"x": TALL, "weight": TALL},
-    "matmul": {"x": TALL, "y": WIDE},
-    "matmul of transposed": {"x": WIDE, "y": TALL, "transpose_x": True, "transpose_y": True},
+    "linear": {"x": COLUMN, "weight": COLUMN},
+    "matmul": {"x": COLUMN, "y": ROW},
+    "matmul of transposed": {"x": ROW, "y": COLUMN, "transpose_x": True, "transpose_y": True},
     "matmul of batches": {"x": ones(LONG, 1, 1, 1), "y": PAIR},
     "matmul of a repeated matrix": {"x": ones(1, 3, 1000, 1000), "y": ones(1000, 1, 1000, 1)},
     "matmul of nothing": {"x": ones(LONG, 0), "y": ones(0, LONG)},
@@ -106,14 +106,14 @@ GROWING: dict[str, dict[str, Any]] = {
     **{f"{kind}_pool": {"x": ones(1, 1, 1), **WINDOW} for kind in ("max", "avg", "l2")},
     "local_response_norm": {"x": ONE, "size": HUGE},
     "reduce_sum of nothing": {"x": ones(LONG, LONG, 0), "axes": [2]},
-    "gather": {"x": WIDE, "indices": np.zeros(LONG, np.int32), "axis": 0},
-    "gather_nd": {"x": WIDE, "indices": np.zeros((LONG, 1), np.int32)},
-    "stack": {"values": [TALL] * 2000, "axis": 0},
-    "concat": {"values": [TALL] * 2000, "axis": 0},
-    "sliding_windows": {"x": TALL, "axis": 0, "size": LONG // 2},
-    "tile": {"x": TALL, "reps": [1, LONG]},
+    "gather": {"x": ROW, "indices": np.zeros(LONG, np.int32), "axis": 0},
+    "gather_nd": {"x": ROW, "indices": np.zeros((LONG, 1), np.int32)},
+    "stack": {"values": [COLUMN] * 2000, "axis": 0},
+    "concat": {"values": [COLUMN] * 2000, "axis": 0},
+    "sliding_windows": {"x": COLUMN, "axis": 0, "size": LONG // 2},
+    "tile": {"x": COLUMN, "reps": [1, LONG]},
     "one_hot": {"indices": np.zeros(LONG, np.int32), "one_hot_vector_size": LONG},
-    "pad": {"x": TALL, "pad": [0, LONG], "mode": "reflect"},
+    "pad": {"x": COLUMN, "pad": [0, LONG], "mode": "reflect"},
     "space_to_batch": {"x": ONE, "block_shape": [1, 1], "paddings": np.array([[2**30, 2**30], [0, 0]], np.int32)},
     "band_part": {"x": ones(0, LONG, LONG), "lower": 1, "upper": 1},
     "non_maximum_suppression": {

@@ -15,7 +15,7 @@ def culprit(kind: Kind, name: str, ratio: float = 4.0) -> Culprit:
     return Culprit(kind=kind, name=name, type="mul", ratio=ratio, text="", origin=None)
 
 
-LOSSY = (culprit("rounding", "rounds"), culprit("non-finite", "overflows"))
+OP_CULPRITS = (culprit("rounding", "rounds"), culprit("non-finite", "overflows"))
 FAULTS = Faults(
     translation=(culprit("translation", "departs"),),
     constants=(culprit("constant", "epsilon"), culprit("constant", "mask", math.inf)),
@@ -32,4 +32,4 @@ FAULTS = Faults(
     ],
 )
 def test_culprits_of_the_cause_come_first_and_infinite_ones_explain_no_finite_error(cause: Cause | None, names: list[str]) -> None:
-    assert [culprit.name for culprit in rank_culprits(cause, FAULTS, LOSSY)] == names
+    assert [culprit.name for culprit in rank_culprits(cause, FAULTS, OP_CULPRITS)] == names

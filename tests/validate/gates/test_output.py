@@ -125,10 +125,10 @@ def test_a_module_that_fp16_cannot_execute_never_passes(spoilt: float) -> None:
 
 
 def test_a_module_that_loses_too_much_in_fp16_is_unsafe_however_well_the_package_does() -> None:
-    def lossy(reference: Array, simulated: Array, actual: Array) -> None:
+    def coarse(reference: Array, simulated: Array, actual: Array) -> None:
         simulated[:] = reference + 0.02 * (simulated - reference) / NOISE
 
-    assert compare(lossy).outcome == "fp16-unsafe"
+    assert compare(coarse).outcome == "fp16-unsafe"
 
 
 def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:

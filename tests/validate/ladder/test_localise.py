@@ -38,9 +38,9 @@ def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: Arra
     """The op reports by type of a program that computes ``function``."""
     recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
     program = read_program(build(recipe, folder))
-    localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64")))
+    localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter")) for numerics in ("fp16", "fp64")))
     assert len(list(localiser.run([{"x": sample} for sample in samples]))) == len(samples)
-    return localiser, {each.type: each for each in localiser.reports({})}
+    return localiser, {report.type: report for report in localiser.reports({})}
 
 
 def draw(*shape: int) -> Array:
@@ -56,14 +56,14 @@ def test_the_rounding_of_normal_numbers_is_the_constant() -> None:
 def test_local_and_accumulated_errors_are_those_of_the_definition(tmp_path: Path) -> None:
     samples = draw(2, 64), draw(2, 64) * np.float16(0.5)
     _, ops = looked_at(lambda x: torch.sigmoid(torch.tanh(x)), tmp_path, *samples)
-    rounded = [np.tanh(each.astype(np.float32)).astype(np.float16) for each in samples]
-    wide = [1 / (1 + np.exp(-each.astype(np.float64))) for each in rounded]
-    local = [each.astype(np.float16) - each for each in wide]
-    rms = math.sqrt(sum(float((each**2).sum()) for each in local) / sum(float((each**2).sum()) for each in wide))
+    rounded = [np.tanh(sample.astype(np.float32)).astype(np.float16) for sample in samples]
+    references = [1 / (1 + np.exp(-x.astype(np.float64))) for x in rounded]
+    local = [reference.astype(np.float16) - reference for reference in references]
+    rms = math.sqrt(sum(float((values**2).sum()) for values in local) / sum(float((values**2).sum()) for values in references))
     assert ops["sigmoid"].local_rho == pytest.approx(rms / ROUNDING, rel=1e-3)
-    exact = [1 / (1 + np.exp(-np.tanh(each.astype(np.float64)))) for each in samples]
-    error = sum(float(((near.astype(np.float16) - true) ** 2).sum()) for near, true in zip(wide, exact, strict=True))
-    assert ops["sigmoid"].accumulated == pytest.approx(math.sqrt(error / sum(float((each**2).sum()) for each in exact)), rel=1e-3)
+    exact = [1 / (1 + np.exp(-np.tanh(sample.astype(np.float64)))) for sample in samples]
+    error = sum(float(((near.astype(np.float16) - true) ** 2).sum()) for near, true in zip(references, exact, strict=True))
+    assert ops["sigmoid"].accumulated == pytest.approx(math.sqrt(error / sum(float((values**2).sum()) for values in exact)), rel=1e-3)
     assert 0.3 < ops["tanh"].ulps <= 0.5 and ops["tanh"].ulps_limit == 2
     assert ops["tanh"].largest == pytest.approx(float(np.abs(rounded[0]).max()))
 
@@ -72,9 +72,9 @@ def test_predictions_are_those_of_the_two_models(tmp_path: Path) -> None:
     localiser, _ = looked_at(lambda x: torch.exp(x) * 3, tmp_path, draw(1, 8))
     inputs = {"x": draw(1, 8)}
     (sides,) = localiser.run([inputs])
-    for found, model in zip(sides, (localiser.model_fp16, localiser.model_fp64), strict=True):
-        want = model.predict(inputs)
-        assert list(found) == list(want) and all(np.array_equal(found[name], want[name]) for name in want)
+    for actual, model in zip(sides, (localiser.model_fp16, localiser.model_fp64), strict=True):
+        reference = model.predict(inputs)
+        assert list(actual) == list(reference) and all(np.array_equal(actual[name], reference[name]) for name in reference)
 
 
 def test_a_difference_of_large_numbers_amplifies_and_loses_nothing_itself(tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_overflow_and_underflow_are_counted_where_they_happen(tmp_path: Path) ->
 @pytest.mark.parametrize(("scale", "reached"), [(1.0, False), (40.0, True)])
 def test_what_no_input_reached_is_said(tmp_path: Path, scale: float, reached: bool) -> None:
     _, ops = looked_at(nn.functional.softplus, tmp_path, np.clip(draw(1, 64), -1, 1) * np.float16(scale))
-    (found,) = [each for name, each in ops.items() if name.startswith("softplus")]
-    assert bool(found.never_exercised) is not reached
-    assert reached or "10.4" in found.never_exercised[0]
+    (report,) = [report for name, report in ops.items() if name.startswith("softplus")]
+    assert bool(report.never_exercised) is not reached
+    assert reached or "10.4" in report.never_exercised[0]
 
 
 def test_terms_are_those_that_are_added_up(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_terms_are_those_that_are_added_up(tmp_path: Path) -> None:
 @given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9), double=st.booleans())
 def test_the_smallest_magnitude_is_that_of_a_search(values: list[float], double: bool) -> None:
     tensor = torch.tensor(values, dtype=torch.float64 if double else torch.float32)
-    assert smallest_of(tensor) == min((abs(each) for each in values if each), default=math.inf)
+    assert smallest_of(tensor) == min((abs(value) for value in values if value), default=math.inf)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -124,15 +124,15 @@ def test_ranges_are_those_of_the_rounded_results(
     tmp_path_factory: pytest.TempPathFactory, exponents: list[int], zero: bool, factor: float
 ) -> None:
     """Also where some results fall to zero, all do, or one is too large."""
-    x = np.array([[1.1 * 2.0**each for each in exponents[:3]] + [0.0 if zero else -1.3 * 2.0 ** exponents[3]]], np.float16)
+    x = np.array([[1.1 * 2.0**exponent for exponent in exponents[:3]] + [0.0 if zero else -1.3 * 2.0 ** exponents[3]]], np.float16)
     _, ops = looked_at(lambda x: x * factor, tmp_path_factory.mktemp("ranges"), x)
-    (found,) = (op for name, op in ops.items() if name == "mul")
+    (report,) = (op for name, op in ops.items() if name == "mul")
     with np.errstate(over="ignore"):
         results = (x.astype(np.float32) * np.float32(np.float16(factor))).astype(np.float16)
     finite = np.abs(results[np.isfinite(results)]).astype(np.float64)
-    assert found.largest == finite.max(initial=0.0)
-    assert found.smallest == min(finite[finite > 0], default=0.0)
-    assert found.overflowed == np.isinf(results).sum()
+    assert report.largest == finite.max(initial=0.0)
+    assert report.smallest == min(finite[finite > 0], default=0.0)
+    assert report.overflowed == np.isinf(results).sum()
 
 
 class Rows(nn.Module):
@@ -151,13 +151,15 @@ def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: P
     recipe = Recipe(name="rows", module=Rows().eval(), inputs={"x": TensorSpec((1, 48))}, outputs=("y",))
     program = read_program(build(recipe, tmp_path))
     samples = [{"x": recipe.inputs_for(seed)["x"]} for seed in range(5)]
-    found = []
+    runs = []
     for room in (0.0, 256e6, 3 * 12.0 * 1000):
         monkeypatch.setattr("coreflow.validate.ladder.localise._ROOM", room)
-        localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=each, engine="interpreter")) for each in ("fp16", "fp64")))
+        localiser = Localiser(
+            *(LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter")) for numerics in ("fp16", "fp64"))
+        )
         assert room or localiser._together() == 1
-        found.append((list(localiser.run(samples)), localiser.reports({})))
-    (alone, ops), *others = found
+        runs.append((list(localiser.run(samples)), localiser.reports({})))
+    (alone, ops), *others = runs
     for together, again in others:
         for (in_fp16, in_fp64), (in_fp16_again, in_fp64_again) in zip(alone, together, strict=True):
             np.testing.assert_array_equal(in_fp16["y"], in_fp16_again["y"])

@@ -52,14 +52,14 @@ def other(folder: Path, scale: float) -> Recipe:
     return recipe("other", module=changed)
 
 
-def test_a_package_is_judged_by_another_s_fp16(package: Path, tmp_path: Path) -> None:
+def test_a_package_can_have_another_s_fp16_as_its_reference(package: Path, tmp_path: Path) -> None:
     assert validate(package, package).verdict == "pass"
     report = validate(package, build(other(tmp_path, 1.1), tmp_path))
     assert (report.verdict, report.cause, report.budget) == ("fail", "weights", "the reference package's own fp16")
     assert report.outputs["y"].worst_slice == "[:, 3]"
 
 
-def test_an_onnx_file_is_judged_by_the_heuristic(package: Path, tmp_path: Path) -> None:
+def test_an_onnx_reference_is_compared_within_the_heuristic_budget(package: Path, tmp_path: Path) -> None:
     write_onnx(read_program(package), tmp_path / "same.onnx")
     same = validate(package, tmp_path / "same.onnx")
     assert (same.verdict, same.budget) == ("pass", "heuristic")

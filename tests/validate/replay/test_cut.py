@@ -301,7 +301,7 @@ class TestTheBorder:
         (chosen,) = {name for name, *_ in features("chosen")[0]} ^ {"row", "most_as_vector"}
         assert chosen == "positive_as_int32"
 
-    def test_before_ios16_halves_cross_as_fp32(self, save: Save, tmp_path: Path) -> None:
+    def test_before_ios16_fp16_values_cross_as_fp32(self, save: Save, tmp_path: Path) -> None:
         from coremltools.converters.mil.mil import Builder, types
 
         def body(x: Any) -> Any:
@@ -395,8 +395,8 @@ class TestRefusals:
         from coremltools.converters.mil.mil import Builder, types
 
         def body(x: Any, total: Any) -> Any:
-            held = Builder.read_state(input=total, name="held")
-            return Builder.mul(x=Builder.add(x=held, y=x, name="sum"), y=np.float16(2), name="twice")
+            current = Builder.read_state(input=total, name="held")
+            return Builder.mul(x=Builder.add(x=current, y=x, name="sum"), y=np.float16(2), name="twice")
 
         specs = [Builder.TensorSpec((2,), dtype=types.fp16), Builder.StateTensorSpec((2,), dtype=types.fp16)]
         package = save("iOS18", specs, body)

@@ -294,7 +294,7 @@ class TestPlaces:
         with pytest.raises(InputError, match="lies outside"):
             replay(folder / "worst.safetensors")
 
-    def test_a_changed_package_is_not_judged(self, folder: Path) -> None:
+    def test_a_changed_package_is_not_replayed(self, folder: Path) -> None:
         weights = next(folder.rglob("weight.bin"))
         weights.write_bytes(weights.read_bytes()[:-2] + b"\0\1")
         with pytest.raises(BundleError, match=r"is not the package that was recorded: its digest is .* Validate it again"):

@@ -124,11 +124,11 @@ def test_nothing_is_fetched_nothing_complains_and_nothing_overflows(browser: Bro
     assert browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)") is None
     width = browser.ask("document.documentElement.scrollWidth")
     assert width <= size[0], "the page itself never scrolls sideways, with everything unfolded"
-    too_wide = browser.ask(
+    overflowing = browser.ask(
         "[...document.querySelectorAll('main *')].filter(each => !each.closest('.box, pre')"
         f" && each.getBoundingClientRect().right > {size[0]}).map(each => each.outerHTML.slice(0, 80))"
     )
-    assert too_wide == []
+    assert overflowing == []
     assert [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")] == [page.as_uri()]
     assert browser.of("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
     assert browser.ask("getComputedStyle(document.body).fontSize") == "16px"

@@ -54,16 +54,16 @@ def test_junit_counts_what_it_holds(make: SimpleNamespace) -> None:
     root = ElementTree.fromstring(junit.to_text(report))
     assert [suite.get("name") for suite in root] == ["demo", "demo.encoder", "demo.other", "demo.none", "demo.cascade"]
     for holder in (*root, root):
-        held = [state(case) for case in holder.iter("testcase")]
+        states = [state(case) for case in holder.iter("testcase")]
         assert {kind: holder.get(kind) for kind in ("tests", "failures", "errors", "skipped")} == {
-            "tests": str(len(held)),
-            "failures": str(held.count("failure")),
-            "errors": str(held.count("error")),
+            "tests": str(len(states)),
+            "failures": str(states.count("failure")),
+            "errors": str(states.count("error")),
             "skipped": "0",
         }
 
 
-def test_junit_never_passes_what_was_not_judged(make: SimpleNamespace) -> None:
+def test_junit_never_passes_a_part_without_a_verdict(make: SimpleNamespace) -> None:
     no_gates = make.stage(make.output(gates=()), name="no gates")
     report = make.bundle(no_gates, make.stage(name="none", verdict="incomplete"), problems=("no reference for none",))
     by_name = {name: state(case) for name, case in cases(junit.to_text(report)).items()}

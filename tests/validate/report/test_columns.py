@@ -52,6 +52,6 @@ def test_every_rendering_has_the_same_headings(make: SimpleNamespace, shown: Cal
     assert "| package | output | verdict | relative RMS | rho_rms | rho_max | rho_slice | headroom | largest jump |" in markdown
 
 
-def test_a_narrow_terminal_shows_the_essential_columns(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_a_terminal_of_few_columns_shows_the_essential_ones(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     header = next(line for line in shown(render(make.stage(make.output())), 100).splitlines() if line.startswith("output"))
     assert header.split() == [word for column in OUTPUTS if column.essential for word in column.title.split()]

@@ -78,7 +78,7 @@ def test_one_more_flip_or_value_that_is_not_finite_is_worse(make: SimpleNamespac
         ("fp16-unsafe", "incomplete", "changed"),
     ],
 )
-def test_an_outcome_that_is_not_judged_any_more_is_no_improvement(make: SimpleNamespace, before: str, after: str, direction: str) -> None:
+def test_an_outcome_that_is_no_longer_checked_is_no_improvement(make: SimpleNamespace, before: str, after: str, direction: str) -> None:
     assert direction_of(before, after) == direction
 
     def report(outcome: Any) -> Any:

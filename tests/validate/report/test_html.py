@@ -83,7 +83,7 @@ def test_the_whole_report_has_every_plot_with_a_table_behind_it(make: SimpleName
     titles = [text for path, text in tree.texts if path[-2:] == ("figure", "h4")]
     assert set(titles) == set(PLOTS)
     assert len(pictures) == 2 * 4 + 3, "four of either output, three of the program"
-    for _, attributes in filter(lambda found: found[0][-1] == "svg" and found[1].get("class") == "plot", tree.elements):
+    for _, attributes in filter(lambda element: element[0][-1] == "svg" and element[1].get("class") == "plot", tree.elements):
         assert attributes["role"] == "img" and attributes["aria-label"]
     behind = [path for path, _ in tree.elements if path[-1] == "table" and "figure" in path]
     assert all("details" in path[path.index("figure") :] for path in behind) and len(behind) >= len(pictures)
@@ -149,10 +149,10 @@ def test_the_op_table_holds_every_op_with_its_source_and_marks_the_bad_one(make:
 
 
 def test_modules_are_bands_without_gaps(make: SimpleNamespace) -> None:
-    found = bands(make.ops())
-    assert [band.module for band in found] == [f"layers.{number}" for number in range(6)]
-    assert found[0].first == 0 and found[-1].last == 59
-    assert all(after.first == before.last + 1 for before, after in itertools.pairwise(found))
+    actual = bands(make.ops())
+    assert [band.module for band in actual] == [f"layers.{number}" for number in range(6)]
+    assert actual[0].first == 0 and actual[-1].last == 59
+    assert all(after.first == before.last + 1 for before, after in itertools.pairwise(actual))
     assert bands(()) == ()
 
 
@@ -193,5 +193,5 @@ def test_style_and_script_are_packaged() -> None:
 
     root = Path(__file__).parents[3]
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["coreflow.validate.report.html"]
-    found = {path.name for path in (root / "validate/report/html").iterdir() if path.suffix not in (".py", "") and path.is_file()}
-    assert set(listed) == found
+    actual = {path.name for path in (root / "validate/report/html").iterdir() if path.suffix not in (".py", "") and path.is_file()}
+    assert set(listed) == actual

@@ -65,11 +65,11 @@ def bar(output: OutputReport, low: int, high: int, width: int, *, ascii_only: bo
 
 def _signs(output: OutputReport, places: Mapping[RungName, int], low: int, high: int, width: int) -> dict[int, str]:
     """Place to sign: the number of each rung and B for the budget, each at the free place nearest to its own."""
-    wanted = {name[1:]: place for name, place in places.items()}
+    nearest = {name[1:]: place for name, place in places.items()}
     if output.reference_rms > 0 and 0 < output.budget < math.inf:
-        wanted["B"] = _place(output.budget / output.reference_rms, low, high, width)
+        nearest["B"] = _place(output.budget / output.reference_rms, low, high, width)
     signs: dict[int, str] = {}
-    for sign, place in wanted.items():
+    for sign, place in nearest.items():
         free = (other for other in range(width) if other not in signs)
         signs[min(free, key=lambda other: (abs(other - place), -other))] = sign
     return signs

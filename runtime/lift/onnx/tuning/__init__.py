@@ -35,9 +35,10 @@ def tune(path: Path, optimise: Callable[[Path, Path], object], fp16_inputs: Coll
     from then on, where the model has them; the session says so.
     """
     with TemporaryDirectory(dir=path.parent) as folder:
-        prepared, optimised = Path(folder) / "prepared.onnx", Path(folder) / "optimised.onnx"
-        nested = _prepare(path, prepared, fp16_inputs)  # a function of its own: the weights are let go before onnxruntime takes its copies
-        optimise(prepared, optimised)
+        unoptimised, optimised = Path(folder) / "prepared.onnx", Path(folder) / "optimised.onnx"
+        # A function of its own: its copy of the weights is freed before onnxruntime makes another.
+        nested = _prepare(path, unoptimised, fp16_inputs)
+        optimise(unoptimised, optimised)
         model = load(optimised)
         block = channels_in_a_block(optimise, Path(folder))
     if not nested:

@@ -178,8 +178,8 @@ def boxes(draw: Any, count: int, H: int, W: int, mode: str, *, normalized: bool)
     top, left = draw.floats(count, low=out, high=(H - 1) / 2), draw.floats(count, low=out, high=(W - 1) / 2)
     bottom, right = top + draw.floats(count, low=0, high=(H - 1) / 2), left + draw.floats(count, low=0, high=(W - 1) / 2)
     if normalized:
-        tall, wide = max(H - 1, 1), max(W - 1, 1)
-        top, bottom, left, right = top / tall, bottom / tall, left / wide, right / wide
+        down, across = max(H - 1, 1), max(W - 1, 1)
+        top, bottom, left, right = top / down, bottom / down, left / across, right / across
     rows, columns = (top, bottom), (left, right)
     if mode.startswith("CENTER"):
         rows, columns = ((top + bottom) / 2, bottom - top), ((left + right) / 2, right - left)

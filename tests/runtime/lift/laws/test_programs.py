@@ -118,7 +118,7 @@ def test_lists_are_values_that_grow(law: Any) -> None:
         lists: list[tuple[Value, list[Any]]] = [(first, [np.zeros(size)] * length)]
         references: list[tuple[Value, Any]] = []
         for _ in range(draw.whole(1, 6)):
-            held, model = draw.one(lists)
+            ls, model = draw.one(lists)
             kind, result = draw.one(["write", "scatter", "read", "gather", "length"]), value(numbers)
             places = draw.wholes(draw.whole(1, 2), 0, len(model) - 1)
             if kind in ("write", "scatter"):
@@ -128,7 +128,7 @@ def test_lists_are_values_that_grow(law: Any) -> None:
                 arguments = {"index": constant(places[0], np.int32), "value": constant(data[0])}
                 if kind == "scatter":
                     arguments = {"indices": constant(places, np.int32), "value": constant(data)}
-                ops.append(Op(f"list_{kind}", changed.name, {"ls": held, **arguments}, (changed,)))
+                ops.append(Op(f"list_{kind}", changed.name, {"ls": ls, **arguments}, (changed,)))
                 fresh = [*model, *[np.zeros(size)] * (max(places) + 1 - len(model))]
                 for place, row in zip(places, data, strict=True):
                     fresh[place] = row
@@ -137,7 +137,7 @@ def test_lists_are_values_that_grow(law: Any) -> None:
             arguments = {
                 "read": {"index": constant(places[0], np.int32)}, "gather": {"indices": constant(places, np.int32)}, "length": {}
             }[kind]  # fmt: skip
-            ops.append(Op(f"list_{kind}", result.name, {"ls": held, **arguments}, (result,)))
+            ops.append(Op(f"list_{kind}", result.name, {"ls": ls, **arguments}, (result,)))
             references.append(
                 (result, {"read": model[places[0]], "gather": np.stack([model[p] for p in places]), "length": len(model)}[kind])
             )
@@ -166,31 +166,31 @@ def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -
         numbers = itertools.count()
         state = Value("s", "float32", (2,), "state")
         initial = draw.floats(2).astype(np.float64)
-        held, ops, references = initial, [], []
+        current, ops, references = initial, [], []
         known: list[tuple[Value, Any]] = []
         for _ in range(draw.whole(1, 6)):
             kind = draw.one(["read", "write", "update"] if known else ["read"])
             result = value(numbers)
             if kind == "read":
                 ops.append(Op("read_state", result.name, {"input": state}, (result,)))
-                known.append((result, held))
+                known.append((result, current))
                 references.append(known[-1])
                 continue
             source, data = draw.one(known)
             changed = value(numbers)
             ops.append(Op("mul", changed.name, {"x": source, "y": constant(2)}, (changed,)))
-            held = data * 2
+            current = data * 2
             if kind == "write":
                 ops.append(Op("write_state", f"w{len(ops)}", {"input": state, "data": changed}, ()))
             else:
                 ops.append(Op("coreml_update_state", result.name, {"state": state, "value": changed}, (result,)))
-                references.append((result, held))
+                references.append((result, current))
         buffer = StateBuffer(torch.from_numpy(initial.copy()))
         graph = Graph("main", "CoreML8", (state,), tuple(result for result, _ in references), tuple(ops), ())
         actual = Interpreter(graph, numerics_named("fp64")).run({"s": buffer})
         for result, reference in references:
             np.testing.assert_array_equal(actual[result.name].numpy(), reference)
-        np.testing.assert_array_equal(buffer.tensor.numpy(), held)
+        np.testing.assert_array_equal(buffer.tensor.numpy(), current)
 
     law(rule)
 

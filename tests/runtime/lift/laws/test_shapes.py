@@ -363,11 +363,11 @@ def test_interleaved_values_take_turns(law: Any) -> None:
     law.agrees_with(in_turns, "concat", interleave)
 
 
-NARROW = ("reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "slice_update", "reverse", "sliding_windows")
+MOVES = ("reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "slice_update", "reverse", "sliding_windows")
 
 
-@pytest.mark.parametrize("op", NARROW)
-def test_narrow_integers_move_too(law: Any, op: str) -> None:
+@pytest.mark.parametrize("op", MOVES)
+def test_integers_of_every_width_move_too(law: Any, op: str) -> None:
     """Since iOS17; here they are carried as int32."""
 
     def arguments(draw: Any) -> Arguments:

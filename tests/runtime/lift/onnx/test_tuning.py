@@ -444,7 +444,7 @@ class TestWeights:
                 open_session(tmp_path / "tuned.onnx", tuned=True)
 
 
-class TestHalves:
+class TestFp16Inputs:
     def test_are_taken_as_they_are(self, tmp_path: Path) -> None:
         made = model([helper.make_node("Add", ["x", "z"], ["y"])], {"x": (2, 3), "z": (2, 3)}, ["y"], {})
         inputs = {name: RANDOM.standard_normal((2, 3)).astype(np.float16).astype(np.float32) for name in ("x", "z")}

@@ -49,9 +49,9 @@ def test_the_file_gives_what_the_interpreter_gives(exported: Path, tmp_path: Pat
     model = load_model(package, "lifted", numerics="fp32", engine="interpreter")
     inputs = {name: draw(spec, 1) for name, spec in model.inputs.items()}
     reference = model.predict(inputs)
-    wide = {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in inputs.items()}
+    as_fp32 = {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in inputs.items()}
     assert [entry.name for entry in session.get_outputs()] == list(reference)
-    for name, actual in zip(reference, session.run(None, wide), strict=True):
+    for name, actual in zip(reference, session.run(None, as_fp32), strict=True):
         np.testing.assert_allclose(actual, reference[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 

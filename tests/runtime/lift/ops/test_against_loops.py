@@ -187,7 +187,7 @@ def test_lstm_is_torchs_in_both_directions(evaluate: Evaluate) -> None:
     module = torch.nn.LSTM(3, 4, bidirectional=True)
     x, h, c = torch.randn(5, 2, 3), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     with torch.no_grad():
-        reference, (want_h, want_c) = module(x, (h, c))
+        reference, (reference_h, reference_c) = module(x, (h, c))
 
     def reordered(name: str) -> Any:
         """torch keeps i f z o, MIL i f o z."""
@@ -204,17 +204,17 @@ def test_lstm_is_torchs_in_both_directions(evaluate: Evaluate) -> None:
         weights[f"bias{mil}"] = reordered(f"bias_ih{torchs}") + reordered(f"bias_hh{torchs}")
     arguments = {"x": x.numpy(), "initial_h": both(h), "initial_c": both(c), "direction": "bidirectional", **weights}
     actual = evaluate("lstm", results=3, output_sequence=True, **arguments)
-    for got, expected in zip(actual, (reference.numpy(), both(want_h), both(want_c)), strict=True):
+    for got, expected in zip(actual, (reference.numpy(), both(reference_h), both(reference_c)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     last = evaluate("lstm", results=3, **arguments)
-    np.testing.assert_allclose(last[0][0], both(want_h), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last[0][0], both(reference_h), rtol=1e-4, atol=1e-5)
 
 
 def test_gru_with_reset_after_is_torchs(evaluate: Evaluate) -> None:
     module = torch.nn.GRU(3, 4)
     x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
     with torch.no_grad():
-        reference, want_h = module(x, h)
+        reference, reference_h = module(x, h)
 
     def reordered(name: str) -> Any:
         """torch keeps r z o, MIL r o z."""
@@ -226,7 +226,7 @@ def test_gru_with_reset_after_is_torchs(evaluate: Evaluate) -> None:
         input_bias=reordered("bias_ih_l0"), bias=reordered("bias_hh_l0"), reset_after=True, output_sequence=True,
     )  # fmt: skip
     np.testing.assert_allclose(actual[0], reference.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(actual[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[1], reference_h[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_gru_resets_before_the_product_by_default(evaluate: Evaluate) -> None:
@@ -243,7 +243,7 @@ def test_rnn_is_torchs(evaluate: Evaluate, direction: str) -> None:
     module = torch.nn.RNN(3, 4, nonlinearity="relu")
     x, h = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
     with torch.no_grad():
-        reference, want_h = module(x if direction == "forward" else x.flip(0), h)
+        reference, reference_h = module(x if direction == "forward" else x.flip(0), h)
     weights = {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
     actual = evaluate(
         "rnn", results=2, x=x.numpy(), initial_h=h[0].numpy(), weight_ih=weights["weight_ih_l0"],
@@ -251,7 +251,7 @@ def test_rnn_is_torchs(evaluate: Evaluate, direction: str) -> None:
         direction=direction, output_sequence=True, activation="relu",
     )  # fmt: skip
     np.testing.assert_allclose(actual[0], reference.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(actual[1], want_h[0].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[1], reference_h[0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 # -- reading and writing by index ----------------------------------------------------------------------------------------------

@@ -38,8 +38,10 @@ DEEP = RNG.normal(size=(2, 1, 3, 2, 2)).astype(np.float32)  # the highest rank t
 SCALAR = np.float32(1.3)
 INF = np.float32(np.inf)
 # Every kind of number: none of them traps a formula that is written for the usual ones.
-WIDE = np.array([-INF, -1e30, -100, -2.5, -1.5, -1, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1, 1.5, 2.5, 3.5, 100, 1e30, INF, np.nan], np.float32)
-NUMBERS = WIDE[:-1]
+EXTREMES = np.array(
+    [-INF, -1e30, -100, -2.5, -1.5, -1, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1, 1.5, 2.5, 3.5, 100, 1e30, INF, np.nan], np.float32
+)
+NUMBERS = EXTREMES[:-1]
 SIGNS = np.array([-INF, -2.5, -1, -0.0, 0.0, 1, 2.5, INF, np.nan], np.float32)
 INTS = np.array([-7, -6, -1, 1, 6, 7], np.int32)
 DISTINCT = RNG.permutation(24).reshape(4, 6).astype(np.int32)
@@ -64,7 +66,7 @@ Case = tuple[str, dict[str, Any]]
 # Where each function of one number is defined.
 ANY = "abs atan ceil floor round erf exp exp2 sinh cosh tanh square relu relu6 sigmoid softplus softsign identity"
 UNARY = {
-    **dict.fromkeys(ANY.split(), WIDE),
+    **dict.fromkeys(ANY.split(), EXTREMES),
     "sign": NUMBERS,
     **dict.fromkeys(("cos", "sin", "tan"), np.linspace(-10, 10, 23, dtype=np.float32)),
     **dict.fromkeys(("acos", "asin", "atanh"), np.array([-2, -1, -0.5, -0.0, 0, 0.5, 1, 2], np.float32)),
@@ -98,7 +100,7 @@ ELEMENTWISE: list[Case] = [
     *((op, {"x": x}) for op, edges in UNARY.items() for x in (edges, np.clip(DEEP / 4, 0.1, 0.99), np.float32(0.3))),
     *((op, {"x": INTS}) for op in ("abs", "sign", "square", "exp2", "identity")),
     *((op, {"x": x, **limits}) for op, limits in ACTIVATIONS.items() for x in (NUMBERS, X, DEEP)),
-    *(("gelu", {"x": x, "mode": mode}) for x in (WIDE, X, SCALAR) for mode in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION")),
+    *(("gelu", {"x": x, "mode": mode}) for x in (EXTREMES, X, SCALAR) for mode in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION")),
     *((op, {"x": np.array([0, 1, 4], np.float32), "epsilon": eps}) for op in ("inverse", "log", "rsqrt") for eps in (0.5, 0.0, 1e-3)),
     ("elu", {"x": X, "alpha": -0.7}),
     ("linear_activation", {"x": X, "alpha": -0.2, "beta": -3.0}),
@@ -332,7 +334,7 @@ def target_of(opset: str) -> Any:
 
 
 @cache
-def wanted(case: int) -> dict[str, tuple[Array, ...]]:
+def mil_values(case: int) -> dict[str, tuple[Array, ...]]:
     """MIL's values for that row of ``CASES``, by opset; one that refuses the op or the arguments is left out."""
     values = {}
     for opset in OPSETS[:4]:
@@ -354,17 +356,17 @@ def _no_overflow_warnings() -> Any:
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: case_id(CASES[case]))
 def test_a_lowering_gives_mils_own_value_in_every_opset(evaluate: Callable[..., Any], case: int) -> None:
     op, arguments = CASES[case]
-    assert wanted(case)
-    for opset, references in wanted(case).items():
-        half = references[0].dtype == np.float16
-        for numerics in ("fp16",) if half else ("fp64", "fp32"):
+    assert mil_values(case)
+    for opset, references in mil_values(case).items():
+        is_fp16 = references[0].dtype == np.float16
+        for numerics in ("fp16",) if is_fp16 else ("fp64", "fp32"):
             actual = evaluate(op, results=len(references), opset=opset, numerics=numerics, declared=references[0].dtype.name, **arguments)
             for got, reference in zip(actual if len(references) > 1 else (actual,), references, strict=True):
                 assert got.shape == reference.shape
                 assert kind(got) == kind(reference)
                 # MIL computes in fp32, and fp64 holds numbers that are infinite there.
-                held = np.isfinite(reference) if numerics == "fp64" else np.full(reference.shape, True)
-                np.testing.assert_allclose(got[held], reference[held], rtol=0 if half else 2e-5, atol=0 if half else 2e-6)
+                comparable = np.isfinite(reference) if numerics == "fp64" else np.full(reference.shape, True)
+                np.testing.assert_allclose(got[comparable], reference[comparable], rtol=0 if is_fp16 else 2e-5, atol=0 if is_fp16 else 2e-6)
 
 
 def kind(array: Array) -> str:
@@ -383,7 +385,7 @@ def test_every_op_that_mil_can_evaluate_has_cases(opset: str) -> None:
         known = [version for version in versions if version <= target_of(opset)]
         if known and versions[max(known)].value_inference is not Operation.value_inference:
             evaluable.add(op)
-    counts = Counter(op for case, (op, _) in enumerate(CASES) if opset in wanted(case))
+    counts = Counter(op for case, (op, _) in enumerate(CASES) if opset in mil_values(case))
     assert evaluable - {op for op, count in counts.items() if count >= 3} == NO_CASE.keys()
 
 
@@ -502,10 +504,10 @@ class TestSignatures:
                 continue
             spec = versions[max(known)].input_spec.input_types
             lowering = find(op, opset)
-            wanted = {name for name in spec if not name.startswith("_")}
-            if lowering is None or not wanted <= lowering.forms.keys():
-                problems.append(f"{op}: {'no lowering' if lowering is None else wanted - lowering.forms.keys()}")
-            elif lowering.required > {name for name in wanted if not spec[name].optional}:
+            arguments = {name for name in spec if not name.startswith("_")}
+            if lowering is None or not arguments <= lowering.forms.keys():
+                problems.append(f"{op}: {'no lowering' if lowering is None else arguments - lowering.forms.keys()}")
+            elif lowering.required > {name for name in arguments if not spec[name].optional}:
                 problems.append(f"{op}: requires {lowering.required}")
         assert problems == []
 

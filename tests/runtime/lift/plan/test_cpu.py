@@ -260,10 +260,10 @@ def test_an_interpreter_that_rests_holds_no_weights_and_goes_on(tied: Path) -> N
     model = interpreted(tied)
     before = model.predict({"ids": np.array([7], np.int32)})["scores"]
     interpreter = model.interpreter
-    held = weakref.ref(interpreter._unobserved_plan)
+    reference = weakref.ref(interpreter._unobserved_plan)
     interpreter.rest()
     gc.collect()
-    assert held() is None
+    assert reference() is None
     np.testing.assert_array_equal(model.predict({"ids": np.array([7], np.int32)})["scores"], before)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 Case = tuple[str, dict[str, Any], Any]
 
-FOUND: dict[str, Case] = {
+COUNTEREXAMPLES: dict[str, Case] = {
     "a scalar index of a vector gives a scalar": ("gather", {"x": np.array([3, 4, 5], np.float32), "indices": np.int32(1), "axis": 0}, 4.0),
     "a constant goes through identity": ("identity", {"x": np.float32(2.5)}, 2.5),
     "three steps of 0.1 lead to 0.3": (
@@ -25,9 +25,9 @@ FOUND: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("what", FOUND)
-def test_what_a_law_found_stays_right(run_op: Any, what: str) -> None:
-    op, arguments, reference = FOUND[what]
+@pytest.mark.parametrize("what", COUNTEREXAMPLES)
+def test_counterexamples_of_the_laws_stay_fixed(run_op: Any, what: str) -> None:
+    op, arguments, reference = COUNTEREXAMPLES[what]
     for how in ("constants", "computed", "module"):
         (actual,) = run_op(op, arguments, opset="CoreML7", how=how)
         assert actual.shape == np.shape(reference)
