@@ -20,7 +20,8 @@ from coreflow.validate.ladder.opening import OpenPackage, open_package
 from coreflow.validate.options import Evidence, Options
 from coreflow.validate.package import judge_package, versions
 from coreflow.validate.references.torch_module import TorchReference
-from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, Report, first_cause, worst
+from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, Report
+from coreflow.validate.verdict import Verdict, conclude_bundle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +121,8 @@ def judge_bundle(
         else:
             chain = judging.chain(reports)
             yield PartDone(part="cascade", verdict=chain.verdict, seconds=chain.seconds, done=total, total=total)
-    report = _conclude(folder, manifest, reports, chain, changed, tuple(problems), time.monotonic() - started)
-    yield _sealed(report) if verify and changed else report
+    verdict = conclude_bundle(reports, chain, problems, changed if verify else ())
+    yield _report(folder, manifest, reports, chain, verdict, changed, time.monotonic() - started)
 
 
 class _Judging:
@@ -207,35 +208,15 @@ def _golden(companions: Companions, stage: str) -> list[Sample]:
     ]
 
 
-def _sealed(report: BundleReport) -> BundleReport:
-    """The report on a bundle whose packages are not the exported ones: good numbers do not make it a pass."""
-    if report.verdict not in ("pass", "warn"):
-        return report
-    text = f"{'; '.join(report.warnings)} (what it computes is within tolerance). Export again, or accept the files with --unsealed"
-    return replace(report, verdict="fail", cause="structure", text=text)
-
-
-def _conclude(
+def _report(
     folder: Path,
     manifest: Manifest,
     reports: Mapping[str, Report],
     chain: ChainReport | None,
+    verdict: Verdict,
     warnings: tuple[str, ...],
-    problems: tuple[str, ...],
     seconds: float,
 ) -> BundleReport:
-    """The worst of the parts, and the parts that are to blame."""
-    parts: dict[str, Report | ChainReport] = {**reports, **({} if chain is None else {"cascade": chain})}
-    verdict = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])
-    blamed = {name: part for name, part in parts.items() if part.verdict == verdict}
-    if set(blamed) > {"cascade"} and verdict == "fail":
-        blamed.pop("cascade", None)  # it fails because a stage does
-    if verdict == "pass":
-        text = f"{len(reports)} stages{' and the cascade' if chain else ''} are within fp16 tolerance of torch"
-    elif blamed:
-        text = "; ".join(f"{name}: {part.text}" for name, part in blamed.items())
-    else:
-        text = "; ".join(problems)
     present = versions()
     exported_with = {f"{name} (export)": then for name, then in manifest.versions.items() if present.get(name, then) != then}
     return BundleReport(
@@ -243,13 +224,13 @@ def _conclude(
         name=manifest.name,
         kind=manifest.kind,
         created=manifest.created,
-        verdict=verdict,
-        cause=first_cause([part.cause for part in blamed.values()]),
-        text=text,
+        verdict=verdict.outcome,
+        cause=verdict.cause,
+        text=verdict.text,
         stages=dict(reports),
         cascade=chain,
         versions={**present, **exported_with},
         seconds=seconds,
         warnings=warnings,
-        problems=problems,
+        problems=verdict.problems,
     )

@@ -22,19 +22,8 @@ from coreflow.validate.gates.metrics import as_float64, rms
 from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, SEEDS, Tolerance
 from coreflow.validate.references.torch_module import TorchReference
-from coreflow.validate.report.model import (
-    AmbiguousSample,
-    Cause,
-    ChainReport,
-    ChainRow,
-    Outcome,
-    OutputReport,
-    Report,
-    Samples,
-    TokenAgreement,
-    worst,
-)
-from coreflow.validate.verdict import too_ambiguous, verdict_text
+from coreflow.validate.report.model import AmbiguousSample, ChainReport, ChainRow, OutputReport, Report, Samples, TokenAgreement
+from coreflow.validate.verdict import conclude_chain
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,37 +53,18 @@ def judge_chain(
     kept = [bool(keeps) for keeps in clear | _agreeing(trial, runs, clear)]
     outputs = {comparison.name: judge_output(comparison, tolerance, {}) for comparison in _compare(trial, runs, kept)}
     tokens = _token_agreement(trial, runs, kept)
-    unclear = too_ambiguous(sum(kept), len(kept))
-    backend = next(iter(models.values())).backend
-    verdict, cause, text = _conclude(outputs, tokens, unclear, tolerance, backend)
+    verdict = conclude_chain(outputs, tokens, kept, tolerance, backend=next(iter(models.values())).backend)
     return ChainReport(
-        verdict=verdict,
-        cause=cause,
-        text=text,
+        verdict=verdict.outcome,
+        cause=verdict.cause,
+        text=verdict.text,
         outputs=outputs,
         rows=_rows(trial, outputs, stages),
         tokens=tokens,
         samples=_samples(runs, near, kept, outputs),
         seconds=time.monotonic() - started,
-        problems=(unclear,) if unclear else (),
+        problems=verdict.problems,
     )
-
-
-def _conclude(
-    outputs: Mapping[str, OutputReport], tokens: TokenAgreement, unclear: str, tolerance: Tolerance, backend: str
-) -> tuple[Outcome, Cause | None, str]:
-    """Verdict, cause and text, from the outputs, the tokens, and why too few samples are left to judge by."""
-    verdict, text = worst(output.outcome for output in outputs.values()), ""
-    if tokens.unexplained:
-        verdict, text = "fail", f"other tokens than torch, which is sure of its own: {tokens.unexplained[0]}"
-    elif unclear and verdict != "fail":
-        verdict = "incomplete"
-    cause: Cause | None = None
-    if verdict == "fail":
-        not_finite = any(gate.name == "finite" and gate.outcome == "fail" for output in outputs.values() for gate in output.gates)
-        cause = "non-finite" if not_finite else "fp16" if backend == "lifted" else "device"
-    # The cause says which arithmetic; which stage it was, the rows show.
-    return verdict, cause, text or verdict_text(verdict, None, outputs, tolerance, unclear)
 
 
 def _rows(trial: Trial, outputs: Mapping[str, OutputReport], stages: Mapping[str, Report]) -> tuple[ChainRow, ...]:

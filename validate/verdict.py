@@ -1,4 +1,4 @@
-"""Last step of a judgement: the verdict, by one pure function that holds every rule by which it gets better or worse."""
+"""Last step of a judgement: the verdict on a package, a chain and a bundle, by pure functions that hold every rule of it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from coreflow.validate.gates.structure import Obstacle
 from coreflow.validate.gates.tolerance import MAX_AMBIGUOUS_SHARE, MIN_DECIDED, SEEDS, Tolerance
 from coreflow.validate.judgement import Judgement
-from coreflow.validate.report.model import Cause, Outcome, OutputReport, worst
+from coreflow.validate.report.model import Cause, ChainReport, Outcome, OutputReport, Report, TokenAgreement, first_cause, worst
 
 _MEANINGS: Mapping[Cause | None, str] = {
     "translation": "; the program computes something else than the reference, whatever the arithmetic",
@@ -33,7 +33,7 @@ class Verdict:
 
 
 def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Verdict:
-    """The verdict on a judgement; ``cause`` is that of its failing outputs.
+    """The verdict on a package by its judgement; ``cause`` is that of its failing outputs.
 
     1. Without a comparison the verdict is a failure if that is somebody's fault, and incomplete otherwise.
     2. The whole is the worst of its outputs.
@@ -68,6 +68,59 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
         problems=(ambiguity,) if ambiguity else (),
         notes=(*notes, *judgement.missing_units),
     )
+
+
+def conclude_chain(
+    outputs: Mapping[str, OutputReport], tokens: TokenAgreement, kept: Sequence[bool], tolerance: Tolerance, backend: str
+) -> Verdict:
+    """The verdict on a chain of packages on ``backend``; ``kept`` says of every sample whether it counts.
+
+    1. The whole is the worst of its outputs.
+    2. Other tokens than those of a reference that is sure of its own are a failure.
+    3. Samples that cannot carry a verdict make it incomplete, unless it fails all the same.
+    4. The cause of a failure is the arithmetic that ran; which stage it was, the rows of the report show.
+    """
+    outcome = worst(output.outcome for output in outputs.values())
+    ambiguity = too_ambiguous(sum(kept), len(kept))
+    if tokens.unexplained:
+        outcome = "fail"
+    elif ambiguity and outcome != "fail":
+        outcome = "incomplete"
+    cause: Cause | None = None
+    if outcome == "fail":
+        not_finite = any(gate.name == "finite" and gate.outcome == "fail" for output in outputs.values() for gate in output.gates)
+        cause = "non-finite" if not_finite else "fp16" if backend == "lifted" else "device"
+    if tokens.unexplained:
+        text = f"other tokens than torch, which is sure of its own: {tokens.unexplained[0]}"
+    else:
+        text = verdict_text(outcome, None, outputs, tolerance, ambiguity)
+    return Verdict(outcome=outcome, cause=cause, text=text, problems=(ambiguity,) if ambiguity else ())
+
+
+def conclude_bundle(
+    stages: Mapping[str, Report], chain: ChainReport | None, problems: Sequence[str] = (), changes: Sequence[str] = ()
+) -> Verdict:
+    """The verdict on a bundle; ``problems`` are what could not be judged, ``changes`` those of its files that nobody accepted.
+
+    1. The whole is the worst of its parts, and incomplete where something could not be judged, unless a part is worse.
+    2. A chain that fails beside a stage is not to blame: it fails because the stage does.
+    3. Packages that are not the exported ones never pass: what would be a pass or a warning is a failure of structure.
+    """
+    parts: dict[str, Report | ChainReport] = {**stages, **({} if chain is None else {"cascade": chain})}
+    outcome = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])
+    if changes and outcome in ("pass", "warn"):
+        text = f"{'; '.join(changes)} (what it computes is within tolerance). Export again, or accept the files with --unsealed"
+        return Verdict(outcome="fail", cause="structure", text=text, problems=tuple(problems))
+    blamed = {name: part for name, part in parts.items() if part.verdict == outcome}
+    if set(blamed) > {"cascade"} and outcome == "fail":
+        del blamed["cascade"]
+    if outcome == "pass":
+        text = f"{len(stages)} stages{' and the cascade' if chain else ''} are within fp16 tolerance of torch"
+    elif blamed:
+        text = "; ".join(f"{name}: {part.text}" for name, part in blamed.items())
+    else:
+        text = "; ".join(problems)
+    return Verdict(outcome=outcome, cause=first_cause([part.cause for part in blamed.values()]), text=text, problems=tuple(problems))
 
 
 def too_ambiguous(kept: int, total: int) -> str:

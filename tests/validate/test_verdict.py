@@ -1,4 +1,4 @@
-"""Every rule by which a verdict gets better or worse, and which rule precedes which."""
+"""Every rule by which the verdict on a package, a chain or a bundle gets better or worse, and which rule precedes which."""
 
 import math
 from dataclasses import replace
@@ -9,9 +9,9 @@ import pytest
 from coreflow.validate.gates.compression import UselessCompression
 from coreflow.validate.gates.structure import NO_INPUTS, NO_REFERENCE, Obstacle
 from coreflow.validate.gates.tolerance import LIFTED, by_share
-from coreflow.validate.judgement import Judgement
-from coreflow.validate.report.model import AmbiguousSample, Cause, Gate, Outcome, OutputReport, Samples
-from coreflow.validate.verdict import conclude, too_ambiguous, verdict_text
+from coreflow.validate.judgement import NO_SAMPLES, Judgement
+from coreflow.validate.report.model import AmbiguousSample, Cause, ChainReport, Gate, Outcome, OutputReport, Report, Samples, TokenAgreement
+from coreflow.validate.verdict import conclude, conclude_bundle, conclude_chain, too_ambiguous, verdict_text
 
 
 def gate(outcome: Outcome, *, value: float = 2.0, limit: float = 1.0, name: str = "rho_rms", text: str = "") -> Gate:
@@ -136,6 +136,105 @@ def test_samples_that_cannot_carry_a_verdict_are_its_text_and_a_problem() -> Non
     assert verdict.text == too_ambiguous(1, 10) and verdict.problems == (verdict.text,)
     failure = conclude(judgement(outputs=outputs("fail"), samples=UNDECIDED), "fp16")
     assert failure.text.startswith("y0: rho_rms") and failure.problems == (too_ambiguous(1, 10),)
+
+
+OTHER_TOKENS = ("'a b', token 1", "'c', token 0")
+NOT_FINITE = {"y0": output(gate("fail", name="finite"), name="y0")}
+CLEAR, UNCLEAR = (True,) * 9, (False,) * 9 + (True,)
+
+# rule -> outputs, unexplained tokens, kept samples, backend, and the verdict
+CHAIN_RULES: dict[str, tuple[dict[str, OutputReport], tuple[str, ...], tuple[bool, ...], str, tuple[Outcome, Cause | None]]] = {
+    "all outputs pass": (outputs("pass", "pass"), (), CLEAR, "lifted", ("pass", None)),
+    "the worst counts": (outputs("pass", "warn", "fp16-unsafe"), (), CLEAR, "lifted", ("fp16-unsafe", None)),
+    "a failure in the interpreter is of fp16": (outputs("fail"), (), CLEAR, "lifted", ("fail", "fp16")),
+    "a failure in Core ML is the device's": (outputs("fail"), (), CLEAR, "coreml", ("fail", "device")),
+    "values that are not finite say more": (NOT_FINITE, (), CLEAR, "coreml", ("fail", "non-finite")),
+    "other tokens: a pass is a failure": (outputs("pass"), OTHER_TOKENS, CLEAR, "lifted", ("fail", "fp16")),
+    "other tokens: so is incomplete": (outputs("pass"), OTHER_TOKENS, UNCLEAR, "coreml", ("fail", "device")),
+    "too ambiguous: a pass is incomplete": (outputs("pass"), (), UNCLEAR, "lifted", ("incomplete", None)),
+    "too ambiguous: so is fp16-unsafe": (outputs("fp16-unsafe"), (), UNCLEAR, "lifted", ("incomplete", None)),
+    "too ambiguous: a failure stays": (outputs("fail"), (), UNCLEAR, "lifted", ("fail", "fp16")),
+}
+
+
+def agreement(unexplained: tuple[str, ...] = ()) -> TokenAgreement:
+    return TokenAgreement(sentences=2, tokens=9, equal=7, explained=(), unexplained=unexplained)
+
+
+@pytest.mark.parametrize("rule", CHAIN_RULES)
+def test_rules_of_the_verdict_on_a_chain(rule: str) -> None:
+    outputs, unexplained, kept, backend, expected = CHAIN_RULES[rule]
+    verdict = conclude_chain(outputs, agreement(unexplained), kept, LIFTED, backend)
+    assert (verdict.outcome, verdict.cause) == expected
+    assert verdict.problems == ((too_ambiguous(1, 10),) if kept == UNCLEAR else ())
+
+
+def test_the_text_of_a_chain_is_its_first_other_token_or_its_worst_output() -> None:
+    other = conclude_chain(outputs("fail"), agreement(OTHER_TOKENS), UNCLEAR, LIFTED, "lifted")
+    assert other.text == "other tokens than torch, which is sure of its own: 'a b', token 1"
+    assert conclude_chain(outputs("fail"), agreement(), UNCLEAR, LIFTED, "lifted").text == "y0: rho_rms 2, above its limit of 1"
+    assert conclude_chain(outputs("warn"), agreement(), UNCLEAR, LIFTED, "lifted").text == too_ambiguous(1, 10)
+
+
+def stages(*verdicts: tuple[Outcome, Cause | None]) -> dict[str, Report]:
+    names = ("name", "package", "digest", "backend", "numerics", "compute_units", "precision")
+    fixed: dict[str, Any] = {**dict.fromkeys(names, ""), "weights_digest": None, "outputs": {}, "samples": NO_SAMPLES, "versions": {}}
+    return {
+        f"s{place}": Report(**fixed, verdict=outcome, cause=cause, text=f"{outcome} of a stage", seconds=0.0)
+        for place, (outcome, cause) in enumerate(verdicts)
+    }
+
+
+def chain(outcome: Outcome, cause: Cause | None = None) -> ChainReport:
+    text = f"{outcome} of the chain"
+    return ChainReport(verdict=outcome, cause=cause, text=text, outputs={}, rows=(), tokens=agreement(), samples=NO_SAMPLES, seconds=0.0)
+
+
+PASS: tuple[Outcome, Cause | None] = ("pass", None)
+UNUSABLE, CHANGED = ("no reference for s1",), ("s0 was changed",)
+REFUSED = "s0 was changed (what it computes is within tolerance). Export again, or accept the files with --unsealed"
+
+# rule -> stages, chain, problems, changes, and outcome, cause and text
+BUNDLE_RULES: dict[
+    str, tuple[dict[str, Report], ChainReport | None, tuple[str, ...], tuple[str, ...], tuple[Outcome, Cause | None, str]]
+] = {
+    "all pass": (stages(PASS, PASS), None, (), (), ("pass", None, "2 stages are within fp16 tolerance of torch")),
+    "all pass, with a chain": (
+        stages(PASS), chain("pass"), (), (), ("pass", None, "1 stages and the cascade are within fp16 tolerance of torch"),
+    ),
+    "the worst counts": (
+        stages(PASS, ("warn", None), ("fp16-unsafe", None)), None, (), (), ("fp16-unsafe", None, "s2: fp16-unsafe of a stage"),
+    ),
+    "all that are to blame, and the cause that explains most": (
+        stages(("fail", "fp16"), PASS, ("fail", "weights")), None, (), (), ("fail", "weights", "s0: fail of a stage; s2: fail of a stage"),
+    ),
+    "a chain fails because a stage does": (
+        stages(("fail", "fp16")), chain("fail", "non-finite"), (), (), ("fail", "fp16", "s0: fail of a stage"),
+    ),
+    "a chain that warns beside a stage is named": (
+        stages(("warn", None)), chain("warn"), (), (), ("warn", None, "s0: warn of a stage; cascade: warn of the chain"),
+    ),
+    "a chain may fail alone": (stages(PASS), chain("fail", "device"), (), (), ("fail", "device", "cascade: fail of the chain")),
+    "a problem: a pass is incomplete": (stages(PASS), chain("pass"), UNUSABLE, (), ("incomplete", None, UNUSABLE[0])),
+    "a problem: so is a warning": (stages(("warn", None)), None, UNUSABLE, (), ("incomplete", None, UNUSABLE[0])),
+    "a problem beside an incomplete stage": (
+        stages(("incomplete", None)), None, UNUSABLE, (), ("incomplete", None, "s0: incomplete of a stage"),
+    ),
+    "a problem: a failure stays": (stages(("fail", "fp16")), None, UNUSABLE, (), ("fail", "fp16", "s0: fail of a stage")),
+    "changed files: a pass is a failure of structure": (stages(PASS), chain("pass"), (), CHANGED, ("fail", "structure", REFUSED)),
+    "changed files: so is a warning": (stages(("warn", None)), None, (), CHANGED, ("fail", "structure", REFUSED)),
+    "changed files: a failure keeps its cause": (stages(("fail", "fp16")), None, (), CHANGED, ("fail", "fp16", "s0: fail of a stage")),
+    "changed files: incomplete says more": (stages(PASS), None, UNUSABLE, CHANGED, ("incomplete", None, UNUSABLE[0])),
+    "no stages: incomplete": ({}, None, (), (), ("incomplete", None, "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", BUNDLE_RULES)
+def test_rules_of_the_verdict_on_a_bundle(rule: str) -> None:
+    stages, chain, problems, changes, expected = BUNDLE_RULES[rule]
+    verdict = conclude_bundle(stages, chain, problems, changes)
+    assert (verdict.outcome, verdict.cause, verdict.text) == expected
+    assert verdict.problems == problems
 
 
 @pytest.mark.parametrize(
