@@ -1,7 +1,7 @@
 """A package in figures: operations, weights, parameters, multiply-adds. Nothing is executed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from coreflow.export.package.mlpackage import package_files
 from coreflow.export.package.op_counts import count_elements
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.package.weights import BLOB_DTYPES, is_mapped, packed_bytes
+from coreflow.models.arrays import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +119,13 @@ def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
 
 def stored_weights(graph: Graph) -> Iterator[StoredWeight]:
     """Every weight, compressed ones first."""
-    makers = {id(output): op for op in graph.walk() if op.type.startswith("constexpr_") for output in op.outputs}
-    inner = {id(makers[id(value)]) for op in makers.values() for value in op.input_values() if id(value) in makers}
-    compressed = set()
-    for op in dict.fromkeys(makers.values()):
-        chain = list(_chain(op, makers))
-        compressed |= {id(value) for part in chain for value in part.input_values()}
-        if id(op) in inner:
-            continue
-        kinds = " + ".join(dict.fromkeys(f"{part.type.removeprefix('constexpr_')}{_bits(part)}" for part in chain))
-        parts = {id(value): value for part in chain for value in part.input_values() if value.data is not None}
-        dense = op.outputs[-1]
-        yield StoredWeight(
-            op.name, dense.dtype, kinds, count_elements(dense.shape) or 0, sum(_stored_bytes(value) for value in parts.values())
-        )
+    chains = _constant_chains(graph)
+    for chain in chains:
+        yield _compressed_weight(chain)
+    parts = {id(value) for chain in chains for op in chain for value in op.input_values()}
     for value in _constants(graph):
-        data = value.data
-        if isinstance(data, np.ndarray) and id(value) not in compressed and (is_mapped(data) or (data.dtype.kind == "f" and data.ndim)):
-            yield StoredWeight(value.name, value.dtype, "", data.size, _stored_bytes(value))
+        if isinstance(value.data, np.ndarray) and id(value) not in parts and _is_weight(value.data):
+            yield StoredWeight(value.name, value.dtype, "", value.data.size, _stored_bytes(value))
 
 
 def count_multiply_adds(graph: Graph) -> MultiplyAdds:
@@ -160,12 +150,34 @@ def _constants(graph: Graph) -> Iterator[Value]:
             yield from _constants(block)
 
 
-def _chain(op: Op, makers: Mapping[int, Op]) -> Iterator[Op]:
+def _is_weight(data: Array) -> bool:
+    """Whether a constant is a weight, and not a shape, an axis or the like."""
+    return is_mapped(data) or (data.dtype.kind == "f" and data.ndim > 0)
+
+
+def _constant_chains(graph: Graph) -> list[tuple[Op, ...]]:
+    """The constant expressions behind each compressed weight, in execution order; the last one gives the weight."""
+    producers = {id(output): op for op in graph.walk() if op.type.startswith("constexpr_") for output in op.outputs}
+    expressions = list(dict.fromkeys(producers.values()))
+    inner = {id(producers[id(value)]) for op in expressions for value in op.input_values() if id(value) in producers}
+    return [tuple(_chain(op, producers)) for op in expressions if id(op) not in inner]
+
+
+def _chain(op: Op, producers: Mapping[int, Op]) -> Iterator[Op]:
     """The constant expressions that ``op`` reads, directly or not, and then itself."""
     for value in op.input_values():
-        if id(value) in makers:
-            yield from _chain(makers[id(value)], makers)
+        if id(value) in producers:
+            yield from _chain(producers[id(value)], producers)
     yield op
+
+
+def _compressed_weight(chain: Sequence[Op]) -> StoredWeight:
+    """What the last op of a chain gives, in as many bytes as all of them read."""
+    dense = chain[-1].outputs[-1]
+    kinds = dict.fromkeys(f"{op.type.removeprefix('constexpr_')}{_bits(op)}" for op in chain)
+    parts = {id(value): value for op in chain for value in op.input_values()}
+    stored_bytes = sum(_stored_bytes(value) for value in parts.values())
+    return StoredWeight(chain[-1].name, dense.dtype, " + ".join(kinds), count_elements(dense.shape) or 0, stored_bytes)
 
 
 def _bits(op: Op) -> str:

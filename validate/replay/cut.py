@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coreflow.export.package.edit import Port, plan_cut
+from coreflow.export.package.cut_plan import Port, plan_cut
 from coreflow.export.package.graph import Op
 from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array

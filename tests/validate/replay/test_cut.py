@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import build
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
-from coreflow.export.package.edit import CUT_KEY, cut, plan_cut
+from coreflow.export.package.cut_plan import plan_cut
+from coreflow.export.package.edit import CUT_KEY, cut
 from coreflow.export.package.graph import Op
 from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
