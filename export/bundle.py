@@ -41,7 +41,12 @@ STAGING = ".staging-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageDone:
-    """One stage is in its place."""
+    """One stage is in its place.
+
+    >>> for event in export_bundle(recipes, "artifacts/own"):
+    ...     if isinstance(event, StageDone):
+    ...         print(f"{event.done}/{event.total} {event.stage}: {event.size_bytes} bytes")
+    """
 
     stage: str
     reused: bool  # converted before from the same recipe, weights and versions
@@ -53,7 +58,11 @@ class StageDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleDone:
-    """The bundle is complete."""
+    """The bundle is complete.
+
+    >>> *_, bundle = export_bundle(recipes, "artifacts/own")
+    >>> bundle.path, list(bundle.manifest.stages)
+    """
 
     path: Path
     manifest: Manifest

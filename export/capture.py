@@ -25,7 +25,11 @@ TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A traced module, its outputs as they will be declared, and a digest of all that decides the package."""
+    """A traced module, its outputs as they will be declared, and a digest of all that decides the package.
+
+    >>> captured = capture(recipe)
+    >>> captured.outputs, captured.fingerprint
+    """
 
     traced: torch.jit.ScriptModule
     outputs: dict[str, TensorSpec]

@@ -19,7 +19,13 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """A file or folder of a bundle that is not as its manifest records it."""
+    """A file or folder of a bundle that is not as its manifest records it.
+
+    >>> try:
+    ...     Chain.load("artifacts/demo")
+    ... except BundleError as error:
+    ...     damaged = {problem.path for problem in error.problems if problem.kind == "digest"}
+    """
 
     path: str  # below the bundle, with forward slashes
     kind: Literal["outside", "missing", "size", "digest", "unlisted"]

@@ -33,7 +33,13 @@ _Options = TypeVar("_Options")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A module with fixed inputs and outputs, and a source of inputs like those it meets in use. One stage becomes one package."""
+    """A module with fixed inputs and outputs, and a source of inputs like those it meets in use. One stage becomes one package.
+
+    >>> Stage(
+    ...     name="encoder", module=encoder, inputs={"ids": TensorSpec((1, 32), "int32")}, outputs=("surface",),
+    ...     description="text to surface", draw=lambda seed: {"ids": draw_ids(seed)},
+    ... )
+    """
 
     name: str
     module: "nn.Module"
@@ -56,7 +62,12 @@ class TrainingOptions(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One step of the optimizer; a family's own class adds its losses."""
+    """One step of the optimizer; a family's own class adds its losses.
+
+    >>> for event in family.train(options, directory):
+    ...     if isinstance(event, Progress):
+    ...         print(f"{event.step}/{event.steps}", dict(event.losses))
+    """
 
     step: int
     steps: int
@@ -71,7 +82,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The end of a run; a family's own class adds how good the model became."""
+    """The end of a run; a family's own class adds how good the model became.
+
+    >>> *_, trained = family.train(options, directory)
+    >>> print(trained.summary())
+    """
 
     directory: Path
 
@@ -85,7 +100,11 @@ class Trained:
 
 
 class Run(Protocol):
-    """A trained model."""
+    """A trained model in a folder.
+
+    >>> run = family_of_run(directory).open_run(directory)
+    >>> [stage.name for stage in run.stages()]
+    """
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -107,7 +126,11 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """Calls of a stage for one input, and their time in all."""
+    """Calls of a stage for one input, and their time in all.
+
+    >>> result = chain.run("the old mill")
+    >>> {name: time.total_ms / time.calls for name, time in result.times.items()}
+    """
 
     calls: int
     total_ms: float
@@ -115,7 +138,11 @@ class StageTime:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChainResult:
-    """One input through a chain; a family's own class adds what it saw on the way."""
+    """One input through a chain; a family's own class adds what it saw on the way.
+
+    >>> result = Chain.load("artifacts/demo").run("the old mill")
+    >>> result.text, result.warnings
+    """
 
     text: str  # the answer in one line
     warnings: tuple[str, ...] = ()  # what of the input was not read
@@ -132,7 +159,11 @@ class ChainResult:
 
 
 class Pipeline(Protocol):
-    """The stages of a bundle, wired. What a family offers beyond this is reached through the chain as well."""
+    """The stages of a bundle, wired. What a family offers beyond this is reached through the chain as well.
+
+    >>> pipeline = companions.pipeline(predict)
+    >>> pipeline.run("the old mill", pipeline.options({"beams": 4})).text
+    """
 
     @property
     def config(self) -> Any:
@@ -153,7 +184,10 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ChainOutput:
-    """A place where chains are compared."""
+    """A value at which two chains are compared.
+
+    >>> ChainOutput(name="encoder.surface", stages=("encoder",), decided=False)
+    """
 
     name: str
     stages: tuple[str, ...]  # that had a part in it since the output before
@@ -162,7 +196,10 @@ class ChainOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Decider:
-    """A stage that takes hard decisions, step after step; its module has ``decision_margins``."""
+    """A stage that takes hard decisions, step after step; its module has ``decision_margins``.
+
+    >>> Decider(stage="lattice_step", fields=("alive", "position"))
+    """
 
     stage: str
     fields: tuple[str, ...]  # of its inputs, that hold decisions as whole numbers: equal in two chains that decided alike
@@ -170,7 +207,12 @@ class Decider:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passage:
-    """One sample on its way through a chain, in one arithmetic; a family's own class adds what the other chains have to follow."""
+    """One sample on its way through a chain, in one arithmetic; a family's own class adds what the other chains have to follow.
+
+    >>> reference = sample.run(predict_fp64, np.float64)
+    >>> actual = sample.run(predict_package, np.float32, reference)  # the same decisions and tokens
+    >>> actual.outputs["encoder.surface"] - reference.outputs["encoder.surface"]
+    """
 
     outputs: Mapping[str, Array]  # by ``ChainOutput.name``; a row each
     steps: tuple[Arrays, ...] = ()  # inputs of the decider at every step, and what it would have been given after the last
@@ -178,7 +220,11 @@ class Passage:
 
 
 class TrialSample(Protocol):
-    """One input for a wired chain."""
+    """One input for a wired chain.
+
+    >>> sample = companions.trial(stages, range(8), texts).samples[0]
+    >>> sample.run(predict, np.float32).outputs
+    """
 
     @property
     def label(self) -> str:
@@ -201,7 +247,11 @@ class TrialSample(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """All that validation needs to compare two wired chains."""
+    """All that validation needs to compare two wired chains.
+
+    >>> trial = companions.trial(stages, seeds=range(8), texts=[])
+    >>> [(output.name, output.stages) for output in trial.outputs]
+    """
 
     outputs: tuple[ChainOutput, ...]
     samples: Sequence[TrialSample]  # texts first
@@ -211,14 +261,22 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextEntry:
-    """The stage at which texts enter a chain, and the tokenizer that makes its inputs."""
+    """The stage at which texts enter a chain, and the tokenizer that makes its inputs.
+
+    >>> entry = companions.text_entry()
+    >>> entry.stage, entry.tokenizer.encode("the old mill", length=32).ids
+    """
 
     stage: str
     tokenizer: "TextTokenizer"
 
 
 class Companions(Protocol):
-    """The files that a bundle brings beside its packages."""
+    """The files that a bundle brings beside its packages.
+
+    >>> companions = find_family(manifest.kind).open_companions(bundle / "companions")
+    >>> companions.pipeline(predict).run("the old mill").text
+    """
 
     def stages(self) -> tuple[Stage, ...]:
         """The reference: the stages that the packages were made from."""
@@ -240,7 +298,12 @@ class Companions(Protocol):
 
 
 class Family(Protocol):
-    """A kind of model."""
+    """A kind of model: how it is trained, and how its runs and bundles are opened.
+
+    >>> family = find_family("energy-flow")
+    >>> for event in family.train(family.training_options({"preset": "demo"}), directory): ...
+    >>> family.open_run(directory).stages()
+    """
 
     @property
     def kind(self) -> str:

@@ -81,7 +81,12 @@ class CoreMLModel:
 
 
 class CoreMLState:
-    """A state held by Core ML."""
+    """The states of one program, held by Core ML.
+
+    >>> state = model.make_state()
+    >>> model.predict({"x": x}, state)
+    >>> state.read("cache")
+    """
 
     def __init__(self, handle: Any, specs: Mapping[str, TensorSpec]) -> None:
         self.handle = handle

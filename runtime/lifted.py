@@ -165,7 +165,12 @@ class LiftedModel:
 
 
 class LiftedState:
-    """The states of one program as tensors, zeros at first."""
+    """The states of one program as tensors, zeros at first.
+
+    >>> state = model.make_state()
+    >>> model.predict({"x": x}, state)
+    >>> state.write("cache", state.read("cache") * 2)
+    """
 
     def __init__(self, specs: Mapping[str, TensorSpec], dtype: torch.dtype, device: torch.device) -> None:
         self.specs = dict(specs)

@@ -20,6 +20,9 @@ Shape = tuple[int | None, ...]  # None: not known before a prediction
 class Value:
     """One edge of the graph; ``data`` holds a constant's elements, and is None for what an op or a caller gives.
 
+    >>> Value("", "int32", (), data=np.array(1, np.int32))  # a constant
+    >>> Value("scores", "float16", (1, 64))  # a result
+
     ``dtype`` is spelled as numpy does, with int4 and the like kept; ``shape`` is None where even the rank is open.
     """
 
@@ -32,7 +35,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """One operation; an input is one value or, for arguments such as ``concat``'s, a tuple of them."""
+    """One operation; an input is one value or, for arguments such as ``concat``'s, a tuple of them.
+
+    >>> x, y = Value("x", "float16", (1, 64)), Value("y", "float16", (1, 64))
+    >>> [value.name for value in Op("relu", "y", {"x": x}, (y,)).input_values()]
+    ['x']
+    """
 
     type: str
     name: str
@@ -87,6 +95,8 @@ class Graph:
 class Feature:
     """One input, output or state as a caller of Core ML sees it.
 
+    >>> Feature("x", "array", "float16", (1, 64), ranges=((1, 8), (64, 64)))  # a batch of 1 to 8
+
     ``enumerated`` and ``ranges`` (lowest, highest or None a dimension) are the other shapes it takes; ``default`` is an optional input's.
     """
 
@@ -104,7 +114,11 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """Inputs, outputs and states of one function, as a caller of Core ML sees them."""
+    """Inputs, outputs and states of one function, as a caller of Core ML sees them.
+
+    >>> _, interface = read_program("encoder.mlpackage").function()
+    >>> [(feature.name, feature.dtype, feature.shape) for feature in interface.inputs]
+    """
 
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
@@ -115,7 +129,10 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """Descriptive entries of a package; ``user`` is the user-defined dictionary."""
+    """Descriptive entries of a package; ``user`` is the user-defined dictionary.
+
+    >>> read_program("encoder.mlpackage").metadata.user.get("coreflow.recipe")
+    """
 
     description: str
     author: str

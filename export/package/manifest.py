@@ -27,7 +27,11 @@ PACKAGES, COMPANIONS = "packages", "companions"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEntry:
-    """One package of a bundle."""
+    """One package of a bundle.
+
+    >>> stage = read_manifest(Path("artifacts/demo")).stages["encoder"]
+    >>> stage.package, stage.inputs["ids"].shape
+    """
 
     package: str  # path below the bundle
     fingerprint: str  # of the recipe, the traced operations, the weights and the versions
@@ -38,7 +42,10 @@ class StageEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """Digest and size of one file."""
+    """Digest and size of one file.
+
+    >>> sum(entry.size_bytes for entry in read_manifest(Path("artifacts/demo")).files.values())
+    """
 
     sha256: str
     size_bytes: int

@@ -39,7 +39,10 @@ class Range(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """A range of an argument in which an op may go wrong in fp16."""
+    """A range of an argument in which an op may go wrong in fp16.
+
+    >>> [risk.text for risk in facts_of("softplus").risks if risk.reached(seen["x"])]
+    """
 
     argument: str
     text: str

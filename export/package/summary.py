@@ -16,7 +16,11 @@ from coreflow.models.arrays import Array
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """Weights of one element type, stored in one way; ``compression`` names the constant expressions, and is empty for plain weights."""
+    """Weights of one element type, stored in one way; ``compression`` names the constant expressions, and is empty for plain weights.
+
+    >>> for group in weight_groups(graph):
+    ...     print(group.dtype, group.compression or "plain", group.parameters, group.stored_bytes)
+    """
 
     dtype: str
     compression: str
@@ -27,7 +31,10 @@ class WeightGroup:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """One weight: the name of its constant, or of the constant expression that makes it, and how it is stored."""
+    """One weight: the name of its constant, or of the constant expression that makes it, and how it is stored.
+
+    >>> [weight.name for weight in stored_weights(graph) if weight.saves_nothing]
+    """
 
     name: str
     dtype: str
@@ -50,6 +57,8 @@ class StoredWeight:
 class MultiplyAdds:
     """Multiply-adds of one prediction.
 
+    >>> count_multiply_adds(graph).by_op
+
     Counted are contractions; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes only a
     prediction tells, which are not in the figures.
     """
@@ -61,7 +70,11 @@ class MultiplyAdds:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One function of a package."""
+    """The figures of one function of a package.
+
+    >>> summary = summarize(read_program("encoder.mlpackage"))
+    >>> summary.parameters, summary.ops, summary.multiply_adds.total
+    """
 
     program: Program
     function: str

@@ -83,7 +83,11 @@ def _mapping(array: Array) -> mmap.mmap | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blob:
-    """One weight as it is stored: what its record says, and its bytes (uint8), a view of the file."""
+    """One weight as it is stored: what its record says, and its bytes (uint8), a view of the file.
+
+    >>> blob = weights.blob(64)
+    >>> offsets = write_blobs(Path("weight.bin"), [blob])
+    """
 
     code: int
     unused_bits: int
@@ -106,7 +110,11 @@ def write_blobs(path: Path, blobs: Sequence[Blob]) -> list[int]:
 
 
 class WeightFile:
-    """One weight file, mapped copy-on-write: arrays look writable to torch, and the file never changes."""
+    """One weight file, mapped copy-on-write: arrays look writable to torch, and the file never changes.
+
+    >>> weights = WeightFile(Path("encoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"), "encoder.mlpackage")
+    >>> weights.read(64, "float16", (256, 64))
+    """
 
     def __init__(self, path: Path, label: str) -> None:
         self._label = label

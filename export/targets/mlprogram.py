@@ -25,7 +25,10 @@ RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """The work of the converter without the module: plain data that travels to another process."""
+    """The work of the converter without the module: plain data that travels to another process.
+
+    >>> package = convert(conversion_of(recipe, capture(recipe)), Path("head.mlpackage"))
+    """
 
     name: str
     traced: bytes  # torch.jit.save's

@@ -15,7 +15,10 @@ _USABLE_OBJECT = 'an object with a "text", or with a "question" and an "answer",
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A text and the text to make of it; the same one twice when the corpus gives single sentences."""
+    """A text and the text to make of it; the same one twice when the corpus gives single sentences.
+
+    >>> Pair("ein Haus", "a house")
+    """
 
     source: str
     target: str

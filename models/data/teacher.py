@@ -24,7 +24,12 @@ _WORD, _PAIR, _TRIPLE = 1.0, 0.5, 0.5
 
 
 class Teacher(Protocol):
-    """Turns texts into vectors of ``size`` numbers."""
+    """Turns texts into vectors of ``size`` numbers.
+
+    >>> teacher: Teacher = HashedNgramTeacher()
+    >>> teacher.embed(["the old mill", "the new mill"]).shape
+    (2, 768)
+    """
 
     @property
     def size(self) -> int:
@@ -36,6 +41,10 @@ class Teacher(Protocol):
 
 class HashedNgramTeacher:
     """Signed feature hashing of words, word pairs and letter triples; the same on every machine.
+
+    >>> text, near, far = HashedNgramTeacher().embed(["the old mill", "the old mills", "a red boat"])
+    >>> bool(text @ near > text @ far)
+    True
 
     Source: Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning".
     """
@@ -57,7 +66,10 @@ class HashedNgramTeacher:
 
 
 class HuggingFaceTeacher:
-    """An encoder read from a local Hugging Face directory; the masked mean of its last hidden state, at unit length."""
+    """An encoder read from a local Hugging Face directory; the masked mean of its last hidden state, at unit length.
+
+    >>> HuggingFaceTeacher(Path("distilbert-base-uncased")).embed(["the old mill"])
+    """
 
     def __init__(self, directory: Path) -> None:
         import torch

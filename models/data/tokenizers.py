@@ -36,6 +36,9 @@ _CANDIDATES = 10  # parts of words looked at for each one that there is room for
 class Encoded:
     """One text as L tokens: ``ids`` (L,) int32 and ``mask`` (L,) float16, 1 on a token and 0 on padding.
 
+    >>> encoded = tokenizer.encode("the old mill", length=8)
+    >>> encoded.ids[encoded.mask > 0], encoded.dropped, encoded.unknown
+
     ``dropped`` tokens did not fit. ``unknown`` holds the parts of the whole text that the vocabulary lacks, each once.
     """
 
@@ -46,7 +49,12 @@ class Encoded:
 
 
 class TextTokenizer:
-    """Text to ids of a fixed length and back; pads, ends and marks the unknown as the kind of its vocabulary does."""
+    """Text to ids of a fixed length and back; padding, end and unknown tokens are those of its vocabulary (BERT's or T5's).
+
+    >>> tokenizer = TextTokenizer.load(Path("artifacts/runs/demo/wordpiece.json"))
+    >>> tokenizer.decode(tokenizer.encode("the old mill", length=8).ids)
+    'the old mill'
+    """
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         known: dict[str, int] = tokenizer.get_vocab()

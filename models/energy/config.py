@@ -12,6 +12,12 @@ from coreflow.models.t5.config import T5Config
 class EnergyConfig:
     """Everything that decides the shapes and the rules of one energy-flow model.
 
+    >>> config = PRESETS["demo"].config("demo", vocabulary=300, decoder_vocabulary=300)
+    >>> config.surface_size == config.height * config.width
+    True
+    >>> EnergyConfig.from_json(config.to_json()) == config
+    True
+
     Lengths are in tokens, lattice extents in cells, energies in the unit of the surface (the encoder's tanh keeps it in [-1, 1]).
     """
 
@@ -94,7 +100,10 @@ class EnergyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A named size of model, and how it is trained; vocabularies are known once the tokenizers are."""
+    """A named size of model, and how it is trained; vocabularies are known once the tokenizers are.
+
+    >>> PRESETS["demo"].config("demo", vocabulary=300, decoder_vocabulary=300).depth
+    """
 
     summary: str
     lattice: Mapping[str, Any]

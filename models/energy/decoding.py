@@ -73,7 +73,11 @@ class DecodingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """The tokens of one decoding."""
+    """The tokens of one decoding.
+
+    >>> decoded = decode(step, state, DecodingOptions(max_tokens=32))
+    >>> tokenizer.decode(decoded.tokens), decoded.log_probability
+    """
 
     tokens: tuple[int, ...]  # without the start and the end token
     log_probability: float  # natural; of the tokens and, where it came, the end, under the model itself at temperature 1
@@ -228,7 +232,11 @@ class SurfaceCache(Generic[Value]):
 
 @dataclass(frozen=True, slots=True)
 class RefinedResult(Generic[Hypothesis]):
-    """The best hypothesis of ``refine`` and how each round fared."""
+    """The best hypothesis of ``refine`` and how each round fared.
+
+    >>> refined = refine(surface, decode_surface, encode_text, rounds=3)
+    >>> refined.hypothesis, refined.round, refined.cosines
+    """
 
     hypothesis: Hypothesis
     cosine: float

@@ -62,7 +62,11 @@ class EnergyFamily:
 
 
 class EnergyCompanions:
-    """Settings, reference weights, tokenizers and golden samples, read when they are asked for."""
+    """Settings, reference weights, tokenizers and golden samples, read when they are asked for.
+
+    >>> companions = ENERGY.open_companions(Path("artifacts/demo/companions"))
+    >>> companions.config.preset, companions.text_entry().stage
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

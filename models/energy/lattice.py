@@ -25,7 +25,11 @@ AGE_WEIGHT = 0.1
 
 
 class FlowTable(NamedTuple):
-    """The flows under way, and what has reached the face. Every field of a free slot is zero."""
+    """The flows under way, and what has reached the face. Every field of a free slot is zero.
+
+    >>> table = initial_table(surface, config)
+    >>> table.alive.sum()  # flows under way
+    """
 
     position: Tensor  # (B, 3, 1, N) x, y, z in whole cells
     energy: Tensor  # (B, 1, 1, N)
@@ -90,7 +94,10 @@ def initial_table(surface: Tensor, config: EnergyConfig, slots: int | None = Non
 
 
 class FlowProcessor(nn.Module):
-    """One step of every flow: propose, die or arrive, spawn, age."""
+    """One step of every flow: propose, die or arrive, spawn, age.
+
+    >>> table, events = processor(initial_table(surface, config), last=torch.zeros(1, 1, 1, 1))
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__()
@@ -242,7 +249,11 @@ class FlowProcessor(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStatistics:
-    """One run of the lattice, as numbers."""
+    """One run of the lattice, as numbers.
+
+    >>> statistics = chain.run("the old mill").statistics
+    >>> statistics.steps, statistics.arrived_share
+    """
 
     steps: int
     active: tuple[int, ...]  # flows alive before each step
@@ -259,7 +270,12 @@ class FlowStatistics:
 
 
 class EnergyLattice(nn.Module):
-    """Surface in, surface out."""
+    """Surface in, surface out: the flows of a surface, carried to the face.
+
+    >>> lattice = EnergyLattice(config)
+    >>> lattice(surface).shape == surface.shape  # (B, S)
+    True
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__()

@@ -12,7 +12,12 @@ from coreflow.models.energy.mapper import EmbeddingToSurface, SurfaceToEmbedding
 
 
 class EnergyFlow(nn.Module):
-    """Text or embedding -> surface -> lattice -> surface -> text or embedding."""
+    """Text or embedding -> surface -> lattice -> surface -> text or embedding.
+
+    >>> model = EnergyFlow(config)
+    >>> surface = model.lattice(model.encoder(ids, mask))  # (B, S)
+    >>> logits = model.decoder(surface, tokens)  # (B, T, V)
+    """
 
     def __init__(self, config: EnergyConfig, t5_directory: Path | None = None) -> None:
         super().__init__()

@@ -24,7 +24,11 @@ from coreflow.models.family import Predict, Stage
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Carried:
-    """A surface (1, S) that left the lattice, what happened on the way, and the flow table before and after every step."""
+    """A surface (1, S) that left the lattice, what happened on the way, and the flow table before and after every step.
+
+    >>> carried = wiring.carry(surface)
+    >>> carried.surface, carried.statistics.arrived_share, len(carried.tables)
+    """
 
     surface: Array
     cells: Array  # (1, at most N) where its flows started
@@ -33,7 +37,11 @@ class Carried:
 
 
 class Wiring:
-    """The paths through the stages of one model; ``predict`` executes a stage."""
+    """The paths through the stages of one model; ``predict`` executes a stage.
+
+    >>> wiring = Wiring(config, torch_predict({stage.name: stage for stage in energy_stages(model)}))
+    >>> wiring.carry(wiring.encode(ids, mask)).surface
+    """
 
     def __init__(self, config: EnergyConfig, predict: Predict) -> None:
         self.config = config

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 class SelfAttention(nn.Module):
     """Multi-head self attention, channels first; computes what ``nn.MultiheadAttention`` does.
 
+    >>> SelfAttention(channels=64, heads=4)(torch.zeros(2, 64, 1, 10), torch.zeros(2, 1, 1, 10)).shape
+    torch.Size([2, 64, 1, 10])
+
     The heads are a view of the channels, and both products take one operand transposed, which the engine's matmul does for
     free: no transpose is left in the program.
     """

@@ -4,7 +4,11 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """1x1 convolution, exact GELU, 1x1 convolution."""
+    """1x1 convolution, exact GELU, 1x1 convolution.
+
+    >>> FeedForward(channels=64, hidden=128, dropout=0.1)(torch.zeros(2, 64, 1, 10)).shape
+    torch.Size([2, 64, 1, 10])
+    """
 
     def __init__(self, channels: int, hidden: int, dropout: float) -> None:
         super().__init__()

@@ -10,6 +10,9 @@ EPSILON = 1e-4
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of (B, C, 1, S).
 
+    >>> ChannelNorm(64)(torch.zeros(2, 64, 1, 10)).shape
+    torch.Size([2, 64, 1, 10])
+
     Written out, because ``nn.LayerNorm`` takes trailing axes only and would cost two transposes; the converter fuses these
     operations into one ``layer_norm`` with ``axes=[1]``.
     """

@@ -14,6 +14,10 @@ _EXTENTS = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 class T5Config:
     """All that decides the parameters of a decoder; the names are those of Hugging Face's ``config.json``.
 
+    >>> config = read_config(Path("t5-small"))
+    >>> config.inner == config.num_heads * config.d_kv
+    True
+
     The inner width of attention is ``num_heads * d_kv`` and need not be ``d_model``. Decoding starts with ``pad_id``.
     """
 

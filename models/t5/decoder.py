@@ -234,6 +234,9 @@ class T5Decoder(nn.Module):
 class DecoderStep(nn.Module):
     """The stage that runs once a token, with a cache of ``length`` slots held by the caller.
 
+    >>> step = DecoderStep(decoder, length=32)
+    >>> logits, *cache = step(token, position, *cache, *cross)
+
     Inputs, in order: token (1, 1), position (1, T), self_key_0 (1, H, D, T), self_value_0 (1, H, T, D), self_key_1, ...,
     cross_key_0 (1, H, D, M), cross_value_0 (1, H, M, D), cross_key_1, ... Outputs: logits (1, V), self_key_0_out,
     self_value_0_out, self_key_1_out, ..., to be given back as the next call's self_key_0, self_value_0, ...

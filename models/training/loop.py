@@ -28,7 +28,10 @@ Step_co = TypeVar("Step_co", bound=Progress, covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Steps, batches and learning rate of a run."""
+    """Steps, batches and learning rate of a run.
+
+    >>> Schedule(steps=2000, batch_size=32, learning_rate=1e-3, accumulate=1, seed=0, mixed_precision=False)
+    """
 
     steps: int
     batch_size: int
@@ -39,7 +42,11 @@ class Schedule:
 
 
 class Task(Protocol[Step_co]):
-    """The part of training that a family brings: a model, samples, and the losses of a batch."""
+    """The part of training that a family brings: a model, samples, and the losses of a batch.
+
+    >>> task: Task[EnergyProgress] = EnergyTask(model, data, teacher, options, device)
+    >>> loss, parts = task.losses(torch.arange(32))
+    """
 
     @property
     def model(self) -> nn.Module:

@@ -37,7 +37,11 @@ _CONTEXT = ("float_dtype", "device", "blocks")
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """One op's function; what is known of the op beside it stands in ``export.package.op_facts``.
+    """The function of one op; further facts of the op are in ``export.package.op_facts``.
+
+    >>> lowering = find("linear", "CoreML8")
+    >>> sorted(lowering.required), lowering.forms["weight"]
+    (['weight', 'x'], 'tensor')
 
     ``guard`` takes the same arguments, of tensors only the shapes, and raises where the result would be too large to be made.
     """

@@ -23,7 +23,11 @@ _SAMPLING = ("top_k", "top_p", "temperature")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EnergyResult(ChainResult):
-    """One text through the chain."""
+    """One text through the chain.
+
+    >>> result = Chain.load("artifacts/demo").run("the patient farmer danced behind the old mill")
+    >>> result.text, result.statistics.arrived_share, result.unknown
+    """
 
     tokens: tuple[int, ...]
     log_probability: float

@@ -18,7 +18,10 @@ HELD_OUT_SENTENCES = 500  # of the grammar
 
 
 class PairTensors:
-    """Pairs as padded arrays: encoder ids and mask of the source, decoder tokens of the target."""
+    """Pairs as padded arrays: encoder ids and mask of the source, decoder tokens of the target.
+
+    >>> ids, mask, shifted, targets = data.batch(torch.tensor([0, 3, 5]), device)
+    """
 
     def __init__(
         self, pairs: Sequence[Pair], wordpiece: TextTokenizer, unigram: TextTokenizer, text_length: int, decode_length: int

@@ -70,7 +70,11 @@ class EnergyTrained(Trained):
 
 
 class EnergyTask:
-    """Texts and embeddings of a batch through one pass of the lattice; see ``training.loop.Task``."""
+    """Texts and embeddings of a batch through one pass of the lattice; see ``training.loop.Task``.
+
+    >>> loop = Loop(EnergyTask(model, data, teacher, options, device), schedule, device)
+    >>> for progress in loop.run(): ...
+    """
 
     def __init__(self, model: EnergyFlow, data: PairTensors, teacher: Teacher, options: TrainingOptions, device: torch.device) -> None:
         self.model = model

@@ -29,7 +29,10 @@ STATE_SUFFIX = "_out"
 
 
 class LiftedModule(nn.Module):
-    """One function of a program.
+    """One function of a program as a torch module.
+
+    >>> module = LiftedModule(*read_program("encoder.mlpackage").function())
+    >>> dict(zip(module.output_names, module(ids, mask)))
 
     ``forward`` takes the inputs in the package's order (``input_names``) and then every state; it returns a tuple of the outputs
     (``output_names``) and then every state as the program leaves it, named after it with ``_out`` behind. Constants keep their names,
@@ -111,7 +114,11 @@ class LiftedModule(nn.Module):
 
 
 class ModuleEngine:
-    """Runs one function as ``LiftedModule``."""
+    """Runs one function as ``LiftedModule``.
+
+    >>> engine = ModuleEngine(graph, interface, numerics_named("fp16"), torch.device("cuda"), "encoder.mlpackage")
+    >>> engine.run({"ids": ids, "mask": mask})["surface"]
+    """
 
     name = "module"
 

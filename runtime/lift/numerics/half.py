@@ -14,6 +14,8 @@ from coreflow.runtime.lift.numerics.plain import Numerics, Rounding
 class Fp16Storage(Numerics):
     """Rounds every value that is declared fp16.
 
+    >>> numerics_named("fp16").rounding(op, op.outputs[0])  # None where the op rounds nothing
+
     The op itself accumulates in fp32: fp16 kernels on a CPU are 6 to 30 times slower and round inside as no device does.
     Overflow becomes inf, as it does in fp16.
     """

@@ -9,7 +9,14 @@ from coreflow.runtime.lift.registry import lowering
 
 @dataclass(slots=True)
 class StateBuffer:
-    """One state; a write replaces the tensor, so that one that was read before stays as it was."""
+    """One state. A write replaces the tensor, so what was read before stays as it was.
+
+    >>> cache = StateBuffer(torch.zeros(2))
+    >>> before = read_state(cache)
+    >>> _ = write_state(cache, torch.ones(2))
+    >>> before.tolist(), cache.tensor.tolist()
+    ([0.0, 0.0], [1.0, 1.0])
+    """
 
     tensor: Tensor
 

@@ -19,7 +19,10 @@ _WORTH_RELEASING = 1 << 16  # bytes of a constant; giving pages of the weight fi
 
 
 class Constants:
-    """The constants of one program as tensors, each made once for every dtype that it is asked for in.
+    """The constants of one program as tensors, made once for every dtype in which they are needed.
+
+    >>> constants = Constants(torch.device("cpu"), "encoder.mlpackage", copies=True)
+    >>> constants.tensor(op.inputs["weight"], torch.float32)
 
     With ``copies`` no floating one shares the memory of the weight file, unless it is asked for as it lies there. The results of constant
     expressions are constants, too.

@@ -28,6 +28,9 @@ Observer = Callable[[Op, tuple[Any, ...]], None]
 class Step:
     """One op, ready to call.
 
+    >>> for step in plan.walk():
+    ...     print(step.op.type, sorted(step.fixed), list(step.sources()))
+
     ``fixed`` holds the arguments that never change; ``reads`` names the slots of those that arrive as they are, ``converts`` of those that
     arrive in another form. ``writes`` has the slot and the rounding of every result, ``frees`` the slots that nothing reads afterwards.
     """
@@ -88,7 +91,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """The steps of a function or of a nested block, which shares the environment of the function around it."""
+    """The steps of a function or of a nested block, which shares the environment of the function around it.
+
+    >>> (outputs,) = block.run(environment, [x])
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -119,7 +125,11 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan(Block):
-    """The block of a whole function, and what its run starts from."""
+    """The block of a whole function, and what its run starts from.
+
+    >>> plan = Planner(graph, GeneralPolicy(numerics_named("fp32"), torch.device("cpu"))).plan()
+    >>> plan.run(plan.constants.copy(), plan.stored([x]))
+    """
 
     constants: Environment  # every constant in its slot, None elsewhere
     storage: tuple[torch.dtype, ...]  # the dtype in which every input lies in memory, if it is of floats

@@ -20,7 +20,9 @@ from coreflow.runtime.lift.registry import Form, Lowering, find, load_lowerings,
 
 
 class Planner:
-    """Plans one function: ``Planner(graph, policy, package).plan()``.
+    """Plans one function.
+
+    >>> plan = Planner(graph, GeneralPolicy(numerics_named("fp32"), torch.device("cpu")), "encoder.mlpackage").plan()
 
     Constants become tensors once, and ``constexpr_*`` ops are evaluated once. ``constants`` tells which tensors they became.
     ``UnsupportedError`` names what has no lowering, or declares more than memory holds.

@@ -10,7 +10,12 @@ from coreflow.runtime.lift.plan.plan import Step
 
 
 class Policy(Protocol):
-    """Decides how a plan stores values and which functions its steps call; the planner does the rest."""
+    """Decides how a plan stores values and which functions its steps call; the planner does the rest.
+
+    >>> class OnCuda(GeneralPolicy):
+    ...     def finish(self, step):  # one step in place of another
+    ...         return replace(step, function=fused) if step.op.type == "linear" else step
+    """
 
     @property
     def numerics(self) -> Numerics:
