@@ -36,7 +36,10 @@ _PASSED_AS: Mapping[str, Dtype] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Port:
-    """A value that crosses the border of a cut, and what stands for it outside."""
+    """A value that crosses the border of a cut, and what stands for it outside.
+
+    >>> [(port.name, port.dtype, port.shape) for port in plan_cut(program, "scores").inputs]
+    """
 
     value: Value
     name: str
