@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,14 @@ def test_every_exit_code_of_an_error_is_documented() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CoreflowError)]
     assert kinds
     assert all(f"\n| {kind.exit_code} | " in text for kind in kinds)
+
+
+def test_every_path_that_a_page_names_is_there() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    rooms = "|".join((*ROOMS, "tests", "examples"))
+    named = {(page.name, path) for page in pages for path in re.findall(rf"`((?:{rooms})/[\w/.]*)`", page.read_text())}
+    assert named
+    assert [(page, path) for page, path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:
