@@ -1,4 +1,4 @@
-"""Packages -> outputs; see ``load_model`` and ``Chain``. Names load when they are asked for."""
+"""Loads and runs saved packages: ``load_model`` and ``Chain``, imported on first use."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -21,11 +21,11 @@ COMPUTE_UNITS: tuple[str, ...] = get_args(ComputeUnits)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How a package is executed; the keywords of ``load_model``, handed on whole.
+    """How a package is executed; the keywords of ``load_model`` as one value.
 
     >>> LoadOptions(backend="lifted", numerics="fp64", engine="interpreter")
 
-    Raises ``UnsupportedError`` for a backend or compute units that do not exist; the lifted backend checks what is its own.
+    Raises ``UnsupportedError`` for a backend or compute units that do not exist; the lifted backend checks its own options.
     """
 
     backend: Backend = "auto"
@@ -47,7 +47,7 @@ DEFAULT = LoadOptions()
 
 
 class State(Protocol):
-    """The tensors that a program keeps between predictions; one object a conversation.
+    """The tensors that a program keeps between predictions; one object per conversation.
 
     >>> state = model.make_state()
     >>> model.predict({"token": token}, state=state)
@@ -70,7 +70,7 @@ class Model(Protocol):
 
     @property
     def backend(self) -> str:
-        """``coreml`` or ``lifted``: what really executes."""
+        """``coreml`` or ``lifted``: the backend that really executes."""
 
     @property
     def inputs(self) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""The cache: folders that can be made again, kept between runs; whole or not at all, and checked before they are used."""
+"""A cache on disk of folders that can be made again: written atomically, and checked by digest before use."""
 
 import hashlib
 import logging
@@ -31,21 +31,21 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """All entries of one kind, each a folder under its key: what decides the bytes of an entry is in its key.
+    """All entries of one kind. An entry is a folder; its key names everything that decides its bytes.
 
     >>> cache = Cache("onnx")
     >>> folder = cache.entry(key, make=lambda folder: write_onnx(program, folder / "model.onnx"))
 
-    A key may hold the reason why it has no entry instead, where it takes long to find that out.
+    Where it takes long to find out that there can be no entry, a key may hold the reason instead.
     """
 
     kind: str
 
     def entry(self, key: str, make: Callable[[Path], object]) -> Path:
-        """The folder of ``key`` as ``make`` filled it, now or before; one that does not have the digests that were noted is made again.
+        """The folder of ``key``, filled by ``make`` now or earlier; made again where its files do not match their recorded digests.
 
-        Entries of this kind that nobody used for ``KEPT_S``, and reasons as old, go when a new one is made. Where it cannot be written, the
-        error is the system's (``OSError``).
+        Making an entry deletes those of this kind, and reasons, that were not used for ``KEPT_S``. ``OSError`` where the cache cannot be
+        written.
         """
         path = self._folder() / key
         if path.exists():

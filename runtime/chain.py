@@ -20,7 +20,7 @@ class Chain:
 
     >>> Chain.load("artifacts/demo").run("the patient farmer danced behind the old mill").text
 
-    Whatever the pipeline of the family offers beside ``run`` is an attribute of the chain: ``config`` and ``options`` of every family,
+    Everything that the family's pipeline offers beside ``run`` is an attribute of the chain: ``config`` and ``options`` of every family,
     ``run_embedding`` and ``decode`` of an energy flow.
     """
 
@@ -66,7 +66,7 @@ class Chain:
 
     @property
     def backend(self) -> str:
-        """``coreml`` or ``lifted``: what really executes."""
+        """``coreml`` or ``lifted``: the backend that really executes."""
         return next(iter(self.stages.values())).backend
 
     def run(self, text: str, options: Any = None, *, corrections: int = 0) -> Any:

@@ -105,14 +105,14 @@ class CoreMLState:
 
 
 def default_cache_dir() -> Path:
-    """Where compiled copies are kept; Core ML's own are gone with the process that made them."""
+    """Folder of the compiled copies; Core ML deletes its own when the process ends."""
     return Path.home() / "Library" / "Caches" / "coreflow" / "compiled"
 
 
 def compiled_copy(package: Path, cache_dir: Path) -> Path:
     """The compiled form of ``package``, made once for its digest and this version of macOS.
 
-    It is compiled beside its final place and renamed, so that two processes or a killed one leave no half of it.
+    It is compiled beside its final place and renamed, so that neither two processes at once nor a killed one leave an incomplete copy.
     """
     final = cache_dir / f"{package_digest(package)}-{platform.mac_ver()[0]}.mlmodelc"
     if final.is_dir():

@@ -40,9 +40,9 @@ def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[st
 
 
 def output_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
-    """The array outputs of a function; an extent that only a prediction tells is given as 1.
+    """The array outputs of a function; an extent that is unknown before a prediction is given as 1.
 
-    A classifier's label and probabilities and an image are no arrays: they are predicted and have no spec.
+    A classifier's label and probabilities, and images, are predicted but have no spec: they are not arrays.
     """
     declared = {value.name: value for value in graph.outputs}
     specs = {}
@@ -78,7 +78,7 @@ def program_metadata(program: Program) -> dict[str, Any]:
 def check_inputs(inputs: Mapping[str, Any], specs: Mapping[str, TensorSpec], interface: Interface) -> dict[str, Array]:
     """The inputs as arrays of the declared dtypes; ``InputError`` for what the program does not take.
 
-    It may be the caller's own array, and is not to be written to.
+    An array may be the caller's own: do not write to it.
 
     Names, shapes, dtypes (a cast must lose nothing but float precision), NaN and inf, and bounds are checked.
     """
@@ -174,8 +174,8 @@ def _check_floats(name: str, value: Array, spec: TensorSpec) -> Array:
 def to_floats(value: Array, dtype: np.dtype[Any]) -> Array:
     """``value`` in the floating ``dtype``, itself where it has it; what that cannot hold becomes inf.
 
-    Halves go through torch, which converts them 15 times as fast as numpy, and on one thread: torch's threads and onnxruntime's, both of
-    which spin while they wait, would stand in each other's way for milliseconds.
+    torch converts fp16 15 times as fast as numpy. It does so on one thread: its threads and onnxruntime's spin while they wait, and would
+    delay each other by milliseconds.
     """
     if value.dtype == dtype:
         return value

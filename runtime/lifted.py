@@ -7,8 +7,8 @@ engine            numerics                 device          for
 ``onnxruntime``   fp16, fp32               cpu             many small ops; of fixed shapes, without control flow
 ================  =======================  ==============  =====================================================
 
-fp16 rounds where the interpreter rounds, in all three. ``auto`` is onnxruntime where and as soon as that pays, and the interpreter until
-then and for everything else. The two sum in another order, so a last bit may differ: who needs every bit names an engine.
+fp16 rounds where the interpreter rounds, in all three. ``auto`` starts with the interpreter and changes to onnxruntime once that is
+expected to be faster. The two sum in different orders, so a last bit may differ: name an engine where every bit matters.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ from coreflow.runtime.lift.plan.plan import Observer
 
 
 class LiftedModel:
-    """One function of a package, executed by the lowerings; ``engine`` tells by which engine.
+    """One function of a package, executed by the lowerings; ``engine`` names the engine that runs them.
 
     >>> model = LiftedModel(read_program("encoder.mlpackage"), LoadOptions(numerics="fp64", engine="interpreter"))
     >>> model.predict({"ids": ids, "mask": mask}, observe=lambda op, results: print(op.name))

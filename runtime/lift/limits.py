@@ -1,4 +1,4 @@
-"""How much a program may ask for. One that runs away ends in an error that says so, before memory or patience does.
+"""Limits on what a program may ask for: a clear error before memory runs out or a loop never ends.
 
 When a graph is planned, ``refuse_absurd`` looks at every shape that it declares. A declaration may be open or false: so a lowering whose
 result can be larger than what it reads asks ``bounded``, in its guard or itself.
@@ -21,7 +21,7 @@ MAX_ITERATIONS = 1_000_000
 def refuse_absurd(graph: Graph, package: str) -> None:
     """``UnsupportedError`` for an op that declares a result too large to be made; open extents count as 1.
 
-    Constant expressions are left out: what they give is as large as the weights that lie on the disk.
+    Constant expressions are exempt: their results are as large as the weights on disk.
     """
     for op in graph.walk():
         for value in () if op.type.startswith("constexpr_") else op.outputs:
@@ -51,7 +51,7 @@ def bounded_together(**tensors: Tensor) -> None:
 
 
 def bounded_axis(count: int) -> int:
-    """``count`` places along one axis, if they are not absurdly many."""
+    """``count``, if one axis can have that many elements."""
     if count > MAX_AXIS:
         raise ValueError(f"{count} places along one axis; {MAX_AXIS} are the limit")
     return count

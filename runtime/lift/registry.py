@@ -88,7 +88,7 @@ def lowering(op: str, *, since: str = "iOS15", guard: Function | None = None) ->
 
 
 def load_lowerings() -> None:
-    """Imports every module of ``ops``; that is all of registration."""
+    """Imports every module of ``ops``, which registers its lowerings."""
     for module in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
         importlib.import_module(module.name)
 

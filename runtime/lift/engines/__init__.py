@@ -1,1 +1,1 @@
-"""What executes a planned program: interpreter, torch module, onnxruntime, or the one that pays."""
+"""Engines that execute a planned program: interpreter, torch module, onnxruntime, and an automatic choice."""

@@ -1,4 +1,4 @@
-"""The engine that chooses: the interpreter at first, onnxruntime where and as soon as that pays."""
+"""The automatic engine: the interpreter at first, onnxruntime once that is expected to be faster."""
 
 import logging
 import time
@@ -32,8 +32,8 @@ class AutoEngine:
     >>> engine = AutoEngine(program, None, "fp16", torch.device("cpu"), lambda: interpreter)
     >>> engine.name, engine.run(inputs)
 
-    A program that has no such form stays with the interpreter, as does one with large weights. On other devices than the CPU and in fp64
-    there is no other choice.
+    A program without an ONNX form or with large weights stays with the interpreter, as does every program on other devices than the CPU and
+    in fp64.
     """
 
     def __init__(

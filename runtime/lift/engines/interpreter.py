@@ -17,7 +17,7 @@ from coreflow.runtime.lift.plan.policy import GeneralPolicy
 
 
 class Interpreter:
-    """Executes one function of a program; everything that can be decided before a prediction is decided before the first one.
+    """Executes one function of a program op by op, by a plan that is made before the first prediction.
 
     >>> interpreter = Interpreter(graph, numerics_named("fp16"), package="encoder.mlpackage")
     >>> interpreter.run({"ids": ids, "mask": mask})["surface"]
@@ -38,7 +38,7 @@ class Interpreter:
         self._unobserved_plan  # noqa: B018 (what cannot be executed is to be refused now)
 
     def rest(self) -> None:
-        """Lets the plans go, and the weights with them, until they are needed again."""
+        """Frees the plans and their weights; the next run plans again."""
         for name in ("plan", "_unobserved_plan", "_compiled_plan"):
             vars(self).pop(name, None)
 

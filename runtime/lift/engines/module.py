@@ -35,9 +35,9 @@ class LiftedModule(nn.Module):
     >>> dict(zip(module.output_names, module(ids, mask)))
 
     ``forward`` takes the inputs in the package's order (``input_names``) and then every state; it returns a tuple of the outputs
-    (``output_names``) and then every state as the program leaves it, named after it with ``_out`` behind. Constants keep their names,
-    with ``_`` for what Python does not allow: floats with an axis are parameters, other constants buffers. What an op reads as a
-    number, an axis or a shape is no tensor and stays where it is.
+    (``output_names``) and then every state as the program leaves it, named after it with ``_out`` behind. Constants keep their names, with
+    ``_`` for what Python does not allow: floats with an axis are parameters, other constants buffers. Arguments that an op reads as a
+    number, an axis or a shape are no tensors and stay fixed.
     """
 
     def __init__(self, graph: Graph, interface: Interface, numerics: Numerics = NUMERICS["fp32"], package: str = "program") -> None:
@@ -68,7 +68,7 @@ class LiftedModule(nn.Module):
                 self.plain[slot] = value
 
     def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
-        """See the class; floats may be of any width."""
+        """The outputs and then the states, as the class describes; floats may be of any dtype."""
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{self._package} takes {', '.join(self.input_names)}; {len(inputs)} tensors were given")
         dtype = self.anchor.dtype

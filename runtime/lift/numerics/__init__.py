@@ -1,1 +1,1 @@
-"""Arithmetic after each op: what is rounded, and when."""
+"""Numerics: the dtype that ops compute in, and the rounding of their results."""

@@ -1,4 +1,4 @@
-"""Every numerics by its name: fp64, fp32 and fp16."""
+"""Numerics by name: fp64, fp32 and fp16."""
 
 import torch
 

@@ -18,7 +18,7 @@ _VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 def import_onnxruntime() -> Any:
-    """onnxruntime, told not to report to its makers; ``UnsupportedError`` when it is not installed.
+    """The onnxruntime module with its telemetry off; ``UnsupportedError`` when it is not installed.
 
     Its releases since 1.29, on Windows earlier ones, write an identifier of the machine into the user's cache and send the names of models,
     hashes of their weights and running times. A user who wants that sets ``ORT_DISABLE_TELEMETRY=0``.
@@ -36,8 +36,8 @@ def import_onnxruntime() -> Any:
 def open_session(path: Path, *, tuned: bool = False, optimised: Path | None = None, threads: int | None = None) -> Any:
     """An onnxruntime session of the model at ``path``; ``UnsupportedError`` for a file that onnxruntime does not open.
 
-    A ``tuned`` model is run as it is; any other is optimised first, and written so to ``optimised``. ``threads`` are as many as torch takes
-    for None, and as many as onnxruntime takes by itself for 0.
+    A ``tuned`` model is run as it is; any other is optimised first, and the result written to ``optimised``. ``threads``: None for as many
+    as torch uses, 0 for onnxruntime's own choice.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -55,7 +55,7 @@ def open_session(path: Path, *, tuned: bool = False, optimised: Path | None = No
 
 
 def float_dtypes(session: Any) -> dict[str, np.dtype[Any]]:
-    """By name of an input, the dtype in which the session takes floats; an input that no output depends on may be missing."""
+    """Float dtype per input of the session; an input that no output depends on may be missing."""
     return {entry.name: np.dtype(np.float16 if entry.type == "tensor(float16)" else np.float32) for entry in session.get_inputs()}
 
 

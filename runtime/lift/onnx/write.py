@@ -38,9 +38,9 @@ def write_onnx(
 ) -> None:
     """Writes one function as a single ONNX file that gives what the interpreter gives under ``numerics`` (fp32 or fp16).
 
-    Inputs, outputs and weights keep their names; floats go in and out as float32. A state is an input and, with ``_out`` behind its
-    name, an output; a classifier gives its probabilities. ``tuned`` makes of it what onnxruntime runs fastest on this processor, and on
-    no other, with its weights in a file beside it. ``UnsupportedError`` says why a program has no such form.
+    Inputs, outputs and weights keep their names; floats go in and out as float32. A state is an input and, with ``_out`` behind its name,
+    an output; a classifier gives its probabilities. ``tuned`` optimises the file for this processor alone and puts its weights into a file
+    beside it. ``UnsupportedError`` says why a program has no such form.
     """
     if numerics not in TOLERANCE:
         raise UnsupportedError(f"numerics {numerics!r} in ONNX; {' and '.join(TOLERANCE)} work")

@@ -29,25 +29,25 @@ def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
 
 @lowering("leaky_relu")
 def leaky_relu(x: Tensor, alpha: float) -> Tensor:
-    """X for x >= 0, else alpha * x."""
+    """``x`` for x >= 0, else alpha * x."""
     return torch.where(x >= 0, x, alpha * x)
 
 
 @lowering("thresholded_relu")
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
-    """X for x >= alpha, else 0; NaN stays."""
+    """``x`` for x >= alpha, else 0; NaN stays."""
     return torch.where(x < alpha, torch.zeros_like(x), x)
 
 
 @lowering("prelu")
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
-    """X for x > 0, else alpha of its channel times x; x (B, C, ...), alpha (C,)."""
+    """``x`` for x > 0, else alpha of its channel times x; x (B, C, ...), alpha (C,)."""
     return torch.clamp(x, min=0) + torch.clamp(x, max=0) * _per_channel(alpha, x)
 
 
 @lowering("elu")
 def elu(x: Tensor, alpha: float) -> Tensor:
-    """X for x > 0, else alpha * (e^x - 1)."""
+    """``x`` for x > 0, else alpha * (e^x - 1)."""
     return torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
@@ -59,7 +59,7 @@ _KERNEL_HOLDS = bool(F.gelu(torch.full((64,), torch.inf)).isinf().all())
 
 @lowering("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """X times the normal distribution function of x, exact or by one of MIL's two approximations."""
+    """``x`` times the normal distribution function of x, exact or by one of MIL's two approximations."""
     if mode == "EXACT":
         if x.dtype == torch.float32 and not _KERNEL_HOLDS:
             return torch.erf(x / _ROOT_OF_2).add_(1).mul_(x).mul_(0.5)
@@ -73,7 +73,7 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
 
 @lowering("silu")
 def silu(x: Tensor) -> Tensor:
-    """X * sigmoid(x)."""
+    """``x * sigmoid(x)``."""
     return F.silu(x)
 
 
@@ -91,13 +91,13 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
 
 @lowering("linear_activation")
 def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """Alpha * x + beta."""
+    """``alpha * x + beta``."""
     return alpha * x + beta
 
 
 @lowering("scaled_tanh")
 def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """Alpha * tanh(beta * x)."""
+    """``alpha * tanh(beta * x)``."""
     return alpha * torch.tanh(beta * x)
 
 
@@ -109,19 +109,19 @@ def softplus(x: Tensor) -> Tensor:
 
 @lowering("softplus_parametric")
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Alpha * log(1 + e^(beta * x)) with alpha and beta (C,) of x (B, C, ...)."""
+    """``alpha * log(1 + e^(beta * x))`` with alpha and beta (C,) of x (B, C, ...)."""
     return _per_channel(alpha, x) * softplus(_per_channel(beta, x) * x)
 
 
 @lowering("softsign")
 def softsign(x: Tensor) -> Tensor:
-    """X / (1 + |x|)."""
+    """``x / (1 + |x|)``."""
     return x / (1 + torch.abs(x))
 
 
 @lowering("softmax")
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """E^x over its sum along ``axis``."""
+    """``e^x`` over its sum along ``axis``."""
     return torch.softmax(x, axis)
 
 

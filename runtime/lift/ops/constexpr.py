@@ -36,7 +36,7 @@ def constexpr_affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scal
 
 @lowering("constexpr_cast")
 def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
-    """The same values in a wider type."""
+    """The same values in a larger type."""
     return source_val
 
 

@@ -77,13 +77,13 @@ def exp2(x: Tensor) -> Tensor:
 
 @lowering("floor_div", guard=bounded_together)
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    """X / y rounded down."""
+    """``x / y`` rounded down."""
     return torch.div(x, y, rounding_mode="floor")
 
 
 @lowering("real_div", guard=bounded_together)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
-    """X / y; integers give the integer towards zero, because the result has their type."""
+    """``x / y``; integers give the integer towards zero, because the result has their type."""
     return torch.div(x, y) if x.is_floating_point() or y.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
 
 
@@ -117,13 +117,13 @@ def threshold(x: Tensor, alpha: float) -> Tensor:
     return torch.clamp(x, min=alpha)
 
 
-# MIL's dtype names; narrow integers are carried as int32 and wrapped where they are made.
+# MIL's dtype names; smaller integers are carried as int32 and wrapped where they are made.
 _WRAPS = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16": (16, False)}
 
 
 @lowering("cast")
 def cast(x: Tensor, dtype: str, *, float_dtype: torch.dtype) -> Tensor:
-    """``x`` as MIL's ``dtype``: floats go to integers towards zero, everything but 0 is true, narrow integers wrap around."""
+    """``x`` as MIL's ``dtype``: floats go to integers towards zero, everything but 0 is true, smaller integers wrap around."""
     if dtype in ("fp16", "fp32", "fp64"):
         return x.to(float_dtype)
     if dtype == "bool":

@@ -76,7 +76,7 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
 
 @lowering("scatter")
 def scatter(data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mode: str = "add", validate_indices: bool = False) -> Tensor:
-    """Data with ``updates`` combined into the slices that ``indices`` names along ``axis``; the indices' axes stand in its place.
+    """``data`` with ``updates`` combined into the slices that ``indices`` names along ``axis``; the indices' axes stand in its place.
 
     Source: MIL iOS15 scatter_gather.scatter.
     """
@@ -92,7 +92,7 @@ def scatter(data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mo
 def scatter_along_axis(
     data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
-    """Data with every element of ``updates`` combined into the place that ``indices`` gives along ``axis``.
+    """``data`` with every element of ``updates`` combined into the place that ``indices`` gives along ``axis``.
 
     Source: MIL iOS15 scatter_gather.scatter_along_axis.
     """
@@ -101,7 +101,7 @@ def scatter_along_axis(
 
 @lowering("scatter_nd")
 def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False) -> Tensor:
-    """Data with ``updates`` combined into the slices data[i, j, ...] for every (i, j, ...) along the last axis of indices.
+    """``data`` with ``updates`` combined into the slices data[i, j, ...] for every (i, j, ...) along the last axis of indices.
 
     Source: MIL iOS15 scatter_gather.scatter_nd.
     """
@@ -120,7 +120,7 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add"
 
 
 def _combine(data: Tensor, places: Tensor, updates: Tensor, axis: int, mode: str) -> Tensor:
-    """Data with updates put or folded into ``places`` along ``axis``; all three have one rank."""
+    """``data`` with updates put or folded into ``places`` along ``axis``; all three have one rank."""
     places = places.long()
     if mode == "update":
         return torch.scatter(data, axis, places, updates)

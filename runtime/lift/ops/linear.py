@@ -40,7 +40,7 @@ def _bounded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
 
 @lowering("linear", guard=_bounded_linear)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X @ weight.T + bias; weight (D_out, D_in), bias (D_out,).
+    """``x @ weight.T + bias``; weight (D_out, D_in), bias (D_out,).
 
     Since iOS17 the weights may be of another type; then floats are computed, and the plan gives the result the type of x.
     Source: MIL iOS15 and iOS17 linear.linear.

@@ -49,13 +49,15 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
 
 @lowering("l2_norm")
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """X over the length of its last three axes taken as one vector: x / sqrt(sum(x^2) + epsilon)."""
+    """``x`` over the length of its last three axes taken as one vector: x / sqrt(sum(x^2) + epsilon)."""
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
 @lowering("local_response_norm")
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """X / (k + alpha / size * sum of x^2 over ``size`` neighbouring channels) ^ beta; x (B, C, H, W), (B, C, D, H, W) or (C, H, W).
+    """``x / (k + alpha / size * s) ^ beta``, s the sum of x^2 over ``size`` neighbouring channels.
+
+    x: (B, C, H, W), (B, C, D, H, W) or (C, H, W).
 
     Three axes are an image without a batch: the values that coremltools' own test expects, whatever its documentation says of (n, C, *D).
     """

@@ -29,7 +29,7 @@ def sampling_grid(mode: str, extent: float, count: int) -> list[float]:
 
 
 def _interpolate(x: Tensor, axis: int, places: Sequence[float]) -> Tensor:
-    """X at fractional places along ``axis``, linear between pixels and constant beyond the first and last."""
+    """``x`` at fractional places along ``axis``, linear between pixels and constant beyond the first and last."""
     last = x.shape[axis] - 1
     clamped = [min(max(place, 0.0), float(last)) for place in places]
     if clamped == [float(i) for i in range(x.shape[axis])]:
@@ -58,7 +58,7 @@ def _linear_both(x: Tensor, mode: str, height: int, width: int) -> Tensor:
 
 
 def _scaled(extent: int, factor: float) -> int:
-    """floor(extent * factor) with the product rounded to float32, as MIL does: 5 * 2.6 is 13 there and less with a wide product."""
+    """floor(extent * factor) with the product rounded to float32, as MIL does: 5 * 2.6 is 13 there and less in float64."""
     return bounded_axis(math.floor(np.float32(extent) * np.float32(factor)))
 
 
@@ -247,7 +247,7 @@ def resample(
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
-    """X (B, C, H, W) at ``coordinates`` (B, H', W', (x, y)): (B, C, H', W')."""
+    """``x`` (B, C, H, W) at ``coordinates`` (B, H', W', (x, y)): (B, C, H', W')."""
     H, W = x.shape[-2:]
     bounded((*x.shape[:2], *coordinates.shape[1:3]))
     points = coordinates.to(x.dtype)
@@ -272,7 +272,7 @@ def _in_pixels(place: Tensor, extent: int, mode: str, *, align_corners: bool) ->
 
 
 def _pixels(x: Tensor, rows: Tensor, columns: Tensor, padding_mode: str, padding_value: float) -> Tensor:
-    """X (B, C, H, W) at whole-numbered rows and columns (B, H', W'), which may lie outside."""
+    """``x`` (B, C, H, W) at whole-numbered rows and columns (B, H', W'), which may lie outside."""
     H, W = x.shape[-2:]
     inside = (rows >= 0) & (rows <= H - 1) & (columns >= 0) & (columns <= W - 1)
     row, column = _back_inside(rows, H, padding_mode), _back_inside(columns, W, padding_mode)

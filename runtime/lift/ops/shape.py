@@ -18,14 +18,14 @@ def identity(x: Tensor) -> Tensor:
 
 @lowering("reshape")
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """X in another shape: -1 is worked out, 0 keeps the extent of that place."""
+    """``x`` in another shape: -1 is worked out, 0 keeps the extent of that place."""
     extents = [x.shape[place] if extent == 0 and len(shape) == x.dim() else extent for place, extent in enumerate(shape)]
     return x.reshape(extents)
 
 
 @lowering("reshape", since="iOS17")
 def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """X in another shape: -1 is worked out, 0 keeps the extent of that place counted from the end. Source: MIL iOS17."""
+    """``x`` in another shape: -1 is worked out, 0 keeps the extent of that place counted from the end. Source: MIL iOS17."""
     missing = len(shape) - x.dim()
     extents = [(x.shape[place - missing] if place >= missing else 1) if extent == 0 else extent for place, extent in enumerate(shape)]
     return x.reshape(extents)
@@ -33,7 +33,7 @@ def reshape_ios17(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 @lowering("reshape_like")
 def reshape_like(x: Tensor, ref_tensors: Sequence[Tensor], begins: Sequence[int], ends: Sequence[int], end_masks: Sequence[bool]) -> Tensor:
-    """X in the shape of begin:end of every reference one after the other; a masked end is open. Source: MIL iOS16."""
+    """``x`` in the shape of begin:end of every reference one after the other; a masked end is open. Source: MIL iOS16."""
     shape: list[int] = []
     for reference, begin, end, is_open in zip(ref_tensors, begins, ends, end_masks, strict=True):
         shape.extend(reference.shape[begin : None if is_open else end])
@@ -162,7 +162,7 @@ def slice_update(
     end_mask: Sequence[bool] | None = None,
     squeeze_mask: Sequence[bool] | None = None,
 ) -> Tensor:
-    """X with what ``slice_by_index`` would read replaced by ``update``. Source: MIL iOS18 tensor_transformation."""
+    """``x`` with what ``slice_by_index`` would read replaced by ``update``. Source: MIL iOS18 tensor_transformation."""
     # The places of the slice, found by slicing the element numbers: the same rules for every stride and mask.
     numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     places = slice_by_index(numbers, begin, end, stride=stride, begin_mask=begin_mask, end_mask=end_mask, squeeze_mask=squeeze_mask)
@@ -171,7 +171,7 @@ def slice_update(
 
 @lowering("reverse")
 def reverse(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-    """X from the end to the start along these axes, or along all."""
+    """``x`` from the end to the start along these axes, or along all."""
     return x.flip(tuple(range(x.dim()) if axes is None else axes))
 
 

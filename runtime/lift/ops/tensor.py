@@ -13,7 +13,7 @@ from coreflow.runtime.lift.registry import lowering
 
 @lowering("tile")
 def tile(x: Tensor, reps: Sequence[int]) -> Tensor:
-    """X repeated so many times along each axis."""
+    """``x`` repeated so many times along each axis."""
     bounded((x.numel(), *reps))
     return x.repeat(tuple(reps))
 
@@ -124,9 +124,9 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None, *, float_dtype: t
 
 @lowering("range_1d")
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    """Start, start + step, ... as long as it is before ``end``; nothing if it is not before it.
+    """``start, start + step, ...`` as long as it is before ``end``; nothing if it is not before it.
 
-    Of fractions, as float32 counts them: from 0 to 0.3 there are three steps of 0.1, which a wider quotient would find to be four.
+    Of fractions, as float32 counts them: from 0 to 0.3 there are three steps of 0.1, where float64 would count four.
     """
     first, last, stride = (number.item() for number in (start, end, step))
     if stride == 0:
@@ -150,7 +150,7 @@ def non_zero(x: Tensor) -> Tensor:
 
 @lowering("band_part")
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """X with zeros outside the band of ``lower`` and ``upper`` diagonals of its last two axes; -1 keeps them all."""
+    """``x`` with zeros outside the band of ``lower`` and ``upper`` diagonals of its last two axes; -1 keeps them all."""
     rows, columns = bounded(x.shape[-2:])
     below = torch.arange(rows, device=x.device)[:, None] - torch.arange(columns, device=x.device)[None, :]
     kept = torch.ones_like(below, dtype=torch.bool)

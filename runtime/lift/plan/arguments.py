@@ -24,7 +24,7 @@ class Constants:
     >>> constants = Constants(torch.device("cpu"), "encoder.mlpackage", copies=True)
     >>> constants.tensor(op.inputs["weight"], torch.float32)
 
-    With ``copies`` no floating one shares the memory of the weight file, unless it is asked for as it lies there. The results of constant
+    With ``copies``, no float constant shares memory with the weight file, unless it is asked for in its stored dtype. Results of constant
     expressions are constants, too.
     """
 
@@ -46,7 +46,7 @@ class Constants:
         yield from self._tensors.values()
 
     def tensor(self, value: Value, dtype: torch.dtype | None, op: Op | None = None, argument: str = "") -> Tensor:
-        """``value`` as a tensor; floats in ``dtype``, or as they lie in the weight file for None. ``op`` takes it as ``argument``."""
+        """``value`` as a tensor; floats in ``dtype``, or in their stored dtype for None. ``op`` takes it as ``argument``."""
         key = id(value), dtype if value.dtype in _FLOATS else None
         if key not in self._tensors:
             name = value.name or (f"{op.name}_{argument}" if op else "constant")
@@ -81,7 +81,7 @@ def as_tensor(data: Array, float_dtype: torch.dtype | None, *, copy: bool = Fals
 
 
 def release(value: Value) -> None:
-    """Lets the pages of the weight file go after a constant was copied."""
+    """Frees the pages of the weight file after a constant was copied."""
     if isinstance(value.data, np.ndarray) and value.data.nbytes > _WORTH_RELEASING:
         release_pages(value.data)
 

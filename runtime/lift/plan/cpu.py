@@ -1,7 +1,7 @@
 """The policy of a CPU: the lowerings and roundings of the general plan, with less work.
 
-- A product with constant weights has them laid out for oneDNN once; torch lays them out, or reads them as they lie, at every call. A
-  convolution of images keeps channels innermost.
+- Constant weights of a product are laid out for oneDNN once; torch does so at every call, or reads them as they lie. A convolution of
+  images keeps channels innermost.
 - With ``fp16_storage``, for unobserved runs under fp16 numerics, a value that is declared fp16 lies in memory as fp16. Ops that
   round nothing take it so, and those that round once, which torch's CPU kernels compute in fp32; the others get it as fp32, and their
   result is rounded. Without, two passes over fp32 tensors after every op give the same bits.
@@ -56,7 +56,7 @@ class CpuPolicy:
         self._scratch = torch.empty(0)
 
     def storage(self, op: Op | None, value: Value) -> torch.dtype | None:
-        """fp16 for what is declared so under ``fp16_storage``, fp32 for all else; the constants of an op as its way of running has them."""
+        """fp16 for values declared so under ``fp16_storage``, else fp32; a constant as its op's way of running needs it."""
         way = "stored" if op is None else self._way(op)
         if way == "product":
             assert op is not None

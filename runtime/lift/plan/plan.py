@@ -84,7 +84,7 @@ class Step:
             yield from (source,) if isinstance(source, int) else source
 
     def free(self, environment: Environment) -> None:
-        """Lets go of the values that nothing reads after this step."""
+        """Frees the values that nothing reads after this step."""
         for slot in self.frees:
             environment[slot] = None
 
@@ -125,7 +125,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan(Block):
-    """The block of a whole function, and what its run starts from.
+    """The block of a whole function, with the constants and storage dtypes that a run starts from.
 
     >>> plan = Planner(graph, GeneralPolicy(numerics_named("fp32"), torch.device("cpu"))).plan()
     >>> plan.run(plan.constants.copy(), plan.stored([x]))
@@ -135,7 +135,7 @@ class Plan(Block):
     storage: tuple[torch.dtype, ...]  # the dtype in which every input lies in memory, if it is of floats
 
     def stored(self, inputs: Sequence[Any]) -> list[Any]:
-        """The inputs as the plan stores values of their types; states and what is no float stay as they are."""
+        """The inputs in the plan's storage dtypes; states, integers and booleans stay as they are."""
         return [
             value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for value, dtype in zip(inputs, self.storage, strict=True)

@@ -1,4 +1,4 @@
-"""A graph becomes a plan: which lowering every op calls, with which arguments, how its results are rounded, when a value dies."""
+"""Turns a graph into a plan: lowering and arguments of every op, rounding of its results, lifetime of every value."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps

@@ -27,16 +27,16 @@ class Policy(Protocol):
 
     @property
     def copies(self) -> bool:
-        """Whether constants are copies, so that whatever happens to the weight file changes no prediction."""
+        """Whether constants are copies, so that a change of the weight file affects no prediction."""
 
     def storage(self, op: Op | None, value: Value) -> torch.dtype | None:
-        """The dtype in which a floating ``value`` lies in memory, and a constant one where ``op`` takes it by itself.
+        """The dtype in which a floating ``value`` lies in memory; of a constant, the dtype in which ``op`` takes it.
 
-        None leaves a constant as it lies in the weight file, for ``finish`` to convert.
+        None leaves a constant in its stored dtype, for ``finish`` to convert.
         """
 
     def finish(self, step: Step) -> Step:
-        """The step that runs instead of ``step``, whose function is the lowering and whose roundings are those of the numerics."""
+        """The step to run in place of ``step``, which calls the lowering and rounds as the numerics do."""
 
 
 class GeneralPolicy:

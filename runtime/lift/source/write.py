@@ -1,4 +1,4 @@
-"""A saved program as a Python package: a torch module, an operation a line in the package's names, and its weights as safetensors."""
+"""A saved program as a Python package: a torch module with one line per op, named as in the program, and weights as safetensors."""
 
 import inspect
 import keyword
@@ -66,8 +66,7 @@ def load(weights: str | Path = Path(__file__).with_name("{weights}")) -> {name}:
 def write_source(program: Program, path: Path, function_name: str | None = None) -> None:
     """Writes the folder ``path`` with ``model.py`` and ``weights.safetensors``; ``from NAME.model import load`` gives the module.
 
-    Weights are kept in fp16 where that holds them, else in fp32. ``path`` must not exist, and its name must be one that Python
-    can import.
+    Weights are stored as fp16 where that loses nothing, else as fp32. ``path`` must not exist, and Python must be able to import its name.
     """
     from safetensors.torch import save_file
 

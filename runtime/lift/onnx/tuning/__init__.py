@@ -1,15 +1,14 @@
 """A program's ONNX model made ready for onnxruntime on this processor.
 
-onnxruntime optimises a model whenever it loads one, on copies of its weights. Here that is done once; what comes of it loads in a fraction
-of the time and of the memory. With it go changes that onnxruntime does not make by itself, each in a file of its own:
+onnxruntime optimises a model whenever it loads one, on copies of its weights. Here that is done once; the result loads in a fraction of the
+time and of the memory. Further rewrites, which onnxruntime does not make by itself, have a file each:
 
 - ``rounding``: relu and maxima come before the rounding of a convolution's result instead of behind it;
-- ``blocks``: what a convolution leaves in blocks of channels stays so through ops that take every element by itself, above all through
-  roundings;
-- ``sums``: a sum of two such values is a convolution, too;
-- ``means``: a mean over an axis that is not the last is a product with a row of 1 / n.
+- ``blocks``: a convolution's result stays in blocks of channels through elementwise ops, above all through roundings;
+- ``sums``: a sum of two values in blocks becomes a convolution;
+- ``means``: a mean over an axis that is not the last becomes a product with a row of 1 / n.
 
-None changes what is computed, except for the order in which a sum is taken.
+None changes the results, except for the order of summation.
 """
 
 from collections.abc import Callable, Collection
@@ -31,8 +30,8 @@ _WORTH_MAPPING = 4096  # bytes; a page
 def tune(path: Path, optimise: Callable[[Path, Path], object], fp16_inputs: Collection[str] = ()) -> None:
     """Tunes the model at ``path``; its weights go into a file beside it (``.weights``).
 
-    ``optimise(source, target)`` is onnxruntime's part: it optimises a model for this processor. ``fp16_inputs`` are taken as fp16
-    from then on, where the model has them; the session says so.
+    ``optimise(source, target)`` is onnxruntime's part: it optimises a model for this processor. The tuned model takes the inputs named in
+    ``fp16_inputs``, as far as it has them, as fp16.
     """
     with TemporaryDirectory(dir=path.parent) as folder:
         unoptimised, optimised = Path(folder) / "prepared.onnx", Path(folder) / "optimised.onnx"

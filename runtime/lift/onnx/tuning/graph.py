@@ -1,6 +1,6 @@
-"""Shapes, constants and readers of an ONNX graph, and edits of its nodes: what every change of it needs.
+"""Shapes, constants and readers of an ONNX graph, and edits of its nodes; shared by all rewrites.
 
-Names of what is added end in "@" and what it is: the exporter gives names of Python, which have no such sign.
+Names of added nodes and values contain "@", which no name of the exporter does: those are Python identifiers.
 """
 
 from collections import Counter
