@@ -1,4 +1,4 @@
-"""PyTorch module -> Core ML package; see ``Recipe`` and ``build``. Names load when they are asked for."""
+"""Converts PyTorch modules to Core ML packages: ``Recipe`` and ``build``, imported on first use."""
 
 from typing import TYPE_CHECKING, Any
 

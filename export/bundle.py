@@ -1,4 +1,4 @@
-"""Recipes -> packages, and a bundle around them; nothing half-written is ever visible."""
+"""Converts recipes to packages and bundles; every file appears complete or not at all."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ STAGING = ".staging-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageDone:
-    """One stage is in its place.
+    """Event: a stage is in its place.
 
     >>> for event in export_bundle(recipes, "artifacts/own"):
     ...     if isinstance(event, StageDone):
@@ -58,7 +58,7 @@ class StageDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleDone:
-    """The bundle is complete.
+    """Event: the bundle is complete.
 
     >>> *_, bundle = export_bundle(recipes, "artifacts/own")
     >>> bundle.path, list(bundle.manifest.stages)
@@ -95,11 +95,11 @@ def export_bundle(
     write_companions: Callable[[Path], None] | None = None,
     jobs: int | None = None,
 ) -> Iterator[StageDone | BundleDone]:
-    """Write the bundle ``out``: a package per recipe, and what ``write_companions`` puts into a folder.
+    """Write the bundle ``out``: a package per recipe, and the companions that ``write_companions`` puts into a folder.
 
-    Stages whose fingerprint is that of a package already there are kept; the others convert in ``jobs`` processes (default: a
-    process per core, at most one per stage). Yields a ``StageDone`` per stage, then a ``BundleDone``. Whatever stops it, the
-    previous bundle stays whole and loadable.
+    Stages whose fingerprint is that of a package already there are kept; the others convert in ``jobs`` processes (default: a process per
+    core, at most one per stage). Yields a ``StageDone`` per stage, then a ``BundleDone``. If it is interrupted, the previous bundle stays
+    complete and loadable.
     """
     started = time.monotonic()
     if not recipes:
@@ -205,7 +205,7 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 
 def conversion_of(recipe: Recipe, captured: Captured) -> Conversion:
-    """The work of the converter for a recipe that was captured."""
+    """The converter's work for a captured recipe."""
     return Conversion(
         name=recipe.name,
         traced=serialised(captured.traced),

@@ -1,4 +1,4 @@
-"""Module and specs -> traced program; everything that would convert into something else is refused here."""
+"""Traces a module by its recipe; refuses modules that a trace would change silently."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A traced module, its outputs as they will be declared, and a digest of all that decides the package.
+    """A traced module, its outputs as they will be declared, and a digest of everything that decides the package.
 
     >>> captured = capture(recipe)
     >>> captured.outputs, captured.fingerprint

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """A module, what it takes and gives, and how it is converted.
+    """A module, its inputs and outputs, and how it is converted.
 
     >>> Recipe(name="head", module=head, inputs={"x": TensorSpec((1, 64))}, outputs=("y",))
 

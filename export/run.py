@@ -1,4 +1,4 @@
-"""A trained run -> a bundle: a package per stage, and beside them the companions that its family reads back."""
+"""Exports a trained run to a bundle: a package per stage, and the companions that its family reads back."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

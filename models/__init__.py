@@ -1,1 +1,1 @@
-"""What is computed: model families, their layers, data and training. No coremltools."""
+"""Model families, their layers, data and training. No coremltools."""

@@ -1,4 +1,4 @@
-"""Types of arrays and of what maps names to them; the whole project spells them this way. numpy only."""
+"""Types of arrays, of mappings from names to arrays, and of functions that draw them. numpy only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,14 +1,14 @@
-"""Errors that coreflow raises on purpose, one class a cause.
+"""Errors that coreflow raises on purpose, one class per cause.
 
-    CoreflowError                a caller or a file got something wrong; the text says what and what would be right
-    ├── ConfigError              a preset, setting or recipe that cannot be
-    ├── InputError               text, tensor or corpus that the model cannot take
+    CoreflowError                a caller or a file is wrong; the text names the fault and the remedy
+    ├── ConfigError              an invalid preset, setting or recipe
+    ├── InputError               an invalid text, tensor or corpus
     ├── BundleError              a bundle or package that is missing, changed, foreign or newer than this coreflow
-    ├── UnsupportedError         a program that uses what a backend does not execute
+    ├── UnsupportedError         a program with an op, type or option that a backend does not support
     └── ExportError              a stage that could not be converted or written
 
-The commands print the text of a ``CoreflowError`` after ``error:`` and exit with ``exit_code``. What a program may want to know of it
-stands in its attributes: nobody has to read the text.
+The commands print the text of a ``CoreflowError`` after ``error:`` and exit with ``exit_code``. Programs read its attributes; none has to
+parse the text.
 """
 
 from collections.abc import Iterable
@@ -62,11 +62,11 @@ class CoreflowError(Exception):
 
 
 class ConfigError(CoreflowError):
-    """A preset, setting or recipe that cannot be."""
+    """An invalid preset, setting or recipe."""
 
 
 class InputError(CoreflowError):
-    """Text, a tensor or a corpus that the model cannot take."""
+    """An invalid text, tensor or corpus."""
 
 
 class BundleError(CoreflowError):
@@ -76,7 +76,7 @@ class BundleError(CoreflowError):
 
 
 class UnsupportedError(CoreflowError):
-    """A program that uses what a backend does not execute."""
+    """A program with an op, type or option that a backend does not support."""
 
 
 class ExportError(CoreflowError):

@@ -1,13 +1,12 @@
-"""Model families: what commands ask of a kind of model, and the registry of the kinds there are. Loads no torch.
+"""Model families: the protocol that commands use, and the registry of families. Loads no torch.
 
-A family is a folder of its own under ``models``, and one line here: the only place outside that folder that knows of it. Commands,
-export, runtime and validation ask the registered families, and none of them knows a stage's name.
+A family is a folder of its own under ``models`` and one line here, the only one outside that folder. Commands, export, runtime and
+validation ask the registered families, and none of them knows a stage's name.
 
-    Family      trains, and opens runs and bundles
-    Run         a trained model in a folder: stages to convert, and the companions that a bundle keeps beside the packages
-    Companions  what a bundle of the family brings: the reference, golden samples, and how its stages are wired
-    Pipeline    the stages wired for use, over whatever executes them
-    Trial       the wired stages as validation runs them: samples, outputs to compare, decisions
+    Family      trains, and opens runs and bundles Run         a trained model in a folder: stages to convert, and the companions that a
+    bundle keeps beside the packages Companions  the files beside a bundle's packages: the reference, golden samples, and the wiring of the
+    stages Pipeline    the stages wired for use, over whatever executes them Trial       the wired stages as validation runs them: samples,
+    outputs to compare, decisions
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,7 +137,7 @@ class StageTime:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChainResult:
-    """One input through a chain; a family's own class adds what it saw on the way.
+    """One input through a chain; a family's own class adds intermediate values.
 
     >>> result = Chain.load("artifacts/demo").run("the old mill")
     >>> result.text, result.warnings
@@ -149,7 +148,7 @@ class ChainResult:
     times: Mapping[str, StageTime] = field(default_factory=dict)  # by stage; the chain fills it in
 
     def to_json(self, backend: str) -> dict[str, Any]:
-        """Everything about the input, for programs; ``backend`` is what executed the stages."""
+        """Everything about the input, for programs; ``backend`` is the one that executed the stages."""
         times = {name: {"calls": time.calls, "total_ms": time.total_ms} for name, time in self.times.items()}
         return {"text": self.text, "backend": backend, "times": times}
 
@@ -170,7 +169,7 @@ class Pipeline(Protocol):
         """Settings of the model."""
 
     def options(self, flags: Mapping[str, Any]) -> Any:
-        """Settings by which answers are chosen, from the flags of ``coreflow run``; ``ConfigError`` for one that means nothing here."""
+        """Decoding settings from the flags of ``coreflow run``; ``ConfigError`` for a flag that the family does not have."""
 
     def run(self, text: str, options: Any = None, *, corrections: int = 0) -> ChainResult:
         """One input through the stages."""
@@ -329,7 +328,7 @@ class Family(Protocol):
         """The run in ``directory``; ``BundleError`` when there is none, or it is damaged."""
 
     def open_companions(self, folder: Path) -> Companions:
-        """The companions of a bundle; what they hold is read when it is asked for."""
+        """The companions of a bundle; their files are read on first use."""
 
 
 # MODULE:NAME of every family; the first is the default.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all. Standard library only."""
+"""Atomic writes of files and folders. Standard library only."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it into place.
 
-    Whatever stops it, ``path`` is what it was before or what it is to be.
+    If it is interrupted, ``path`` holds either its old content or all of the new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)

@@ -1,1 +1,1 @@
-"""Saved programs read, described and edited; all of export that other rooms may import."""
+"""Reads, describes and edits saved programs; the only part of export that other rooms may import."""

@@ -1,7 +1,7 @@
 """The plan of a cut: which ops of a function are taken, and which values cross the border. Nothing is written.
 
-What enters the cut becomes an input and what the op gives an output, under the names of the values; a value that Core ML passes in no
-such form goes through a cast or a reshape at the border, under a name of its own:
+Values that enter the cut become inputs and the op's results outputs, under their names. A value that Core ML cannot pass goes through a
+cast or a reshape at the border, under a name of its own:
 
 =====================================  ===============================
 value                                  passed as
@@ -36,7 +36,7 @@ _PASSED_AS: Mapping[str, Dtype] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Port:
-    """A value that crosses the border of a cut, and what stands for it outside.
+    """A value that crosses the border of a cut, and the input or output that stands for it.
 
     >>> [(port.name, port.dtype, port.shape) for port in plan_cut(program, "scores").inputs]
     """
@@ -59,7 +59,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CutPlan:
-    """Which part of a function is taken: ops in execution order, constant expressions among them, and the border.
+    """The part of a function that is taken: ops in execution order, constant expressions included, and the border.
 
     >>> plan = plan_cut(read_program("encoder.mlpackage"), "layer_norm_3", radius=2)
     >>> [op.name for op in plan.ops], [port.name for port in plan.inputs]
@@ -77,9 +77,9 @@ class CutPlan:
 def plan_cut(program: Program, op_name: str, radius: int = 0, function_name: str | None = None) -> CutPlan:
     """The cut around the op of that name, or around the one that gives the value of that name.
 
-    Ops that touch a state, a list or a dictionary stay outside, what they give enters the cut; a control-flow op is taken whole.
-    ``UnsupportedError`` for an op inside a block, for one that itself takes or gives no tensor, or nothing but constants, and where a
-    value of an open shape would enter.
+    Ops that touch a state, a list or a dictionary stay outside, and their results enter the cut; a control-flow op is taken whole.
+    ``UnsupportedError`` for an op inside a block, for one that itself takes or gives no tensor, or nothing but constants, and where a value
+    of an open shape would enter.
     """
     if radius < 0:
         raise ConfigError(f"radius {radius}; 0 takes the op alone")

@@ -1,4 +1,4 @@
-"""A saved program as frozen data: functions, their ops and values, and what a caller may pass. Nothing is read or computed here.
+"""A saved program as frozen data: functions, ops, values and interfaces. Nothing is read or computed here.
 
 Names and types are the package's. ``mlpackage.read_program`` makes a ``Program`` of a package.
 """
@@ -18,7 +18,7 @@ Shape = tuple[int | None, ...]  # None: not known before a prediction
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Value:
-    """One edge of the graph; ``data`` holds a constant's elements, and is None for what an op or a caller gives.
+    """One edge of the graph; ``data`` holds a constant's elements, and is None for results of ops and inputs.
 
     >>> Value("", "int32", (), data=np.array(1, np.int32))  # a constant
     >>> Value("scores", "float16", (1, 64))  # a result

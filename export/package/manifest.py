@@ -1,12 +1,12 @@
-"""The manifest of a bundle: what it holds, and a digest of every file. Standard library only.
+"""The manifest of a bundle: its stages, and a digest of every file. Standard library only.
 
     artifacts/NAME/
       manifest.json                      replaced last, in one rename: the bundle is what it says
       packages/<fingerprint>/STAGE.mlpackage
       companions/<digest>/               tokenizers, reference weights, settings, golden samples
 
-Every folder below the bundle carries the digest of its content in its name and is complete before the manifest names it. A
-killed export leaves the old manifest and all that it names; what no manifest names is swept away by the next export.
+Every folder below the bundle carries the digest of its content in its name and is complete before the manifest names it. A killed export
+leaves the old manifest and all that it names; the next export deletes files that no manifest names.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""A saved ``.mlpackage``, read: its protobuf message into a ``Program``, its files and its digest.
+"""Reads a saved ``.mlpackage``: its protobuf message as a ``Program``, its files and its digest.
 
 Read straight from the protobuf messages and the weight file, without coremltools' own loader: that one imports torch, builds a program it
-can edit, and trusts the file. Here whatever a file can get wrong is a ``BundleError`` that names the package; constants are views of the
+can edit, and trusts the file. Here every fault of a file is a ``BundleError`` that names the package; constants are views of the
 memory-mapped weights.
 """
 
@@ -42,7 +42,7 @@ def read_program(path: str | Path) -> Program:
 
 
 def read_message(path: str | Path) -> tuple[Any, Path]:
-    """The protobuf message of the ML program in the package at ``path``, and the file it lies in; what it says is not checked yet."""
+    """The protobuf message of the ML program in the package at ``path``, and the file it lies in; its content is not checked yet."""
     package = Path(path)
     spec_path = _spec_path(package)
     try:

@@ -1,4 +1,4 @@
-"""How much an op computes: multiply-adds of one call, and terms of one sum, read off the shapes that the package declares."""
+"""Multiply-adds of one call of an op, and terms of one sum, from the shapes that the package declares."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Facts of every MIL op, stated once: how it rounds, what it sums, what it costs, where fp16 endangers it. Torch-free.
+"""Facts of every MIL op, stated once: rounding, length of its sums, cost, and risks in fp16. Torch-free.
 
-A new lowering needs an entry here; ``OpFacts()`` is that of an op of which nothing special is known.
+A new lowering needs an entry here; ``OpFacts()`` is the entry of an op without special facts.
 """
 
 import math
@@ -72,7 +72,7 @@ class OpFacts:
 
     @property
     def rounds_nothing(self) -> bool:
-        """Whether nothing has to be rounded after it."""
+        """Whether its results need no rounding."""
         return self.rounds == "never"
 
     @property
@@ -82,7 +82,7 @@ class OpFacts:
 
 
 def facts_of(op_type: str) -> OpFacts:
-    """The facts of an op; those of an op that is not listed say nothing."""
+    """The facts of an op; ``OpFacts()`` for an op that is not listed."""
     return FACTS.get(op_type, _NOTHING)
 
 

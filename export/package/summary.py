@@ -44,7 +44,7 @@ class StoredWeight:
 
     @property
     def plain_bytes(self) -> int:
-        """How many bytes it would take uncompressed; 0 where its element type has no such form."""
+        """Bytes that it would take uncompressed; 0 where its element type has no such form."""
         return packed_bytes(self.dtype, self.parameters) if self.dtype in BLOB_DTYPES else 0
 
     @property
@@ -59,8 +59,8 @@ class MultiplyAdds:
 
     >>> count_multiply_adds(graph).by_op
 
-    Counted are contractions; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes only a
-    prediction tells, which are not in the figures.
+    Counted are contractions; every other op has none. The blocks of control flow count once. ``open`` names ops whose shapes are unknown
+    before a prediction, which are not in the figures.
     """
 
     total: int

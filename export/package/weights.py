@@ -1,9 +1,9 @@
-"""The weight files of a package: read as one memory map a file, every blob checked before it is touched; and written.
+"""Reads and writes the weight files of a package: one memory map per file, every blob checked before it is touched.
 
 A weight file is a 64-byte header (uint32 count, uint32 version 2, zeros), then for every blob a 64-byte record and its bytes, both on
 64-byte boundaries. A record holds uint32 0xDEADBEEF, uint32 element type, uint64 bytes, uint64 offset of the bytes, uint64 unused bits of
-the last byte. A program refers to the record. Elements narrower than a byte are one stream of bits, lowest bit first.
-Source: the MILBlob part of coremltools (StorageFormat.hpp, BlobDataType.hpp); the tests write with its own writer.
+the last byte. A program refers to the record. Elements of less than a byte are one stream of bits, lowest bit first. Source: the MILBlob
+part of coremltools (StorageFormat.hpp, BlobDataType.hpp); the tests write with its own writer.
 """
 
 import math
@@ -43,7 +43,7 @@ _VERSION = 2
 
 
 def packed_bytes(dtype: str, count: int) -> int:
-    """How many bytes ``count`` elements of ``dtype`` take when stored."""
+    """Bytes that ``count`` elements of ``dtype`` take when stored."""
     return (count * BLOB_DTYPES[dtype][1] + 7) // 8
 
 
@@ -63,7 +63,7 @@ def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
 
 
 def release_pages(array: Array) -> None:
-    """Gives back the memory of the mapped file behind ``array``, if there is one; reading on maps it again."""
+    """Frees the memory of the mapped file behind ``array``, if there is one; later reads map it again."""
     mapped = _mapping(array)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -83,7 +83,7 @@ def _mapping(array: Array) -> mmap.mmap | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blob:
-    """One weight as it is stored: what its record says, and its bytes (uint8), a view of the file.
+    """One weight as it is stored: the fields of its record, and its bytes (uint8), a view of the file.
 
     >>> blob = weights.blob(64)
     >>> offsets = write_blobs(Path("weight.bin"), [blob])
@@ -95,7 +95,7 @@ class Blob:
 
 
 def write_blobs(path: Path, blobs: Sequence[Blob]) -> list[int]:
-    """Writes a weight file; the offsets of the records, by which a program refers to them."""
+    """Writes a weight file; returns the offsets of the records, by which a program refers to them."""
     offsets = []
     with path.open("wb") as file:
         file.write(struct.pack("<II", len(blobs), _VERSION).ljust(_RECORD_BYTES, b"\0"))

@@ -1,1 +1,1 @@
-"""The only callers of a converter."""
+"""Export formats; the only callers of a converter."""

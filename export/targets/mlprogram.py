@@ -1,4 +1,4 @@
-"""Traced program -> saved package. The only place that calls the converter."""
+"""Converts a traced program to a saved ML program; the only caller of the converter."""
 
 import contextlib
 import io

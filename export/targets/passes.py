@@ -1,4 +1,4 @@
-"""The converter's passes that are left out, each with its reason. They decide a package's bytes, and are part of its fingerprint."""
+"""Passes of the converter that are left out, with reasons. They decide a package's bytes and are part of its fingerprint."""
 
 REMOVED_PASSES = (
     # Token ids are never negative: without these two an embedding is one gather, with them seven integer ops on the CPU.

@@ -1,4 +1,4 @@
-"""A user's corpus: what to read and what to answer, one pair a line. Standard library only."""
+"""A user's corpus: pairs of a text and its answer, one pair per line. Standard library only."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _USABLE_OBJECT = 'an object with a "text", or with a "question" and an "answer",
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A text and the text to make of it; the same one twice when the corpus gives single sentences.
+    """A text and its answer; the text itself where the corpus has single sentences.
 
     >>> Pair("ein Haus", "a house")
     """
@@ -25,7 +25,7 @@ class Pair:
 
 
 def read_corpus(path: Path) -> list[Pair]:
-    """The pairs of a UTF-8 file in its order: JSONL by its name (``JSON_SUFFIXES``), else plain text, a sentence a line.
+    """The pairs of a UTF-8 file in its order: JSONL by its name (``JSON_SUFFIXES``), else plain text with one sentence per line.
 
     Blank lines, and objects whose strings are blank, are skipped. Anything else that is no pair is an ``InputError`` with
     its line, and so is a file without a pair.

@@ -36,7 +36,7 @@ class Teacher(Protocol):
         """E, the length of every vector."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors (B, E), one a text; ``InputError`` for a text without a word."""
+        """Unit vectors (B, E), one per text; ``InputError`` for a text without a word."""
 
 
 class HashedNgramTeacher:
@@ -52,7 +52,7 @@ class HashedNgramTeacher:
     size = 768  # DistilBERT's width
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors (B, 768), one a text; letter case and punctuation at the ends of words do not count."""
+        """Unit vectors (B, 768), one per text; letter case and punctuation at the ends of words do not count."""
         vectors = np.zeros((len(texts), self.size))
         for vector, words in zip(vectors, map(_split_words, texts), strict=True):
             for word in words:
@@ -105,7 +105,7 @@ class HuggingFaceTeacher:
             raise BundleError(f"{directory}: not a usable teacher ({sizes}); it needs the tokenizer that its weights were trained with")
 
     def embed(self, texts: Sequence[str], batch: int = 32) -> NDArray[np.float32]:
-        """Unit vectors (B, E), one a text, ``batch`` texts at a time; what the encoder has no position for is cut off."""
+        """Unit vectors (B, E), one per text, ``batch`` texts at a time; texts are cut to the encoder's positions."""
         import torch
 
         for text in texts:

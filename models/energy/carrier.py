@@ -23,14 +23,17 @@ class GRULayer(nn.Module):
         self.candidate_hidden = nn.Conv2d(hidden, hidden, 1)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """Input (B, C, 1, N) and state (B, hidden, 1, N) -> the next state."""
+        """The next state (B, hidden, 1, N).
+
+        x (B, C, 1, N): input; hidden (B, hidden, 1, N): state.
+        """
         reset, update = torch.sigmoid(self.gates(torch.cat([x, hidden], 1))).split(self.hidden, 1)
         candidate = torch.tanh(self.candidate_input(x) + reset * self.candidate_hidden(hidden))
         return candidate + update * (hidden - candidate)
 
 
 class Proposal(NamedTuple):
-    """The next energy, place and children of every flow, as the carrier proposes them; the lattice decides what comes of it."""
+    """The next energy, place and children of every flow, as the carrier proposes them; the lattice decides whether they are taken."""
 
     energy: Tensor  # (B, 1, 1, N)
     target: Tensor  # (B, 3, 1, N), in cells, not yet rounded
@@ -59,7 +62,10 @@ class EnergyCarrier(nn.Module):
         self.ahead: Tensor
 
     def forward(self, features: Tensor, position: Tensor, energy: Tensor, hidden: tuple[Tensor, ...]) -> Proposal:
-        """Features (B, F, 1, N), positions (B, 3, 1, N), energies (B, 1, 1, N) and a state per layer -> a ``Proposal``."""
+        """The ``Proposal`` for every flow.
+
+        features (B, F, 1, N): of the neuron; position (B, 3, 1, N): in cells; energy (B, 1, 1, N); hidden: a state per layer.
+        """
         x = torch.cat([features, energy], 1)
         states = []
         for layer, state in zip(self.layers, hidden, strict=True):

@@ -1,4 +1,4 @@
-"""Surface to text."""
+"""Decoder from surface to text: an adapter and a T5 decoder."""
 
 from torch import Tensor, nn
 
@@ -22,9 +22,12 @@ class CubeToTextDecoder(nn.Module):
         self.t5 = T5Decoder(config.decoder) if t5 is None else t5
 
     def memory(self, surface: Tensor) -> Tensor:
-        """Surface (B, S) -> memory vectors (B, M, d_model)."""
+        """Memory vectors (B, M, d_model) of ``surface`` (B, S)."""
         return self.adapter(surface).view(surface.shape[0], *self.shape)
 
     def forward(self, surface: Tensor, tokens: Tensor) -> Tensor:
-        """Surface (B, S) and the tokens before each place (B, T) -> logits (B, T, V)."""
+        """Logits (B, T, V).
+
+        surface (B, S): as it left the lattice; tokens (B, T): the token before each place.
+        """
         return self.t5(tokens, self.memory(surface))

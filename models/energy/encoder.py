@@ -1,4 +1,4 @@
-"""Text to surface."""
+"""Encoder from text to surface: a transformer over token ids."""
 
 from torch import Tensor, nn
 
@@ -61,7 +61,10 @@ class TextToCubeEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Integer ids (B, L) and a mask (B, L) of ones and zeros -> a surface (B, S) in [-1, 1]."""
+        """The surface (B, S), in [-1, 1].
+
+        ids (B, L): integers; mask (B, L): 1 on a token, 0 on padding.
+        """
         embedded = self.scale * (self.tokens(ids) + self.positions.weight[: ids.shape[1]])
         x = embedded.transpose(1, 2).unsqueeze(2)  # (B, C, 1, L)
         mask = mask[:, None, None, :]  # (B, 1, 1, L)

@@ -1,4 +1,4 @@
-"""The energy flow as a family: what the registry names. Loads no torch until it is used."""
+"""The energy flow as a registered family. Loads no torch until it is used."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property

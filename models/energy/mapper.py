@@ -23,7 +23,7 @@ class EmbeddingToSurface(_Mapper):
         self.field = nn.Parameter(torch.zeros(config.height, config.width))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embedding (B, E) -> the surface (B, S) that enters the lattice."""
+        """The surface (B, S) that enters the lattice for ``embedding`` (B, E)."""
         return self.layers(embedding) + self.field.view(1, -1)
 
 
@@ -37,5 +37,5 @@ class SurfaceToEmbedding(_Mapper):
         self.field = nn.Parameter(torch.zeros(config.height, config.width))
 
     def forward(self, surface: Tensor) -> Tensor:
-        """Surface (B, S) -> the embedding (B, E) that the teacher would give."""
+        """The embedding (B, E) of ``surface`` (B, S), as the teacher would give it."""
         return self.layers(surface + self.field.view(1, -1))

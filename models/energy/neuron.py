@@ -45,7 +45,10 @@ class SimpleNeuron(nn.Module):
         self.contract = nn.Conv2d(config.neuron_hidden, config.neuron_output, 1)
 
     def forward(self, position: Tensor, energy: Tensor) -> Tensor:
-        """Positions (B, 3, 1, N) in cells, energies (B, 1, 1, N) -> features (B, F, 1, N)."""
+        """Features (B, F, 1, N).
+
+        position (B, 3, 1, N): in cells; energy (B, 1, 1, N).
+        """
         parts = [energy]
         for axis, cells in enumerate(self.extents):
             table: Tensor = getattr(self, f"table_{'xyz'[axis]}")

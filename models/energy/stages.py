@@ -32,7 +32,10 @@ class LatticeStep(nn.Module):
         self.processor = processor
 
     def forward(self, last: Tensor, *table: Tensor) -> tuple[Tensor, ...]:
-        """``last`` (1, 1, 1, 1) and the fields of a table -> surface (1, S), events (1, 3), the fields one step later."""
+        """Surface (1, S), events (1, 3), and the fields of the table one step later.
+
+        last (1, 1, 1, 1): 1 in the final step; table: fields in the order of ``table_names``.
+        """
         after, events = self.processor(_table(table), last)
         return self.processor.surface(after), torch.cat(events, 1), *after[:6], *after.hidden
 
@@ -42,14 +45,14 @@ class LatticeStep(nn.Module):
 
 
 class DecoderMemory(nn.Module):
-    """Adapter and cross-attention projections: what the decoder computes once a surface."""
+    """Adapter and cross-attention projections, which the decoder computes once per surface."""
 
     def __init__(self, decoder: CubeToTextDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, surface: Tensor) -> tuple[Tensor, ...]:
-        """(1, S) -> a key (1, heads, d_kv, M) and a value (1, heads, M, d_kv) per layer."""
+        """A key (1, heads, d_kv, M) and a value (1, heads, M, d_kv) per layer, of ``surface`` (1, S)."""
         pairs = self.decoder.t5.cross_keys_values(self.decoder.memory(surface))
         return tuple(tensor for pair in pairs for tensor in pair)
 

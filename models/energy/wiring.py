@@ -49,22 +49,25 @@ class Wiring:
         self._names = table_names(config)
 
     def encode(self, ids: Array, mask: Array) -> Array:
-        """(1, L) token ids and mask -> the surface (1, S) that enters the lattice."""
+        """The surface (1, S) that enters the lattice.
+
+        ids (1, L): token ids; mask (1, L): 1 on a token, 0 on padding.
+        """
         return self.predict("encoder", {"ids": ids, "mask": mask})["surface"]
 
     def embedding_to_surface(self, embedding: Array) -> Array:
-        """(1, E) -> the surface (1, S) that enters the lattice."""
+        """The surface (1, S) that enters the lattice for ``embedding`` (1, E)."""
         return self.predict("mapper_in", {"embedding": embedding})["surface"]
 
     def surface_to_embedding(self, surface: Array) -> Array:
-        """The surface (1, S) that left the lattice -> (1, E)."""
+        """The embedding (1, E) of ``surface`` (1, S), which left the lattice."""
         return self.predict("mapper_out", {"surface": surface})["embedding"]
 
     def carry(self, surface: Array, cells: Array | None = None) -> Carried:
         """Step after step, until no flow is alive or the last step has projected the rest onto the face.
 
-        ``cells`` are those that flows start from, where another run has chosen them: which of many are the largest is a decision
-        that every arithmetic takes in its own way.
+        ``cells``: the cells that flows start from, where another run has chosen them. Which cells are the largest may differ between
+        arithmetics.
         """
         steps = self.config.steps
         entering = torch.from_numpy(np.array(surface))

@@ -24,7 +24,10 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Same shape as ``x`` (B, C, 1, S); ``bias`` (B, 1, 1, S) is added to the scores of every query."""
+        """Same shape as ``x``.
+
+        x (B, C, 1, S); bias (B, 1, 1, S): added to the scores of every query.
+        """
         batch, channels, _, length = x.shape
         split = (batch, self.heads, self.head_size, length)
         # Scaled before the product, so that the scores stay far from fp16's range.

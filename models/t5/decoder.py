@@ -1,4 +1,4 @@
-"""The T5 v1.0 decoder, in the plain form for training and in the engine form, one position a call.
+"""The T5 v1.0 decoder: all positions at once for training, one position per call with a cache for the engine.
 
 Pre-norm blocks of self attention, cross attention and a ReLU feed-forward, all without biases; attention scores are not
 scaled; one table of relative position biases serves the self attention of every block. Logits equal those of
@@ -78,17 +78,23 @@ class Attention(nn.Module):
         return keys, self.value(x).unflatten(2, self.heads).transpose(1, 2)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """``x`` (B, T, C) attending to S positions, same shape; ``bias`` broadcasts to (B, H, T, S)."""
+        """Attention over S positions, (B, T, C).
+
+        x (B, T, C): queries; keys (B, H, D, S) and values (B, H, S, D); bias: broadcasts to (B, H, T, S).
+        """
         queries = self.query(x).unflatten(2, self.heads).transpose(1, 2)
         return self.output(self._attend(queries, keys, values, bias).transpose(1, 2).flatten(2))
 
     def step_key_value(self, x: Tensor) -> KeyValue:
-        """One position (B, C) -> its key (B, H, D, 1) and value (B, H, 1, D)."""
+        """Key (B, H, D, 1) and value (B, H, 1, D) of one position ``x`` (B, C)."""
         heads, width = self.heads
         return self.key(x).unflatten(1, (heads, width, 1)), self.value(x).unflatten(1, (heads, 1, width))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        """One position (B, C) attends to S positions -> (B, C); ``bias`` is (B, H, 1, S)."""
+        """Attention of one position over S positions, (B, C).
+
+        x (B, C): the query; keys (B, H, D, S) and values (B, H, S, D); bias (B, H, 1, S).
+        """
         heads, width = self.heads
         queries = self.query(x).unflatten(1, (heads, 1, width))  # with one position, splitting the heads is a reshape only
         return self.output(self._attend(queries, keys, values, bias).flatten(1))
@@ -100,7 +106,7 @@ class Attention(nn.Module):
 
 
 class Slot(NamedTuple):
-    """The place that a step writes: 1 at its position and 0 elsewhere, and the reverse, shaped for keys and for values."""
+    """The cache slot that a step writes, as masks shaped for keys and for values: 1 at its position, and the reverse."""
 
     new_key: Tensor  # (B, 1, 1, T)
     keep_keys: Tensor

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors files that are there whole or not at all."""
+"""Weights on disk: safetensors files, written atomically."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -42,7 +42,7 @@ class Schedule:
 
 
 class Task(Protocol[Step_co]):
-    """The part of training that a family brings: a model, samples, and the losses of a batch.
+    """A family's part of training: a model, samples, and the losses of a batch.
 
     >>> task: Task[EnergyProgress] = EnergyTask(model, data, teacher, options, device)
     >>> loss, parts = task.losses(torch.arange(32))
@@ -56,7 +56,10 @@ class Task(Protocol[Step_co]):
         """Number of samples."""
 
     def losses(self, rows: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss to minimise over the samples ``rows`` (B,), and the parts of it by their fields in the record."""
+        """The loss to minimise, and its parts by their fields in the record.
+
+        rows (B,): numbers of the samples in the batch.
+        """
 
     def record(self, **step: Any) -> Step_co:
         """The record of one step, from the fields of ``Progress`` and the mean of each part of the loss."""
@@ -157,7 +160,7 @@ def saved_options(path: Path) -> dict[str, Any]:
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Share of the learning rate in this step: a linear rise, then a straight line to nothing. Nothing of it needs saving."""
+    """Share of the learning rate in this step: linear warm-up, then linear decay to 0. It depends on the step alone."""
     return min(1.0, (step + 1) / min(WARM_UP_STEPS, steps)) * (1 - step / steps)
 
 

@@ -1,1 +1,1 @@
-"""The stages of an energy-flow bundle wired together, and what is drawn and checked of them."""
+"""The stages of an energy-flow bundle wired together: for use, for golden samples, for validation, and as a picture."""

@@ -1,4 +1,4 @@
-"""Golden samples of an energy-flow bundle: what torch makes of a few sentences, stage by stage.
+"""Golden samples of an energy-flow bundle: torch's outputs for a few sentences, stage by stage.
 
 companions/<digest>/
   golden/sentences.json       held-out sentences and the tokens that torch gives for them
@@ -55,7 +55,7 @@ def read_sentences(companions: Path) -> list[str]:
 
 
 def read_samples(companions: Path, stage: str) -> list[tuple[Arrays, Arrays]]:
-    """Recorded inputs of a stage and what torch gave for them; ``BundleError`` when they cannot be read."""
+    """Recorded inputs of a stage and torch's outputs for them; ``BundleError`` when they cannot be read."""
     path = companions / GOLDEN / f"{stage}.safetensors"
     try:
         arrays = load_file(path)

@@ -99,8 +99,8 @@ class EnergyPipeline:
     def run(self, text: str, options: DecodingOptions | None = None, *, corrections: int = 0) -> EnergyResult:
         """Text through encoder, lattice and decoder.
 
-        ``corrections``: so many rounds at most in which the text is encoded again and decoded with the difference added; the one
-        nearest to the surface is kept. Raises ``InputError`` for text without a word.
+        ``corrections``: at most so many rounds, each of which encodes the text again and decodes with the difference added; the text whose
+        surface is nearest is kept. Raises ``InputError`` for text without a word.
         """
         encoded = self.wordpiece.encode(text, self.config.text_length)
         entering = self.wiring.encode(encoded.ids[None], encoded.mask[None].astype(np.float32))

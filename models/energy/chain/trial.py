@@ -82,7 +82,7 @@ class Embedding:
         return EnergyPassage(outputs=outputs, steps=_steps(carried), carried=carried)
 
     def tokens(self, predict: Predict, passage: EnergyPassage) -> tuple[int, ...]:
-        """None: an embedding comes back as an embedding."""
+        """No tokens: an embedding comes back as an embedding."""
         return ()
 
 
@@ -107,7 +107,7 @@ class Surface:
         return EnergyPassage(outputs={"lattice.surface": carried.surface}, steps=_steps(carried), carried=carried)
 
     def tokens(self, predict: Predict, passage: EnergyPassage) -> tuple[int, ...]:
-        """None: no decoder is reached."""
+        """No tokens: no decoder is reached."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""A run of the energy flow on disk: weights, and what is needed to use them or to train on.
+"""A run of the energy flow on disk: weights, tokenizers, settings, and the state to resume training.
 
 RUN_DIR/
   config.json            EnergyConfig
