@@ -52,7 +52,7 @@ def run(
 
 
 def run_one(chain: "Chain", text: str, options: Any = None, corrections: int = 0) -> "ChainResult":
-    """One text through the chain; what it could not read is warned of."""
+    """One text through the chain, with warnings about parts that it could not read."""
     result: ChainResult = chain.run(text, options, corrections=corrections)
     for line in result.warnings:
         warn(line)
@@ -60,7 +60,7 @@ def run_one(chain: "Chain", text: str, options: Any = None, corrections: int = 0
 
 
 def show(result: "ChainResult", chain: "Chain", plot: Path | None = None) -> None:
-    """The answer, what the family says of the way to it, and the time per stage."""
+    """The answer, the family's details, and the time per stage."""
     console = out()
     console.print(result.text, style="bold", markup=False, soft_wrap=True)
     for line in result.details():

@@ -3,10 +3,11 @@
 A family is a folder of its own under ``models`` and one line here, the only one outside that folder. Commands, export, runtime and
 validation ask the registered families, and none of them knows a stage's name.
 
-    Family      trains, and opens runs and bundles Run         a trained model in a folder: stages to convert, and the companions that a
-    bundle keeps beside the packages Companions  the files beside a bundle's packages: the reference, golden samples, and the wiring of the
-    stages Pipeline    the stages wired for use, over whatever executes them Trial       the wired stages as validation runs them: samples,
-    outputs to compare, decisions
+    Family      trains, and opens runs and bundles
+    Run         a trained model in a folder: stages to convert, and the companions that a bundle keeps beside the packages
+    Companions  the files beside a bundle's packages: the reference, golden samples, and the wiring of the stages
+    Pipeline    the stages wired for use, over whatever executes them
+    Trial       the wired stages as validation runs them: samples, outputs to compare, decisions
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

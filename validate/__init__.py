@@ -1,4 +1,4 @@
-"""Outputs -> verdicts; see ``validate`` and ``validate_bundle``. Names load when they are asked for."""
+"""Compares packages with torch and gives a verdict: ``validate`` and ``validate_bundle``, imported on first use."""
 
 from typing import TYPE_CHECKING, Any
 

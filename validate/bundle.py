@@ -1,4 +1,4 @@
-"""A whole bundle: every package against torch, and, where the stages form a chain, the chain."""
+"""Validates a bundle: every package against torch, and the chain where the stages form one."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from coreflow.validate.verdict import Verdict, conclude_bundle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartDone:
-    """A stage was judged, or the chain, whose part is called cascade.
+    """Event: the verdict on a stage, or on the chain, whose part is called cascade.
 
     >>> for event in judge_bundle("artifacts/demo"):
     ...     if isinstance(event, PartDone):
@@ -86,10 +86,10 @@ def judge_bundle(
 ) -> Iterator[PartDone | BundleReport]:
     """A ``PartDone`` per stage and for the chain, then the report.
 
-    The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package
-    whose files are not those that the manifest records is judged all the same, to say what the change does, but it never passes:
-    unless ``verify`` is False, which makes the change a warning. A changed reference is refused. ``texts``, a file of sentences, joins the
-    golden ones of a bundle that takes texts; ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
+    The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package whose files
+    differ from the manifest is compared all the same, to show the effect of the change, but it never passes; with ``verify=False`` the
+    change is a warning. A changed reference is refused. ``texts``, a file of sentences, joins the golden ones of a bundle that takes texts;
+    ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
     """
     started = time.monotonic()
     folder = Path(bundle)
@@ -126,7 +126,7 @@ def judge_bundle(
 
 
 class _Judging:
-    """The references, samples and options that the stages of one bundle are judged with."""
+    """The references, samples and options for the stages of one bundle."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class _Judging:
         return entry
 
     def _read_texts(self, entry: TextEntry) -> list[Sample]:
-        """The sentences of the caller's file, as the stage that they enter at reads them."""
+        """The sentences of the caller's file as inputs of the stage at which they enter."""
         assert self._texts is not None
         return read_samples(self._texts, self.recipes[entry.stage].inputs, entry.tokenizer)
 

@@ -21,7 +21,7 @@ from coreflow.validate.references.torch_module import TorchReference
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A package and what it is judged against; states are inputs and outputs of both sides.
+    """A package and its reference; states are inputs and outputs of both.
 
     >>> case = make_case(open_package(path, Options()), recipe)
     >>> [sample.label for sample in case.from_seeds(range(2))]
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def budget_label(self) -> str:
-        """Name of the error that the package's errors are divided by."""
+        """Name of the budget, the error by which the package's errors are divided."""
         return f"torch's own {self.opened.precision}" if self.module is not None else getattr(self.source, "budget", "none")
 
     def open_reference(self) -> Reference:
@@ -64,7 +64,7 @@ class Case:
         return self.source
 
     def from_seeds(self, seeds: range) -> tuple[Sample, ...]:
-        """A sample a seed; none without a ``draw``."""
+        """One sample per seed; none without a ``draw``."""
         if self.draw is None:
             return ()
         return tuple(Sample(label=f"seed {seed}", inputs=self.draw(seed), seed=seed) for seed in seeds)

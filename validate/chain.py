@@ -1,8 +1,8 @@
 """The stages of a bundle wired together, against torch wired the same way.
 
 Three chains run on the same samples: torch in float64, torch in simulated fp16, and the packages. The outputs where stages meet
-(``Trial.outputs``) are judged by the gates of a single package, with the second chain's error as the budget. Decisions and tokens
-are the first chain's in all three, so that one flip does not hide the rest.
+(``Trial.outputs``) meet the gates of a single package, with the second chain's error as the budget. Decisions and tokens are the first
+chain's in all three, so that one flip does not hide the rest.
 """
 
 import time
@@ -68,7 +68,7 @@ def judge_chain(
 
 
 def _rows(trial: Trial, outputs: Mapping[str, OutputReport], stages: Mapping[str, Report]) -> tuple[ChainRow, ...]:
-    """Every stage alone beside the chain up to the output that it had a part in."""
+    """A row per stage: its own error, and that of the chain up to the output that it had a part in."""
     return tuple(
         ChainRow(
             stage=stage,
@@ -123,7 +123,7 @@ def _run_all(
 
 
 def _nearness(runs: Sequence[_Run], decider: Decider, torch: TorchReference) -> list[float]:
-    """Of the nearest decision on each sample's way; 0 where simulated fp16 itself decided otherwise.
+    """Nearness of the nearest decision on each sample's way; 0 where simulated fp16 itself decided otherwise.
 
     The noise of a step is that of all samples at this step: it grows on the way.
     """

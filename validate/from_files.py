@@ -1,4 +1,4 @@
-"""A validation of what paths and names say, as a command line has them: the package or bundle, its reference, more samples."""
+"""Validation by paths and names, as on a command line: the package or bundle, its reference, more samples."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def validate_files(
 
 
 def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None) -> Recipe:
-    """The recipe named like ``package``, or the one that there is."""
+    """The recipe named like ``package``, or the only one."""
     if not recipes:
         raise ConfigError(
             f"{package.name}: what is it to be compared with? Give another package or an ONNX file after it, "

@@ -49,7 +49,7 @@ class Judgement:
 
 
 def judge(case: Case, observations: Observations) -> Judgement:
-    """The findings on ``case``; compute units beside the judged ones are opened one after another."""
+    """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
     tolerance = opened.tolerance
     if not observations.is_simulated:
@@ -79,7 +79,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
 
 
 def _compare(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], kept: Bools, graph: Graph) -> tuple[Comparison, ...]:
-    """A comparison an output."""
+    """One comparison per output."""
     return tuple(_comparison(name, spec, place, observations, kept, graph) for place, (name, spec) in enumerate(specs.items()))
 
 

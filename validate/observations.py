@@ -34,7 +34,7 @@ class Observations:
 
 
 def observe(case: Case, options: Options) -> Observations | Obstacle:
-    """Run ``case``, or say what is in the way of a comparison."""
+    """The observations of ``case``, or the obstacle to a comparison."""
     if case.source is None:
         return NO_REFERENCE
     model, outputs = case.opened.model, list(case.opened.model.outputs)

@@ -20,7 +20,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a package is executed, by which limits and on what it is judged, and what a failure leaves behind.
+    """Options of a validation: execution, limits, inputs, and the evidence that a failure leaves.
 
     >>> options = Options(backend="lifted", sweep=True)
     >>> options = replace(options, tolerance=by_share(0.05))
@@ -36,5 +36,5 @@ class Options:
 
     @property
     def loading(self) -> LoadOptions:
-        """How the package is loaded: by the interpreter, whose results are the same bits in every run and whose ops can be seen."""
+        """How the package is loaded: by the interpreter, whose results are the same bits in every run and whose ops can be observed."""
         return LoadOptions(backend=self.backend, numerics=self.numerics, engine="interpreter", compute_units=self.compute_units)

@@ -1,4 +1,4 @@
-"""Judges a recorded sample again.
+"""Validates a recorded sample again.
 
 A file that came from elsewhere can neither run code nor reach out of its own folder and the working folder.
 """

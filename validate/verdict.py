@@ -19,7 +19,7 @@ _MEANINGS: Mapping[Cause | None, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The outcome, whose fault it is, and both in words.
+    """The outcome and its cause, and both in words.
 
     >>> conclude(Obstacle(cause="structure", problems=("input 'x' is float16; float32 is right",))).outcome
     'fail'
@@ -35,7 +35,7 @@ class Verdict:
 def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Verdict:
     """The verdict on a package by its judgement; ``cause`` is that of its failing outputs.
 
-    1. Without a comparison the verdict is a failure if that is somebody's fault, and incomplete otherwise.
+    1. Without a comparison the verdict is a failure if the obstacle has a cause, and incomplete otherwise.
     2. The whole is the worst of its outputs.
     3. Samples that cannot carry a verdict make it incomplete, unless it fails all the same.
     4. Without R2 small errors of translation are not seen: a pass is a warning.

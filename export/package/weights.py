@@ -2,8 +2,8 @@
 
 A weight file is a 64-byte header (uint32 count, uint32 version 2, zeros), then for every blob a 64-byte record and its bytes, both on
 64-byte boundaries. A record holds uint32 0xDEADBEEF, uint32 element type, uint64 bytes, uint64 offset of the bytes, uint64 unused bits of
-the last byte. A program refers to the record. Elements of less than a byte are one stream of bits, lowest bit first. Source: the MILBlob
-part of coremltools (StorageFormat.hpp, BlobDataType.hpp); the tests write with its own writer.
+the last byte. A program refers to the record. Elements of less than a byte are one stream of bits, lowest bit first.
+Source: the MILBlob part of coremltools (StorageFormat.hpp, BlobDataType.hpp); the tests write with its own writer.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Why: the cause of a failure, and the ops to blame."""
+"""Diagnosis: the cause of a failure, and the ops to blame."""

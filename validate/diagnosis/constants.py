@@ -1,4 +1,4 @@
-"""Constants of a program: those that fp16 turns into something else, the ops that this harms, and whether weights are the module's."""
+"""Constants of a program: those that fp16 changes, the ops that this harms, and whether weights are the module's."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from coreflow.validate.report.model import ConstantReport, Culprit, Origin
 
 
 def find_fp16_constants(graph: Graph) -> tuple[ConstantReport, ...]:
-    """Constants that fp16 turns into something else; ``graph`` is a conversion in fp32, or, without one, the saved program."""
+    """Constants that fp16 changes by more than a rounding; ``graph`` is a conversion in fp32, or, without one, the saved program."""
     reports: dict[tuple[str, str], ConstantReport] = {}
     for op, argument, value in _values_read(graph):
         report = _report(op, argument, value)
@@ -27,7 +27,7 @@ def find_fp16_constants(graph: Graph) -> tuple[ConstantReport, ...]:
 
 
 def find_harmed_ops(constants: Sequence[ConstantReport], walked: Walk, origins: Mapping[int, Origin]) -> tuple[Culprit, ...]:
-    """The ops whose result is another with their constants in fp16, the worst first; ``walked`` is a program that has them in fp32.
+    """The ops whose results change with their constants in fp16, the worst first; ``walked`` is a program that has them in fp32.
 
     A constant that fp16 does not hold is no fault by itself: an epsilon may be added to a large number.
     """
@@ -80,7 +80,7 @@ def _values_read(graph: Graph) -> Iterator[tuple[Op, str, Value]]:
 
 
 def _is_default(op: Op, argument: str, value: float, opset: str) -> bool:
-    """Whether the op has this value if nobody gives another: the converter writes it down, and no model asked for it."""
+    """Whether this is the op's default value: the converter writes it down, though the model did not set it."""
     lowering = find(op.type, opset)
     default = None if lowering is None else inspect.signature(lowering.function).parameters[argument].default
     return isinstance(default, float) and math.isclose(value, default, rel_tol=1e-3)

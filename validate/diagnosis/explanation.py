@@ -1,4 +1,4 @@
-"""Explains a verdict by the ops of the program: what each of them loses, where it comes from, and which are to blame."""
+"""Explains a verdict by the ops of the program: the error of each, its place in the source, and the ops to blame."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ _FP32_MATCH = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Reports on the ops; empty when the ops were not looked at."""
+    """Reports on the ops; empty when no op was walked."""
 
     ops: tuple[OpReport, ...] = ()
     culprits: tuple[Culprit, ...] = ()

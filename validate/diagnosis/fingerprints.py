@@ -15,7 +15,7 @@ _SQUARABLE = (1e-90, 1e90)  # sizes whose third powers float64 holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Counts, moments and extremes of a tensor, whatever the order of its elements; the latter two of its finite elements alone."""
+    """Counts, moments and extremes of a tensor, independent of the order of its elements; moments and extremes are of the finite ones."""
 
     count: int  # of elements
     non_finite: int

@@ -178,7 +178,7 @@ _MACHINERY = (Path(_HERE).parents[1], *(Path(lift.__path__[0]) / room for room i
 
 @functools.cache
 def _kind(file: str) -> Literal["user", "layer", "other"]:
-    """Owner of the code in a file: the user, torch.nn (a layer), or other libraries."""
+    """Owner of the code in a file: user, torch.nn (a layer) or another library."""
     path = Path(file)
     if path.is_relative_to(_TORCH):
         return "layer" if path.is_relative_to(_TORCH / "nn" / "modules") else "other"

@@ -1,1 +1,1 @@
-"""By which limits: measures of error, and the conditions that an output must meet."""
+"""Gates: measures of error, and the conditions that an output must meet."""

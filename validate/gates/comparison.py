@@ -1,4 +1,4 @@
-"""One output over all samples: what is compared, and by how much it differs."""
+"""One output over all samples: the arrays compared, and their differences."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Compression in vain: weights that take more room compressed than plain, which no comparison of outputs shows."""
+"""Useless compression: weights that take more bytes compressed than plain, which no comparison of outputs shows."""
 
 from dataclasses import dataclass
 

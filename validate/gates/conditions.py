@@ -1,4 +1,4 @@
-"""Conditions on an output, one a gate. They return values and never raise; every one is written so that NaN fails."""
+"""Conditions on an output, one per gate. They return values and never raise; every one is written so that NaN fails."""
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def translation_gate(fp32_error: float, noise: float) -> Gate:
 
 
 def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
-    """The budget itself is small enough: whoever executes it, the module keeps its meaning in fp16."""
+    """The budget itself is small enough: the module keeps its meaning in fp16, on any backend."""
     share = ratio(errors.noise_rms, errors.reference_rms)
     outcome: Outcome = "pass" if share <= tolerance.ceiling else "fp16-unsafe"
     text = "" if outcome == "pass" else f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"

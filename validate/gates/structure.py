@@ -25,7 +25,7 @@ class Obstacle:
     """
 
     problems: tuple[str, ...]
-    cause: Cause | None = None  # None: nobody's fault, there is nothing to compare
+    cause: Cause | None = None  # None: there is nothing to compare
     text: str = ""  # in one line; empty: the problems themselves
 
 
@@ -51,7 +51,7 @@ def find_interface_obstacle(
 def find_output_obstacle(
     specs: Mapping[str, TensorSpec], precision: Precision, observations: Sequence[Observation], *, is_converted: bool
 ) -> Obstacle | None:
-    """Outputs that cannot be compared, once the reference has run; ``is_converted`` from a module, by a converter that merges twins."""
+    """Outputs that cannot be compared, once the reference has run; a converter (``is_converted``) merges equal outputs."""
     problems = _output_problems(specs, precision, observations)
     if not problems:
         return None

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from coreflow.models import fp16
 from coreflow.models.errors import ConfigError
 
-# Relative spacing of the numbers just above 1, halved: the most that one rounding changes a number, relative to it.
+# Unit roundoff: the most that one rounding changes a number, relative to it.
 UNIT_ROUNDOFF = {"fp16": fp16.UNIT_ROUNDOFF, "fp32": 2.0**-24}
 # A decision nearer to its border than this many times the noise may fall either way: six standard deviations of the
 # difference of two executions that are each off by the noise.
@@ -20,7 +20,7 @@ FP32_NOISE = 5e-5
 TRANSLATION = 1e-6
 SEEDS = 8
 MAX_SEEDS = 64
-MIN_DECIDED = 4  # samples whose decisions are all clear, without which nothing is judged
+MIN_DECIDED = 4  # samples whose decisions are all clear, without which the verdict is incomplete
 MAX_AMBIGUOUS_SHARE = 0.5
 # Share of healthy packages that a few-element factor lets pass.
 _CONFIDENCE = 0.999

@@ -1,1 +1,1 @@
-"""On what: samples, sweeps and states."""
+"""Inputs of a validation: samples, sweeps and states."""

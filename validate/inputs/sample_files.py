@@ -4,13 +4,13 @@
 file                what it holds
 ==================  ==========================================================================================================
 .npz, .safetensors  an array for every input, by its name; one leading axis more than the input has means several samples
-.jsonl              a sample a line: {"input": nested lists, ...}, or {"text": "..."} for a program of token ids
-.txt                a text a line, for a program of token ids
+.jsonl              one sample per line: {"input": nested lists, ...}, or {"text": "..."} for a program of token ids
+.txt                one text per line, for a program of token ids
 .png, .jpg, .jpeg   a picture, for a program whose one input is an image or an array (1, C, H, W) with one or three channels
 a folder            any of these, in the order of their names
 ==================  ==========================================================================================================
 
-Nothing unpickles. Whatever a file can get wrong is an ``InputError`` that names the file, the sample and what would be right.
+Nothing unpickles. Every fault of a file is an ``InputError`` that names the file, the sample and the remedy.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Samples: one set of inputs for a package each."""
+"""Samples: sets of inputs for a package."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Programs that keep states, seen as functions: a state before a prediction is an input, and the state after it is an output.
 
-One prediction from any state is then all that a program can do, and every rung, gate and picture works as it does without states. Outputs
-that stand for states end in ``_out``, as in ``LiftedModule`` and in the ONNX file of ``coreflow lift``.
+One prediction from any state is then all that there is to compare, and every rung, gate and picture works as it does without states.
+Outputs that stand for states end in ``_out``, as in ``LiftedModule`` and in the ONNX file of ``coreflow lift``.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Inputs at the edges of what a program takes, where random ones seldom go: extreme sizes, padding, extreme ids.
+"""Extreme inputs, which random draws seldom reach: magnitudes, padding patterns, ids.
 
 A softplus that vanishes above 10.4 or a mask that lets a padded place through is not seen with inputs from 0 to 1 and full masks.
 The reference itself may overflow or give nothing but NaN on some of these (a softmax over a wholly masked row): such samples are left out,

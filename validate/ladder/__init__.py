@@ -1,1 +1,1 @@
-"""What runs: the rungs between a torch module and a device."""
+"""The ladder: the rungs between a torch module and a device."""

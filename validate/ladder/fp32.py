@@ -89,7 +89,7 @@ def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:
 def differing_ops(saved: Graph, fresh: Graph) -> str:
     """How the ops of a saved program differ from those of a fresh conversion, in words; empty when they do not.
 
-    Left out are casts, since the two differ in precision, and what reads and writes states, which the fresh one has as inputs and outputs.
+    Casts are left out, since the two differ in precision, and ops on states, which the fresh conversion has as inputs and outputs.
     """
     saved_ops, fresh_ops = (Counter(op.type for op in graph.walk() if not facts_of(op.type).is_bookkeeping) for graph in (saved, fresh))
     differences = [

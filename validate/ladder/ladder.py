@@ -1,4 +1,4 @@
-"""The rungs between a torch module and what a device computes; each one isolates a cause.
+"""The rungs between a torch module and a device; each one isolates a cause.
 
 =====  ==================================================================  =======================================
 rung   what runs                                                           against the rung before it
@@ -78,7 +78,7 @@ class Ladder:
         return [replace(observation, squares=dict(sorted(observation.squares.items()))) for observation in observations]
 
     def _walk(self, samples: Sequence[Sample]) -> list[dict[RungName, Arrays]]:
-        """R3 and R4 of the first samples, with a look at every op; what more samples could tell of an op is not worth their time."""
+        """R3 and R4 of the first samples, with every op measured; more samples would add little to what is known of an op."""
         if self.localiser is None:
             return []
         chosen = [sample.inputs for sample in samples[: SEEDS - self._walked_samples]]

@@ -1,9 +1,9 @@
-"""Finds which op of a program loses how much: two arithmetics at once, every result measured and let go.
+"""Localises the error of a program: runs it in two arithmetics side by side and measures every op's result.
 
-The fp16 walk (rung R4) is what is judged. Beside every one of its results stand the same op without its rounding, on the same inputs (the
-*local* error: what this op loses by itself, whatever came before), and the result of the walk in fp64 (R3; the *accumulated* error). Local
-errors are not amplified by what follows and assume nothing about depth; the ratio of an op's accumulated error to that of its inputs is its
-*amplification*, by which a subtraction that cancels shows, although it loses nothing itself.
+The fp16 walk (rung R4) is the one under test. Beside every one of its results stand the same op without its rounding, on the same inputs
+(the *local* error: what this op loses by itself, whatever came before), and the result of the walk in fp64 (R3; the *accumulated* error).
+Local errors are not amplified by what follows and assume nothing about depth; the ratio of an op's accumulated error to that of its inputs
+is its *amplification*, by which a subtraction that cancels shows, although it loses nothing itself.
 """
 
 import math
@@ -32,8 +32,8 @@ _NEGLIGIBLE = 1e-12
 class Localiser:
     """Runs a program's fp16 and fp64 forms side by side, sample after sample, and keeps what the ops lost.
 
-    Both are the same function of the same package. Tensors live as long as the program needs them; some numbers an op stay. States have to
-    be inputs of both (``states.StatelessLifted``).
+    Both are the same function of the same package. Tensors live as long as the program needs them; only some sums per op stay. States have
+    to be inputs of both (``states.StatelessLifted``).
 
     >>> localiser = Localiser(model_fp16, model_fp64)
     >>> outputs = list(localiser.run(samples))
@@ -115,7 +115,7 @@ class Localiser:
         return max(1, int(_ROOM // max(most, 1)))
 
     def reports(self, origins: Mapping[int, Origin]) -> tuple[OpReport, ...]:
-        """A report an op; ``origins`` by the op's place."""
+        """One report per op; ``origins`` by the op's place."""
         made = {id(value): tally for op, tally in zip(self.ops, self._tallies, strict=True) for value in op.outputs}
         ranges = self._ranges | {key: tally.range for key, tally in made.items()}
         return tuple(

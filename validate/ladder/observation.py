@@ -23,5 +23,5 @@ class Observation:
 
     @property
     def actual(self) -> Arrays:
-        """Outputs of the last rung, which is judged."""
+        """Outputs of the last rung, the one under test."""
         return self.rungs[list(self.rungs)[-1]]

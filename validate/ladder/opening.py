@@ -1,4 +1,4 @@
-"""A package opened for judgement: as it will be executed, and lifted for the rungs below that."""
+"""Opens a package for comparison: as it will be executed, and lifted for the rungs below."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from coreflow.validate.report.model import RungName
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenPackage:
-    """A package, opened in every arithmetic that the ladder needs; the last rung is the one that is judged.
+    """A package, opened in every arithmetic that the ladder needs; the last rung is the one under test.
 
     >>> opened = open_package(Path("encoder.mlpackage"), Options(backend="lifted"))
     >>> list(opened.rungs), opened.last
@@ -35,7 +35,7 @@ class OpenPackage:
     numerics: NumericsName | Literal["device"]
     compute_units: ComputeUnits
     states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
-    units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside those that are judged
+    units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside the one under test
 
     @property
     def last(self) -> RungName:

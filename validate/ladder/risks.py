@@ -1,4 +1,4 @@
-"""Ranges in which ops misbehave in fp16, and whether the samples ever reached them. A check that met no such value has not checked it."""
+"""Ranges in which ops misbehave in fp16, and whether the samples reached them: a range that none reached is untested."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from coreflow.export.package.op_facts import Range, facts_of
 
 
 def never_exercised(op: Op, ranges: Mapping[int, Range]) -> tuple[str, ...]:
-    """The risks of ``op`` that no sample met; ``ranges`` by the id of the value. Constants are what they are, and never a risk."""
+    """The risks of ``op`` that no sample met; ``ranges`` by the id of the value. Constants are no risk: no sample changes them."""
     texts = []
     for risk in facts_of(op.type).risks:
         value = op.inputs.get(risk.argument)

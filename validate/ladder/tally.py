@@ -1,4 +1,4 @@
-"""Errors and ranges of one op, summed over samples: what a fp16 execution loses at it."""
+"""Errors and ranges of one op in fp16, summed over samples."""
 
 import math
 import struct

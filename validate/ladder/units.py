@@ -1,4 +1,4 @@
-"""The same package on every set of compute units that Core ML offers: who computes what is its own choice, and results differ."""
+"""The same package on every set of compute units of Core ML, whose results differ."""
 
 from collections.abc import Callable, Mapping, Sequence
 

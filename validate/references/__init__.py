@@ -1,1 +1,1 @@
-"""Against what: a torch module, another package, an ONNX file, recorded outputs."""
+"""References: a torch module, another package, an ONNX file, recorded outputs."""

@@ -14,7 +14,7 @@ from coreflow.validate.references.reference import WithoutMargins
 class PackageReference(WithoutMargins):
     """Another package, lifted and executed in float64 and in fp16.
 
-    Not vacuous, since the two are different programs; a package beside itself passes, as it should.
+    The two are different programs, so the comparison is not vacuous; a package compared with itself passes.
     """
 
     budget = "the reference package's own fp16"

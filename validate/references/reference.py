@@ -20,7 +20,7 @@ class Reference(Protocol):
 
     @property
     def budget(self) -> str:
-        """Name of the error that the package's error is divided by."""
+        """Name of the budget, the error by which the package's error is divided."""
 
     @property
     def has_margins(self) -> bool:
@@ -28,10 +28,10 @@ class Reference(Protocol):
 
     @property
     def choices(self) -> Sequence[Choice]:
-        """Scores that the latest call chose from, where it took argmaxes and recorded them."""
+        """Scores behind the argmaxes of the latest call, where it recorded them."""
 
     def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
-        """R0: the outputs as exactly as this reference can compute them, in float64 where there is a choice."""
+        """R0: the outputs at the highest precision of this reference, float64 where there is a choice."""
 
     def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...] | None:
         """The outputs of an independent execution in the package's precision; None where there can be none."""

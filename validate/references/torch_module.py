@@ -1,7 +1,7 @@
 """The torch module itself as the reference: executed in float64, and in a simulation of the package's precision.
 
 The error of simulated fp16 is the budget of an fp16 package. The simulation (``fp16_rounding``) shares nothing with the lifted programs:
-neither their lowerings nor the converter's graph. A program measured by the rounding of its own interpreter could not fail.
+neither their lowerings nor the converter's graph. A program compared with the rounding of its own interpreter could not fail.
 """
 
 import contextlib

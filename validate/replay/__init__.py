@@ -1,1 +1,1 @@
-"""Again: the worst sample of a failed validation, recorded and run alone."""
+"""Replays: the worst sample of a failed validation, recorded and run alone."""

@@ -21,9 +21,9 @@ def record_inputs(
 ) -> dict[str, Array]:
     """Inputs of ``cut(package, op_name, ..., radius)``, by name and in its dtypes, recorded while ``sample`` is executed.
 
-    Under numerics ``fp16`` every value is an fp16 number, and the cut reproduces the results of the op to the last bit; under wider ones
-    the values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or inf
-    enters, which no model takes: an earlier op is to blame, and a larger radius goes back to it.
+    Under numerics ``fp16`` every value is an fp16 number, and the cut reproduces the results of the op to the last bit; under other
+    numerics the values are rounded where they enter. A state is the sample's, else that of a first prediction. ``InputError`` when NaN or
+    inf enters, which no model takes: an earlier op is to blame, which a larger radius includes.
     """
     program = read_program(package)
     plan = plan_cut(program, op_name, radius, function_name)

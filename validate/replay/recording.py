@@ -1,8 +1,8 @@
 """A sample that failed, in a file of its own.
 
-The file is a .safetensors: the inputs as ``input.NAME``, the outputs of the reference in float64 as ``exact.NAME`` and in simulated fp16
-as ``simulated.NAME``, and one metadata entry of JSON that says which package, by its digest, and how it was judged. It holds neither the
-package nor the reference and no code. ``recorded.replay`` judges it again.
+The file is a .safetensors: the inputs as ``input.NAME``, the outputs of the reference in float64 as ``exact.NAME`` and in simulated fp16 as
+``simulated.NAME``, and one metadata entry of JSON with the package's digest and the options of the validation. It holds neither the package
+nor the reference and no code. ``recorded.replay`` validates it again.
 """
 
 import json
@@ -105,7 +105,7 @@ def write_replay(
     simulated: Arrays | None = None,
     reference: str | Path | None = None,
 ) -> Path:
-    """Write the file ``path`` (.safetensors) that judges ``sample`` alone again; ``report`` is the report on ``package``.
+    """Write the file ``path`` (.safetensors) by which ``sample`` is validated again, alone; ``report`` is the report on ``package``.
 
     ``outputs`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be the heuristic one.
     ``reference`` is how the reference was named: ``FILE.py:NAME``, a bundle, a package, an ONNX file, or None.

@@ -1,1 +1,1 @@
-"""How it is shown: a report as values, and its renderings."""
+"""Reports: frozen values, and their renderings."""

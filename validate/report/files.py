@@ -1,4 +1,4 @@
-"""A report into a file, in the format that the file's suffix names; a format is a module of ``formats``."""
+"""Writes a report to a file, in the format of its suffix; every format is a module of ``formats``."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module

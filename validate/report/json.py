@@ -1,4 +1,4 @@
-"""A report as JSON, and back: stable keys, no NaN literals."""
+"""Reports to and from JSON: stable keys, no NaN literals."""
 
 import json
 import math

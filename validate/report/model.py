@@ -59,7 +59,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """One element of an output, with what everything made of it.
+    """One element of an output, in the reference, the simulation and the package.
 
     >>> element = output.worst_elements[0]
     >>> f"{element.sample} {element.index}: {element.actual} instead of {element.reference}"
@@ -75,7 +75,7 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plots:
-    """What the pictures of one output show; a fixed choice of elements where there are too many.
+    """Data of one output's pictures; a fixed choice of elements where there are too many.
 
     >>> list(zip(output.plots.reference, output.plots.error))  # points of the scatter plot
     [(0.5, 0.0001), ...]
@@ -166,7 +166,7 @@ class AmbiguousSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """What was compared.
+    """Counts of the samples that were compared.
 
     >>> Samples(seeds=(0, 1), drawn=2, given=3).total
     5

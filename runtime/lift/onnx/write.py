@@ -113,7 +113,7 @@ def _forget_sources(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither the exporter's progress nor its complaints about parts that nobody asked for (torchvision) reach the user."""
+    """Hides the exporter's progress, and its warnings about missing optional parts (torchvision)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
