@@ -10,7 +10,7 @@ from torch import nn
 
 from coreflow.models.arrays import Array, Draw
 from coreflow.models.errors import ConfigError
-from coreflow.models.spec import TensorSpec
+from coreflow.models.spec import PRECISIONS, Precision, TensorSpec
 
 Target = Literal["iOS16", "iOS17", "iOS18"]
 TARGETS: tuple[Target, ...] = ("iOS16", "iOS17", "iOS18")
@@ -32,7 +32,7 @@ class Recipe:
     inputs: Mapping[str, TensorSpec]
     outputs: tuple[str, ...]
     target: Target = "iOS17"  # iOS18 where states, several functions or grouped palettes need it
-    precision: Literal["fp16", "fp32"] = "fp16"  # fp32 is for looking for faults; it never runs on the engine
+    precision: Precision = "fp16"  # fp32 is for looking for faults; it never runs on the engine
     description: str = ""
     draw: Draw | None = field(default=None, repr=False)
 
@@ -44,8 +44,8 @@ class Recipe:
             problems.append(f"module is a {type(self.module).__name__}, not an nn.Module")
         if self.target not in TARGETS:
             problems.append(f"target {self.target!r}; choose one of {', '.join(TARGETS)}")
-        if self.precision not in ("fp16", "fp32"):
-            problems.append(f"precision {self.precision!r}; choose fp16 or fp32")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision {self.precision!r}; choose {' or '.join(PRECISIONS)}")
         if not self.inputs or not self.outputs:
             problems.append("at least one input and one output are needed")
         names = [self.name, *self.inputs, *self.outputs]

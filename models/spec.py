@@ -7,9 +7,11 @@ from typing import Any, Literal
 from coreflow.models.errors import ConfigError
 
 Dtype = Literal["float16", "float32", "int32"]
+Precision = Literal["fp16", "fp32"]  # of a program: that of its weights and arithmetic
 # Where a package records the bounds of its inputs: user-defined metadata, {"input": [lowest, highest], ...} as JSON.
 BOUNDS_KEY = "coreflow.bounds"
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "int32")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import build
 from coreflow.export.recipe import Recipe
-from coreflow.models.spec import TensorSpec
+from coreflow.models.spec import Precision, TensorSpec
 
 WIDTH, HEADS, LENGTH, LAYERS = 64, 8, 16, 2
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -88,7 +88,7 @@ class Converted:
 
     package: Path
     network: Network
-    precision: Literal["fp16", "fp32"] = "fp16"
+    precision: Precision = "fp16"
 
     def recipe(self, seed: int = 0) -> Recipe:
         return network_recipe(Network(seed, len(self.network.layers), self.network.head.in_features))
@@ -107,7 +107,7 @@ class Converted:
         return self.with_weights(target, weights)
 
 
-def network_recipe(network: Network, precision: Literal["fp16", "fp32"] = "fp16") -> Recipe:
+def network_recipe(network: Network, precision: Precision = "fp16") -> Recipe:
     inputs = {"x": TensorSpec((1, LENGTH, network.head.in_features))}
     return Recipe(name="network", module=network, inputs=inputs, outputs=("y",), precision=precision)
 
@@ -117,7 +117,7 @@ def convert_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., C
     """Networks of seed 0, each architecture converted once at each precision."""
 
     @functools.cache
-    def convert(layers: int, width: int, precision: Literal["fp16", "fp32"] = "fp16", **other: Any) -> Converted:
+    def convert(layers: int, width: int, precision: Precision = "fp16", **other: Any) -> Converted:
         network = Network(0, layers, width, **other)
         return Converted(build(network_recipe(network, precision), tmp_path_factory.mktemp("network")), network, precision)
 

@@ -8,12 +8,11 @@ import numpy as np
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError
-from coreflow.models.spec import Dtype, TensorSpec
+from coreflow.models.spec import Dtype, Precision, TensorSpec
 from coreflow.runtime.backend import Model
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.references.reference import Reference
-from coreflow.validate.references.torch_module import Precision
 from coreflow.validate.report.model import Cause
 
 

@@ -8,14 +8,13 @@ from typing import Literal, get_args
 
 from coreflow.export.package.graph import Graph, Program
 from coreflow.export.package.mlpackage import read_program
-from coreflow.models.spec import TensorSpec
+from coreflow.models.spec import Precision, TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import open_model
 from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, Tolerance
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
 from coreflow.validate.options import Options
-from coreflow.validate.references.torch_module import Precision
 from coreflow.validate.report.model import RungName
 
 

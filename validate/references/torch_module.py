@@ -7,7 +7,6 @@ neither their lowerings nor the converter's graph. A program compared with the r
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from coreflow.export.capture import tensors
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
+from coreflow.models.spec import Precision
 from coreflow.validate.references.choices import Choice, ChoiceRecorder
 from coreflow.validate.references.fp16_rounding import Fp16Rounding, round_to_fp16
-
-Precision = Literal["fp16", "fp32"]
 
 
 class TorchReference:
