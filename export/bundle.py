@@ -76,7 +76,7 @@ def build(recipe: Recipe, out_dir: str | Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
             staging = Path(folder)
-            package = _convert(conversion_of(recipe, capture(recipe)), staging)
+            package = _convert(conversion_of(capture(recipe)), staging)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -128,22 +128,23 @@ def _export(
     # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
     old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
     _sweep(out, old)
-    captured = {recipe.name: capture(recipe) for recipe in recipes}
+    captures = [capture(recipe) for recipe in recipes]
+    stages = {captured.recipe.name: stage_entry(captured) for captured in captures}
     kept = {} if old is None else _reusable(out, old)
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
-        todo = [recipe for recipe in recipes if captured[recipe.name].fingerprint not in kept]
         done = 0
-        for recipe in recipes:
-            if recipe not in todo:
+        for name, stage in stages.items():
+            if stage.fingerprint in kept:
                 done += 1
-                size = _size(out / kept[captured[recipe.name].fingerprint])
-                yield StageDone(stage=recipe.name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(recipes))
-        for recipe, package, seconds in _convert_all([(recipe, captured[recipe.name]) for recipe in todo], staging, jobs):
-            place = out / _package_path(recipe.name, captured[recipe.name].fingerprint)
+                size = _size(out / kept[stage.fingerprint])
+                yield StageDone(stage=name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(stages))
+        todo = [captured for captured in captures if captured.fingerprint not in kept]
+        for name, package, seconds in _convert_all(todo, staging, jobs):
+            place = out / stages[name].package
             _move(package.parent, place.parent)
             done += 1
-            yield StageDone(stage=recipe.name, reused=False, seconds=seconds, size_bytes=_size(place), done=done, total=len(recipes))
+            yield StageDone(stage=name, reused=False, seconds=seconds, size_bytes=_size(place), done=done, total=len(stages))
         companions = None
         if write_companions is not None:
             made = staging / COMPANIONS
@@ -151,7 +152,6 @@ def _export(
             write_companions(made)
             companions = f"{COMPANIONS}/{_folder_digest(made)[:16]}"
             _move(made, out / companions)
-    stages = {recipe.name: _entry(recipe, captured[recipe.name]) for recipe in recipes}
     folders = [stage.package for stage in stages.values()] + ([companions] if companions else [])
     manifest = Manifest(
         name=out.name,
@@ -168,28 +168,27 @@ def _export(
     yield BundleDone(path=out, manifest=manifest, seconds=time.monotonic() - started)
 
 
-def _convert_all(work: Sequence[tuple[Recipe, Captured]], staging: Path, jobs: int | None) -> Iterator[tuple[Recipe, Path, float]]:
-    """Convert side by side; yields each package as it is finished."""
-    if not work:
+def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) -> Iterator[tuple[str, Path, float]]:
+    """Convert side by side; yields the name, the package and the seconds of a stage as soon as it is there."""
+    if not captures:
         return
-    conversions = [(recipe, conversion_of(recipe, captured)) for recipe, captured in work]
-    processes = min(jobs or os.cpu_count() or 1, len(work))
+    conversions = [conversion_of(captured) for captured in captures]
+    processes = min(jobs or os.cpu_count() or 1, len(conversions))
     if processes == 1:
-        for recipe, conversion in conversions:
-            began = time.monotonic()
-            yield recipe, _convert(conversion, staging), time.monotonic() - began
+        for conversion in conversions:
+            yield conversion.name, *_timed_convert(conversion, staging)
         return
     # Spawned, not forked: the parent has used torch's thread pool, which a fork would copy in an unknown state.
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        futures: dict[Future[tuple[Path, float]], Recipe] = {
-            pool.submit(_timed_convert, conversion, staging): recipe for recipe, conversion in conversions
+        futures: dict[Future[tuple[Path, float]], str] = {
+            pool.submit(_timed_convert, conversion, staging): conversion.name for conversion in conversions
         }
         for future in as_completed(futures):
             try:
                 package, seconds = future.result()
             except BrokenProcessPool as error:
-                raise ExportError(f"{futures[future].name}: the converting process was killed; was there enough memory?") from error
+                raise ExportError(f"{futures[future]}: the converting process was killed; was there enough memory?") from error
             yield futures[future], package, seconds
     finally:
         pool.shutdown(cancel_futures=True)
@@ -204,17 +203,20 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
     return _convert(conversion, staging), time.monotonic() - began
 
 
-def conversion_of(recipe: Recipe, captured: Captured) -> Conversion:
+def conversion_of(captured: Captured) -> Conversion:
     """The converter's work for a captured recipe."""
-    return Conversion(
-        name=recipe.name,
-        traced=serialised(captured.traced),
+    return Conversion(traced=serialised(captured.traced), entry=stage_entry(captured))
+
+
+def stage_entry(captured: Captured) -> StageEntry:
+    """Manifest entry of the package of a captured recipe."""
+    recipe, fingerprint = captured.recipe, captured.fingerprint
+    return StageEntry(
+        package=f"{PACKAGES}/{fingerprint[:16]}/{recipe.name}.mlpackage",
+        fingerprint=fingerprint,
         inputs=dict(recipe.inputs),
         outputs=captured.outputs,
-        target=recipe.target,
-        precision=recipe.precision,
-        description=recipe.description,
-        fingerprint=captured.fingerprint,
+        recipe=recipe.to_json(),
     )
 
 
@@ -222,20 +224,6 @@ def _convert(conversion: Conversion, staging: Path) -> Path:
     folder = staging / conversion.name
     folder.mkdir()
     return convert(conversion, folder / f"{conversion.name}.mlpackage")
-
-
-def _entry(recipe: Recipe, captured: Captured) -> StageEntry:
-    return StageEntry(
-        package=_package_path(recipe.name, captured.fingerprint),
-        fingerprint=captured.fingerprint,
-        inputs=dict(recipe.inputs),
-        outputs=captured.outputs,
-        recipe=recipe.to_json(),
-    )
-
-
-def _package_path(stage: str, fingerprint: str) -> str:
-    return f"{PACKAGES}/{fingerprint[:16]}/{stage}.mlpackage"
 
 
 def _reusable(out: Path, manifest: Manifest) -> dict[str, str]:

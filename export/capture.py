@@ -25,12 +25,13 @@ TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A traced module, its outputs as they will be declared, and a digest of everything that decides the package.
+    """A recipe with its module traced, its outputs as they will be declared, and a digest of everything that decides the package.
 
     >>> captured = capture(recipe)
     >>> captured.outputs, captured.fingerprint
     """
 
+    recipe: Recipe
     traced: torch.jit.ScriptModule
     outputs: dict[str, TensorSpec]
     fingerprint: str
@@ -59,7 +60,7 @@ def capture(recipe: Recipe) -> Captured:
             traced = torch.jit.trace(recipe.module, tuple(first.values()), check_trace=False, strict=True)
             for seed in CHECKED_SEEDS:
                 _check_replay(recipe, traced, _tensors(recipe, seed))
-    return Captured(traced, outputs, fingerprint(recipe, traced))
+    return Captured(recipe, traced, outputs, fingerprint(recipe, traced))
 
 
 def serialised(traced: torch.jit.ScriptModule) -> bytes:

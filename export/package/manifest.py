@@ -37,7 +37,7 @@ class StageEntry:
     fingerprint: str  # of the recipe, the traced operations, the weights and the versions
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any]  # ``Recipe.to_json``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
+from coreflow.export.package.manifest import StageEntry
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import BundleError, ExportError
-from coreflow.models.spec import BOUNDS_KEY, TensorSpec
+from coreflow.models.spec import BOUNDS_KEY, Precision, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +28,23 @@ RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
 class Conversion:
     """The work of the converter without the module: plain data that travels to another process.
 
-    >>> package = convert(conversion_of(recipe, capture(recipe)), Path("head.mlpackage"))
+    >>> package = convert(conversion_of(capture(recipe)), Path("head.mlpackage"))
     """
 
-    name: str
     traced: bytes  # torch.jit.save's
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-    target: str
-    precision: str
-    description: str
-    fingerprint: str
+    entry: StageEntry  # what a manifest says of the package
+
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return str(self.entry.recipe["name"])
 
 
 def convert(conversion: Conversion, package: Path) -> Path:
     """Convert a traced module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
     ct = quiet_coremltools()
+    entry = conversion.entry
+    target, precision = entry.recipe["target"], entry.recipe["precision"]
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(REMOVED_PASSES))
     try:
@@ -51,17 +53,15 @@ def convert(conversion: Conversion, package: Path) -> Path:
 
             model = ct.convert(
                 torch.jit.load(io.BytesIO(conversion.traced)),
-                inputs=[
-                    ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, conversion)) for name, spec in conversion.inputs.items()
-                ],
-                outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in conversion.outputs.items()],
+                inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, precision)) for name, spec in entry.inputs.items()],
+                outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in entry.outputs.items()],
                 convert_to="mlprogram",
-                compute_precision=ct.precision.FLOAT16 if conversion.precision == "fp16" else ct.precision.FLOAT32,
-                minimum_deployment_target=getattr(ct.target, conversion.target),
+                compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+                minimum_deployment_target=getattr(ct.target, target),
                 pass_pipeline=pipeline,
                 skip_model_load=True,
             )
-            _describe(model, conversion)
+            _describe(model, entry)
             model.save(str(package))
     except OSError as error:
         raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
@@ -76,26 +76,25 @@ def convert(conversion: Conversion, package: Path) -> Path:
     return package
 
 
-def _dtype(spec: TensorSpec, conversion: Conversion) -> Any:
-    if spec.dtype == "float16" and conversion.precision == "fp32":
+def _dtype(spec: TensorSpec, precision: Precision) -> Any:
+    if spec.dtype == "float16" and precision == "fp32":
         return np.float32
     return np.dtype(spec.dtype).type
 
 
-def _describe(model: Any, conversion: Conversion) -> None:
-    model.short_description = conversion.description
-    bounds = {name: list(spec.bounds) for name, spec in conversion.inputs.items() if spec.bounds is not None}
+def _describe(model: Any, entry: StageEntry) -> None:
+    model.short_description = entry.recipe["description"]
+    bounds = {name: list(spec.bounds) for name, spec in entry.inputs.items() if spec.bounds is not None}
     model.user_defined_metadata[BOUNDS_KEY] = json.dumps(bounds)
-    model.user_defined_metadata[RECIPE_KEY] = json.dumps(
-        {"name": conversion.name, "target": conversion.target, "precision": conversion.precision, "fingerprint": conversion.fingerprint}
-    )
+    recipe = {key: entry.recipe[key] for key in ("name", "target", "precision")}
+    model.user_defined_metadata[RECIPE_KEY] = json.dumps({**recipe, "fingerprint": entry.fingerprint})
 
 
 def _check_interface(spec: Any, conversion: Conversion) -> None:
     """The converter renames, drops and retypes without a word: what it declares must be what the recipe says."""
     for kind, features, specs in (
-        ("inputs", spec.description.input, conversion.inputs),
-        ("outputs", spec.description.output, conversion.outputs),
+        ("inputs", spec.description.input, conversion.entry.inputs),
+        ("outputs", spec.description.output, conversion.entry.outputs),
     ):
         declared = {feature.name: tuple(feature.type.multiArrayType.shape) for feature in features}
         asked = {name: spec.shape for name, spec in specs.items()}

@@ -4,7 +4,7 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, 
         draw=None if drawing is None else _under_names(drawing, opened.model.inputs, tuple(specs)),
     )
     captured = capture(fp32_recipe)
-    conversion, file = replace(conversion_of(fp32_recipe, captured), name=_NAME), f"{_NAME}.mlpackage"
+    conversion, file = conversion_of(captured), f"{_NAME}.mlpackage"
     package = Cache(_NAME).entry(captured.fingerprint, partial(_convert_into, conversion, file)) / file
     del captured, conversion
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
