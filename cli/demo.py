@@ -21,6 +21,7 @@ def demo(
     from coreflow.cli.validate import validate_with_bar
     from coreflow.models.family import family_of_preset
     from coreflow.runtime.chain import Chain
+    from coreflow.validate.options import Options
     from coreflow.validate.report.terminal.report import render
 
     family = family_of_preset(preset=PRESET)
@@ -33,7 +34,7 @@ def demo(
     console.rule("2. export", align="left")
     console.print(exported(export_with_bar(str(RUN), BUNDLE)), soft_wrap=True)
     console.rule("3. validate", align="left")
-    report = validate_with_bar(BUNDLE)
+    report = validate_with_bar(BUNDLE, Options())
     console.print(render(report))
     console.rule("4. run a sentence that was never trained on", align="left")
     sentence = family.open_run(RUN).held_out[0]

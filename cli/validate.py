@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +11,8 @@ from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
+    from coreflow.runtime.backend import Backend, ComputeUnits
+    from coreflow.validate.options import Options
     from coreflow.validate.report.diff import ReportDiff
     from coreflow.validate.report.model import BundleReport, Report
 
@@ -56,6 +58,7 @@ def validate(
     """
     from coreflow.models.errors import ConfigError
     from coreflow.validate.gates.tolerance import by_share
+    from coreflow.validate.options import Evidence, Options
     from coreflow.validate.report.diff import compare
     from coreflow.validate.report.json import to_json, without_pictures, write_report
 
@@ -64,17 +67,15 @@ def validate(
     old = _read_baseline(baseline, update_baseline, path)
     if against is not None and reference is not None:
         raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
-    report = validate_with_bar(
-        path,
-        reference if against is None else str(against),
-        inputs=inputs,
-        backend=backend,
-        compute_units=compute_units,
+    options = Options(
+        backend=cast("Backend", backend),  # both are checked where a package is opened
+        compute_units=cast("ComputeUnits", compute_units),
         tolerance=None if within is None else by_share(within),
-        verify=not unsealed,
         sweep=sweep,
-        evidence=evidence,
+        evidence=Evidence(folder=evidence),
     )
+    named = reference if against is None else str(against)
+    report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
     if baseline is not None and update_baseline:
         write_report(baseline, without_pictures(report))
         err().print(f"baseline: {baseline}", soft_wrap=True, markup=False)
@@ -124,13 +125,15 @@ def replay(
     return _present(report, reports or (), strict=strict, as_json=as_json)
 
 
-def validate_with_bar(path: Path, reference: str | None = None, **options: Any) -> "BundleReport | Report":
-    """The report of ``validate_files``, which takes the same options, while a bar counts the parts."""
+def validate_with_bar(
+    path: Path, options: "Options", *, reference: str | None = None, inputs: Path | None = None, verify: bool = True
+) -> "BundleReport | Report":
+    """The report of ``validate_files``, which takes the same arguments, while a bar counts the parts."""
     from coreflow.validate.from_files import validate_files
     from coreflow.validate.report.model import BundleReport, Report
 
     with progress_bar("validating") as (bar, task):
-        for event in validate_files(path, reference, **options):
+        for event in validate_files(path, options, reference=reference, inputs=inputs, verify=verify):
             if isinstance(event, BundleReport | Report):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.part)

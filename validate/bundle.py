@@ -53,20 +53,25 @@ def validate_bundle(
     sweep: bool = False,
     evidence: Path | None = None,
 ) -> BundleReport:
-    """The last event of ``judge_bundle``, which takes the same arguments."""
-    events = judge_bundle(
-        bundle,
-        recipes=recipes,
+    """The verdict on a bundle: every stage against torch, and the chain that they form.
+
+    >>> report = validate_bundle("artifacts/demo")
+    >>> report.verdict, report.text
+
+    The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package whose files
+    differ from the manifest is compared all the same, to show the effect of the change, but it never passes; with ``verify=False`` the
+    change is a warning. A changed reference is refused. ``texts``, a file of sentences, joins the golden ones of a bundle that takes texts;
+    ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
+    """
+    options = Options(
         backend=backend,
         numerics=numerics,
         compute_units=compute_units,
         tolerance=tolerance,
-        verify=verify,
-        texts=texts,
         sweep=sweep,
-        evidence=evidence,
+        evidence=None if evidence is None else Evidence(folder=evidence),
     )
-    *_, report = events
+    *_, report = judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
     assert isinstance(report, BundleReport)
     return report
 
@@ -84,15 +89,7 @@ def judge_bundle(
     sweep: bool = False,
     evidence: Path | None = None,
 ) -> Iterator[PartDone | BundleReport]:
-    """A ``PartDone`` per stage and for the chain, then the report.
-
-    The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package whose files
-    differ from the manifest is compared all the same, to show the effect of the change, but it never passes; with ``verify=False`` the
-    change is a warning. A changed reference is refused. ``texts``, a file of sentences, joins the golden ones of a bundle that takes texts;
-    ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
-    """
-    started = time.monotonic()
-    folder = Path(bundle)
+    """A ``PartDone`` per stage and for the chain, then the report; the arguments are those of ``validate_bundle``."""
     options = Options(
         backend=backend,
         numerics=numerics,
@@ -101,6 +98,14 @@ def judge_bundle(
         sweep=sweep,
         evidence=None if evidence is None else Evidence(folder=evidence),
     )
+    yield from judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
+
+
+def judge_parts(
+    folder: Path, options: Options, *, recipes: Sequence[Recipe] | None = None, texts: Path | None = None, verify: bool = True
+) -> Iterator[PartDone | BundleReport]:
+    """``judge_bundle`` with its options as one value."""
+    started = time.monotonic()
     manifest = read_manifest(folder, verify=False)
     damaged = damaged_files(folder, manifest)
     packages = [stage.package for stage in manifest.stages.values()]

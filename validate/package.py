@@ -65,13 +65,23 @@ def validate(
         evidence=evidence,
         fp32_package=wide_package,
     )
-    opened = open_package(Path(package), options)
     samples = [
         sample if isinstance(sample, Sample) else Sample(label=f"input {number}", inputs=sample)
         for number, sample in enumerate(inputs or ())
     ]
-    case = make_case(opened, Path(reference) if isinstance(reference, str) else reference, samples, draw)
-    if sweep and reference is None:
+    return validate_package(Path(package), Path(reference) if isinstance(reference, str) else reference, samples, options, draw)
+
+
+def validate_package(
+    package: Path,
+    reference: nn.Module | Recipe | Path | None,
+    samples: Sequence[Sample],
+    options: Options,
+    draw: Draw | None = None,
+) -> Report:
+    """``validate`` with its options as one value."""
+    case = make_case(open_package(package, options), reference, samples, draw)
+    if options.sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
     return judge_package(case, options)
 

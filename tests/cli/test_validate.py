@@ -18,6 +18,7 @@ import pytest
 from coreflow.cli.main import main
 from coreflow.export.bundle import build
 from coreflow.validate import validate_bundle
+from coreflow.validate.options import Options
 from coreflow.validate.report.json import read_report, to_json, write_report
 from coreflow.validate.report.model import BundleReport
 
@@ -217,9 +218,9 @@ def test_a_folder_may_be_called_diff(instant: Any, coreflow: Run, monkeypatch: p
     asked: list[Path] = []
     validate_with_bar = validate.validate_with_bar
 
-    def record(path: Path, *_: Any, **__: Any) -> Any:
+    def record(path: Path, options: Options, **__: Any) -> Any:
         asked.append(path)
-        return validate_with_bar(path)
+        return validate_with_bar(path, options)
 
     monkeypatch.setattr(validate, "validate_with_bar", record)
     assert coreflow("validate", "./diff")[0] == 0 and coreflow("validate", "--strict", "replay")[0] == 0
