@@ -12,6 +12,7 @@ expected to be faster. The two sum in different orders, so a last bit may differ
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,6 @@ class LiftedModel:
         self.outputs: dict[str, TensorSpec] = output_specs(program, self._graph, self._interface)
         self.states: dict[str, TensorSpec] = state_specs(program, self._interface)
         self.metadata: dict[str, Any] = program_metadata(program)
-        self._interpreter: Interpreter | None = None
         self._runs = self._engine(options)
 
     @property
@@ -74,12 +74,10 @@ class LiftedModel:
         """The engine of the next prediction; under ``auto`` it may change from interpreter to onnxruntime, once."""
         return self._runs.name
 
-    @property
+    @cached_property
     def interpreter(self) -> Interpreter:
-        """The interpreter of the same function and numerics, whatever the engine."""
-        if self._interpreter is None:
-            self._interpreter = Interpreter(self._graph, self.numerics, self.device, self.program.path.name)
-        return self._interpreter
+        """The interpreter of the same function and numerics, whatever the engine; made when it is first needed."""
+        return Interpreter(self._graph, self.numerics, self.device, self.program.path.name)
 
     def predict(self, inputs: Mapping[str, Any], state: State | None = None, observe: Observer | None = None) -> dict[str, Any]:
         """The outputs by name, as ``coremltools.models.MLModel.predict`` returns them.

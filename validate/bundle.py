@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coreflow.export.package.manifest import Manifest, damaged_files, read_manifest
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.errors import BundleError, ConfigError
@@ -170,7 +171,7 @@ class _Judging:
 
     def stage(self, name: str) -> Report:
         """The verdict on one package."""
-        opened = open_package(self.folder / self.manifest.stages[name].package, self._options)
+        opened = open_package(read_program(self.folder / self.manifest.stages[name].package), self._options)
         self._opened[name] = opened
         recipe = self.recipes.get(name)
         if recipe is None:

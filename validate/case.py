@@ -23,7 +23,7 @@ from coreflow.validate.references.torch_module import TorchReference
 class Case:
     """A package and its reference; states are inputs and outputs of both.
 
-    >>> case = make_case(open_package(path, Options()), recipe)
+    >>> case = make_case(open_package(read_program(path), Options()), recipe)
     >>> [sample.label for sample in case.from_seeds(range(2))]
     ['seed 0', 'seed 1']
     """

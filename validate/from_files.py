@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from coreflow.export.package.graph import Program
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
@@ -31,7 +32,8 @@ def validate_files(
         against = Path(reference) if reference is not None and not from_recipes else _only_recipe(path, recipes)
         if options.evidence is not None:
             options = replace(options, evidence=replace(options.evidence, reference=reference))
-        yield validate_package(path, against, () if inputs is None else _read_samples(inputs, path), options)
+        program = read_program(path)
+        yield validate_package(program, against, () if inputs is None else _read_samples(inputs, program), options)
     elif reference is not None and not from_recipes:
         raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
     else:
@@ -51,7 +53,6 @@ def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None) -> Recipe:
     return matching[0]
 
 
-def _read_samples(file: Path, package: Path) -> list[Sample]:
-    program = read_program(package)
+def _read_samples(file: Path, program: Program) -> list[Sample]:
     graph, interface = program.function()
     return read_samples(file, input_specs(program, graph, interface), interface=interface)

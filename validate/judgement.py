@@ -17,7 +17,6 @@ from coreflow.validate.gates.plots import plots_of, worst_elements
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, Tolerance
 from coreflow.validate.ladder.fp32 import differing_ops
 from coreflow.validate.ladder.observation import Observation
-from coreflow.validate.ladder.opening import default_graph
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.observations import Observations
 from coreflow.validate.references.heuristic import heuristic_budget
@@ -28,7 +27,14 @@ NO_SAMPLES = Samples(seeds=(), drawn=0, given=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Judgement:
-    """All findings on which a verdict depends."""
+    """All findings on which a verdict depends.
+
+    >>> judgement = judge(case, observations)
+    >>> [output.name for output in judgement.outputs.values() if output.outcome == "fail"]
+    ['surface']
+    >>> conclude(judgement, cause="fp16").text
+    "surface: rho_rms 2.4, above its limit of 1.5; in wide arithmetic the program is right: its fp16 arithmetic loses more than torch's"
+    """
 
     outputs: Mapping[str, OutputReport]
     tolerance: Tolerance
@@ -72,7 +78,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
         missing_fp32=fp32.problem if opened.precision == "fp16" else "",
         compression=find_useless_compression(opened.graph),
-        other_ops="" if fp32.package is None else differing_ops(opened.graph, default_graph(fp32.package)),
+        other_ops="" if fp32.program is None else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
         missing_units=tuple(missing_units),
     )

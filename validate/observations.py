@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Bools
 from coreflow.validate.case import Case
 from coreflow.validate.gates.decisions import Decisions, find_decisions
@@ -15,7 +16,12 @@ from coreflow.validate.options import Options
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observations:
-    """All samples on all rungs."""
+    """All samples on all rungs.
+
+    >>> observations = observe(case, Options())
+    >>> len(observations.by_sample), int(observations.kept.sum())
+    (8, 8)
+    """
 
     by_sample: tuple[Observation, ...]
     decisions: Decisions
@@ -42,7 +48,7 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
         return obstacle
     fp32 = _fp32_conversion(case, options)
-    ladder = Ladder(case.opened, case.open_reference, fp32.package)
+    ladder = Ladder(case.opened, case.open_reference, fp32.program)
     swept = case.sweeps() if options.sweep else ()
     observations = ladder.observe((*case.from_seeds(range(SEEDS)), *case.samples, *swept))
     if not observations:
@@ -60,7 +66,7 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
 
 def _fp32_conversion(case: Case, options: Options) -> Fp32Conversion:
     if options.fp32_package is not None or case.module is None:
-        return Fp32Conversion(package=options.fp32_package)
+        return Fp32Conversion(program=None if options.fp32_package is None else read_program(options.fp32_package))
     return try_fp32(case.opened, case.module, case.recipe, case.draw)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
+from coreflow.export.package.graph import Program
 from coreflow.export.package.manifest import file_digest
-from coreflow.export.package.mlpackage import package_digest
+from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
@@ -69,18 +70,19 @@ def validate(
         sample if isinstance(sample, Sample) else Sample(label=f"input {number}", inputs=sample)
         for number, sample in enumerate(inputs or ())
     ]
-    return validate_package(Path(package), Path(reference) if isinstance(reference, str) else reference, samples, options, draw)
+    program = read_program(package)
+    return validate_package(program, Path(reference) if isinstance(reference, str) else reference, samples, options, draw)
 
 
 def validate_package(
-    package: Path,
+    program: Program,
     reference: nn.Module | Recipe | Path | None,
     samples: Sequence[Sample],
     options: Options,
     draw: Draw | None = None,
 ) -> Report:
-    """``validate`` with its options as one value."""
-    case = make_case(open_package(package, options), reference, samples, draw)
+    """``validate`` of a package that was read, with its options as one value."""
+    case = make_case(open_package(program, options), reference, samples, draw)
     if options.sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
     return judge_package(case, options)
@@ -109,7 +111,7 @@ def _find_cause(case: Case, observations: Observations, judgement: Judgement) ->
         judgement.outputs,
         case.opened,
         observations.by_sample,
-        same_ops=None if observations.fp32.package is None else not judgement.other_ops,
+        same_ops=None if observations.fp32.program is None else not judgement.other_ops,
         module=case.module,
     )
 

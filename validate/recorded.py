@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from coreflow.export.package.manifest import MANIFEST, damaged_files, read_manifest
-from coreflow.export.package.mlpackage import package_digest
+from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.user_files import is_recipe_source, load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
@@ -53,7 +53,7 @@ def replay(
         compute_units=cast(ComputeUnits, record.compute_units),
         tolerance=tolerance,
     )
-    opened = open_package(place, options)
+    opened = open_package(read_program(place), options)
     _check_outputs(record, opened, source)
     is_finite = all(np.isfinite(array).all() for array in record.outputs.values())
     sample = Sample(label=record.label, inputs=record.inputs, seed=record.seed, expected=record.outputs if is_finite else None)

@@ -17,7 +17,6 @@ from coreflow.validate.diagnosis.translation import find_translation_errors
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import Ladder
 from coreflow.validate.ladder.observation import Observation
-from coreflow.validate.ladder.opening import default_graph
 from coreflow.validate.ladder.walk import walk
 from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport, RungName
 
@@ -33,7 +32,11 @@ _FP32_MATCH = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Reports on the ops; empty when no op was walked."""
+    """Reports on the ops; empty when no op was walked.
+
+    >>> explanation = diagnose(ladder, module, observations, "fail", "fp16", outputs)
+    >>> [f"{culprit.name} in {culprit.module}: {culprit.text}" for culprit in explanation.culprits]
+    """
 
     ops: tuple[OpReport, ...] = ()
     culprits: tuple[Culprit, ...] = ()
@@ -42,7 +45,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Ops that explain an error other than by their arithmetic."""
+    """Ops that explain an error other than by their arithmetic.
+
+    >>> rank_culprits("translation", Faults(translation=(culprit,)), op_culprits=())
+    (Culprit(kind='translation', ...),)
+    """
 
     translation: tuple[Culprit, ...] = ()
     constants: tuple[Culprit, ...] = ()  # ops that are harmed by their constants in fp16
@@ -61,8 +68,8 @@ def diagnose(
 
     Origins come from one sample whose reference is finite: values name an op, and one sample has enough of them.
     """
-    fresh = ladder.opened.graph if ladder.fp32_package is None else default_graph(ladder.fp32_package)
-    constants = find_fp16_constants(fresh)
+    graph = ladder.opened.graph if ladder.program_fp32 is None else ladder.program_fp32.function()[0]
+    constants = find_fp16_constants(graph)
     if ladder.localiser is None:
         return Explanation(constants=constants)
     if module is None:
@@ -108,7 +115,7 @@ def _find_faults(
     departures = find_translation_errors(graph, ops, matches, traced, ratio)
     gates = [gate for output in outputs.values() for gate in output.gates]
     fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
-    if not fails_translation and (not constants or ladder.fp32_package is None):
+    if not fails_translation and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
     fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
     translation = (fresh.translation or departures) if fails_translation else departures

@@ -13,7 +13,7 @@ from torch import nn
 
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import capture
-from coreflow.export.package.graph import Graph
+from coreflow.export.package.graph import Graph, Program
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
@@ -34,20 +34,23 @@ _TARGETS: Mapping[str, Target] = {"CoreML6": "iOS16", "CoreML7": "iOS17", "CoreM
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp32Conversion:
-    """The package of R2, or the reason why there is none; neither where there is no module to convert."""
+    """The program of R2, or the reason why there is none; neither where there is no module to convert.
 
-    package: Path | None = None
+    >>> Fp32Conversion(problem="encoder: operator aten::fft_rfft is not supported").program is None
+    True
+    """
+
+    program: Program | None = None  # its weights stay in the file
     problem: str = ""
 
 
 def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Fp32Conversion:
     """The module converted at FLOAT32, if that can be converted, executed and compared with ``opened``."""
     try:
-        package = convert_fp32(opened, module, recipe, draw)
-        program = read_program(package)
+        program = read_program(convert_fp32(opened, module, recipe, draw))
         graph, interface = program.function()
         load_lowerings()
-        require_all(graph, package.name)
+        require_all(graph, program.path.name)
         specs = output_specs(program, graph, interface)  # not of a model, whose weights would be held beside those of all other rungs
     except (CoreflowError, OSError) as error:
         logger.info("no R2 for %s: %s", opened.path.name, error)
@@ -55,7 +58,7 @@ def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw
     fresh, saved = ([spec.shape for spec in outputs.values()] for outputs in (specs, opened.model.outputs))
     if fresh != saved:
         return Fp32Conversion(problem=f"a fresh conversion gives outputs of shapes {fresh}, the package {saved}")
-    return Fp32Conversion(package=package)
+    return Fp32Conversion(program=program)
 
 
 def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Path:
@@ -86,11 +89,12 @@ def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:
     convert(conversion, folder / file)
 
 
-def differing_ops(saved: Graph, fresh: Graph) -> str:
+def differing_ops(saved: Graph, conversion: Program) -> str:
     """How the ops of a saved program differ from those of a fresh conversion, in words; empty when they do not.
 
     Casts are left out, since the two differ in precision, and ops on states, which the fresh conversion has as inputs and outputs.
     """
+    fresh, _ = conversion.function()
     saved_ops, fresh_ops = (Counter(op.type for op in graph.walk() if not facts_of(op.type).is_bookkeeping) for graph in (saved, fresh))
     differences = [
         f"{verb} {', '.join(f'{count} {op}' for op, count in sorted(ops.items()))}"

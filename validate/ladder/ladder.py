@@ -14,11 +14,10 @@ R5     the saved program on a device                                       devic
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from coreflow.export.package.mlpackage import read_program
+from coreflow.export.package.graph import Program
 from coreflow.models.arrays import Array, Arrays
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
@@ -43,8 +42,8 @@ class Ladder:
     >>> observations = ladder.observe(samples)
     """
 
-    def __init__(self, opened: OpenPackage, open_reference: Callable[[], Reference], fp32_package: Path | None = None) -> None:
-        self.opened, self.fp32_package, self._open_reference = opened, fp32_package, open_reference
+    def __init__(self, opened: OpenPackage, open_reference: Callable[[], Reference], program_fp32: Program | None = None) -> None:
+        self.opened, self.program_fp32, self._open_reference = opened, program_fp32, open_reference
         model_fp16, model_fp64 = opened.rungs.get("R4"), opened.rungs.get("R3")
         self.localiser: Localiser | None = None
         if isinstance(model_fp16, LiftedModel) and isinstance(model_fp64, LiftedModel):
@@ -57,8 +56,8 @@ class Ladder:
 
     def open_fp32(self) -> LiftedModel:
         """R2; its inputs and outputs are those of the package in order, under other names."""
-        assert self.fp32_package is not None
-        return LiftedModel(read_program(self.fp32_package), LoadOptions(numerics="fp64", engine="interpreter"))
+        assert self.program_fp32 is not None
+        return LiftedModel(self.program_fp32, LoadOptions(numerics="fp64", engine="interpreter"))
 
     def observe(self, samples: Iterable[Sample]) -> list[Observation]:
         """Run every rung and the reference on every sample; inputs that do not fit are refused."""
@@ -72,7 +71,7 @@ class Ladder:
             reference = self._open_reference()
             observations = [self._run_reference(observation, reference) for observation in observations]
             del reference
-        if observations and self.fp32_package is not None:
+        if observations and self.program_fp32 is not None:
             model_fp32 = self.open_fp32()
             observations = [self._run_fp32(observation, model_fp32) for observation in observations]
         return [replace(observation, squares=dict(sorted(observation.squares.items()))) for observation in observations]

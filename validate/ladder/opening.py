@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coreflow.export.package.graph import Graph, Program
-from coreflow.export.package.mlpackage import read_program
 from coreflow.models.spec import Precision, TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel
@@ -22,12 +21,14 @@ from coreflow.validate.report.model import RungName
 class OpenPackage:
     """A package, opened in every arithmetic that the ladder needs; the last rung is the one under test.
 
-    >>> opened = open_package(Path("encoder.mlpackage"), Options(backend="lifted"))
+    >>> opened = open_package(read_program("encoder.mlpackage"), Options(backend="lifted"))
     >>> list(opened.rungs), opened.last
     (['R3', 'R4'], 'R4')
     """
 
     path: Path
+    graph: Graph  # of the default function
+    model: Model  # of the last rung
     rungs: Mapping[RungName, Model]  # R3: fp64, R4: fp16 storage, R5: a device
     precision: Precision
     tolerance: Tolerance
@@ -41,27 +42,17 @@ class OpenPackage:
         """Name of the last rung."""
         return list(self.rungs)[-1]
 
-    @property
-    def model(self) -> Model:
-        """The model of the last rung."""
-        return self.rungs[self.last]
 
-    @property
-    def graph(self) -> Graph:
-        """The program's default function."""
-        return self.model.interpreter.graph if isinstance(self.model, LiftedModel) else default_graph(self.path)
-
-
-def open_package(package: Path, options: Options) -> OpenPackage:
-    """``package`` on the backend of ``options``, and in the arithmetics of the rungs below it."""
+def open_package(program: Program, options: Options) -> OpenPackage:
+    """The package of ``program`` on the backend of ``options``, and in the arithmetics of the rungs below it."""
     loading = options.loading
-    program = read_program(package)
+    graph, _ = program.function()
     model = open_model(program, loading)
     states = model.states
     is_lifted = isinstance(model, LiftedModel)
     if states:
         model = StatelessLifted(program, options.numerics) if is_lifted else StatelessModel(model)
-    has_fp16 = any(value.dtype == "float16" for op in program.function()[0].ops for value in op.outputs)
+    has_fp16 = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
     precision: Precision = "fp16" if has_fp16 else "fp32"
     rungs: dict[RungName, Model] = {}
     if options.numerics != "fp64" or not is_lifted:
@@ -70,7 +61,9 @@ def open_package(package: Path, options: Options) -> OpenPackage:
         rungs["R4"] = StatelessLifted(program, "fp16")
     rungs["R4" if is_lifted else "R5"] = model
     return OpenPackage(
-        path=package,
+        path=program.path,
+        graph=graph,
+        model=model,
         rungs=rungs,
         precision=precision,
         tolerance=options.tolerance or (FP32 if precision == "fp32" else LIFTED if is_lifted else DEVICE),
@@ -79,11 +72,6 @@ def open_package(package: Path, options: Options) -> OpenPackage:
         states=states,
         units={} if is_lifted or options.compute_units != "all" else _other_units(program, loading),
     )
-
-
-def default_graph(package: Path) -> Graph:
-    """The default function of a package."""
-    return read_program(package).function()[0]
 
 
 def _other_units(program: Program, loading: LoadOptions) -> dict[str, Callable[[], Model]]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from coreflow.export.bundle import build
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
@@ -42,7 +43,7 @@ def test_every_unit_has_its_ratio_and_one_that_fails_a_note(package: Path) -> No
         "cpu_and_gpu": lambda: load_model(package, "lifted", numerics="fp64"),
         "cpu_and_ne": without,
     }
-    opened = replace(open_package(package, Options(backend="lifted")), units=units)
+    opened = replace(open_package(read_program(package), Options(backend="lifted")), units=units)
     report = judge_package(make_case(opened, recipe), Options())
     rho = report.compute_unit_rho
     assert list(rho) == ["all", "cpu_only", "cpu_and_gpu"]
