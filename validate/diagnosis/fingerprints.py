@@ -15,7 +15,11 @@ _SQUARABLE = (1e-90, 1e90)  # sizes whose third powers float64 holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Counts, moments and extremes of a tensor, independent of the order of its elements; moments and extremes are of the finite ones."""
+    """Counts, moments and extremes of a tensor, independent of the order of its elements; moments and extremes are of the finite ones.
+
+    >>> fingerprint(torch.tensor([3.0, -4.0])).rms, fingerprint(torch.tensor([-4.0, 3.0])).rms
+    (3.5355339059327378, 3.5355339059327378)
+    """
 
     count: int  # of elements
     non_finite: int

@@ -73,7 +73,12 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matches:
-    """The traced values of the ops of a program, by the op's place; an op whose result torch does not compute is missing."""
+    """The traced values of the ops of a program, by the op's place; an op whose result torch does not compute is missing.
+
+    >>> matches = match_ops(ops, results, Matcher(traced, tolerance=1e-5))
+    >>> matches.origins[3].module
+    'layers.0.attention'
+    """
 
     values: Mapping[int, TracedValue]
 

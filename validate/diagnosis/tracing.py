@@ -27,7 +27,12 @@ from coreflow.validate.report.model import Origin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedValue:
-    """A result of one torch operation, in the order of execution."""
+    """A result of one torch operation, in the order of execution.
+
+    >>> value = trace_values(module, {"x": x})[0]
+    >>> f"{value.origin.operation} at line {value.origin.line}"
+    'aten.mm.default at line 31'
+    """
 
     index: int
     origin: Origin

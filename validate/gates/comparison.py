@@ -43,7 +43,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Errors:
-    """Errors of one floating output over the samples that are kept, in float64, and their ratios to the budget."""
+    """Errors of one floating output over the samples that are kept, in float64, and their ratios to the budget.
+
+    >>> errors = measure(comparison, LIFTED)
+    >>> errors.rho_rms, errors.overflowed
+    (1.02, 0)
+    """
 
     reference: Floats  # 0 where nothing can be compared: neither of a reference that is not finite nor beyond fp16
     simulated: Floats

@@ -8,7 +8,11 @@ from coreflow.export.package.summary import stored_weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UselessCompression:
-    """Compressed weights that save nothing."""
+    """Compressed weights that save nothing.
+
+    >>> useless = find_useless_compression(opened.graph)
+    >>> useless is None or useless.text
+    """
 
     text: str
     in_vain: bool  # all that is compressed takes no less than it would plain: nothing of what was asked for was done

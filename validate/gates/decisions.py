@@ -19,7 +19,12 @@ from coreflow.validate.ladder.observation import Observation
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decisions:
-    """The samples that count: those whose decisions are clear, and those in which no decision fell otherwise."""
+    """The samples that count: those whose decisions are clear, and those in which no decision fell otherwise.
+
+    >>> decisions = find_decisions(observations, ["surface"])
+    >>> [place for place, nearness in enumerate(decisions.nearness) if nearness < 1]  # ambiguous
+    [3]
+    """
 
     nearness: tuple[float, ...]  # of each sample's nearest decision to its border, in multiples of what counts as clear
     kept: Bools  # (samples,)

@@ -51,7 +51,11 @@ def ratio(above: float, below: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class WorstSlice:
-    """The part of a tensor (samples, ...) whose error is largest against its own budget."""
+    """The part of a tensor (samples, ...) whose error is largest against its own budget.
+
+    >>> part = worst_slice(error, noise, floor=1e-6)
+    >>> f"index {part.index} of axis {part.axis}: {part.ratio:.1f} times its budget"
+    """
 
     ratio: float  # RMS(error) / budget of this slice
     factor: float  # allowance for its few elements

@@ -28,7 +28,11 @@ _CONFIDENCE = 0.999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """Limits for one output. Ratios are errors divided by the budget: the error of an independent fp16 execution of the same module."""
+    """Limits for one output. Ratios are errors divided by the budget: the error of an independent fp16 execution of the same module.
+
+    >>> validate("encoder.mlpackage", recipe, tolerance=replace(LIFTED, rms_pass=2.0, rms_warn=2.0))
+    >>> validate("small.mlpackage", recipe, tolerance=by_share(0.05))  # 5 % of the output, for compressed packages
+    """
 
     rms_pass: float  # ratio of the RMS errors
     rms_warn: float  # above ``rms_pass`` and up to here: a warning

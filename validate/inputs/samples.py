@@ -11,7 +11,11 @@ Specs = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One set of inputs, in the dtypes of the package."""
+    """One set of inputs, in the dtypes of the package.
+
+    >>> sample = Sample(label="a letter", inputs={"ids": ids, "mask": mask})
+    >>> report = validate("encoder.mlpackage", recipe, [sample])
+    """
 
     label: str
     inputs: Arrays

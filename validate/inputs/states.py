@@ -60,7 +60,10 @@ class StatelessLifted(LiftedModel):
 
 
 class StatelessModel:
-    """A model of any backend whose states are inputs and outputs, through its ``make_state``."""
+    """A model of any backend whose states are inputs and outputs, through its ``make_state``.
+
+    >>> StatelessModel(model).predict({"x": x, "cache": cache})["cache_out"]
+    """
 
     def __init__(self, model: Model) -> None:
         self.states: dict[str, TensorSpec] = {}
@@ -87,6 +90,8 @@ class StatelessModule(nn.Module):
     """A module that takes the buffers of these names after its inputs, and returns them after its outputs.
 
     ``ConfigError`` names the buffers that there are where one is missing.
+
+    >>> y, cache_after = StatelessModule(module, model.states)(x, cache)
     """
 
     def __init__(self, module: nn.Module, states: Mapping[str, TensorSpec]) -> None:

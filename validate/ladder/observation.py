@@ -10,7 +10,12 @@ from coreflow.validate.report.model import RungName
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observation:
-    """Outputs and errors of every rung, and the outputs of the reference, for one sample."""
+    """Outputs and errors of every rung, and the outputs of the reference, for one sample.
+
+    >>> observation = ladder.observe([sample])[0]
+    >>> list(observation.rungs), observation.actual["surface"].shape
+    (['R3', 'R4'], (1, 64))
+    """
 
     sample: Sample
     rungs: Mapping[RungName, Arrays]  # outputs of the saved program

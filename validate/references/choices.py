@@ -14,7 +14,11 @@ from coreflow.models.arrays import Array
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """``indices`` (N,) chosen from ``scores`` (N, C)."""
+    """``indices`` (N,) chosen from ``scores`` (N, C).
+
+    >>> Choice(indices=np.array([1]), scores=np.array([[0.5, 2.0, 1.5]])).margin()
+    array([0.5])
+    """
 
     indices: Array
     scores: Array

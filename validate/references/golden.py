@@ -11,7 +11,11 @@ from coreflow.validate.references.reference import WithoutMargins
 
 
 class GoldenReference(WithoutMargins):
-    """Outputs that were recorded with the samples."""
+    """Outputs that were recorded with the samples.
+
+    >>> reference = GoldenReference([Sample(label="golden 0", inputs={"x": x}, expected={"y": y})], ["y"])
+    >>> reference.outputs({"x": x})
+    """
 
     label, budget = "recorded outputs", "heuristic"
 
@@ -36,7 +40,11 @@ class GoldenReference(WithoutMargins):
 
 
 class ReplayReference(WithoutMargins):
-    """The outputs of one sample: those of the reference and, where it was recorded, its simulation."""
+    """The outputs of one sample: those of the reference and, where it was recorded, its simulation.
+
+    >>> record = read_replay("artifacts/replays/encoder.safetensors")
+    >>> reference = ReplayReference(record.outputs, record.simulated, list(model.outputs))
+    """
 
     label = "recorded outputs of the reference"
 

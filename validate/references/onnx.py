@@ -22,7 +22,10 @@ _DTYPES = {
 
 
 class OnnxReference(WithoutMargins):
-    """An ONNX file, run by onnxruntime as it is: in float32 as a rule, so that R0 carries that noise."""
+    """An ONNX file, run by onnxruntime as it is: in float32 as a rule, so that R0 carries that noise.
+
+    >>> OnnxReference(Path("encoder.onnx"), ["surface"]).outputs({"ids": ids, "mask": mask})
+    """
 
     budget = "heuristic"
 

@@ -15,6 +15,8 @@ class PackageReference(WithoutMargins):
     """Another package, lifted and executed in float64 and in fp16.
 
     The two are different programs, so the comparison is not vacuous; a package compared with itself passes.
+
+    >>> PackageReference(Path("encoder.mlpackage"), ["surface"]).outputs({"ids": ids, "mask": mask})
     """
 
     budget = "the reference package's own fp16"

@@ -47,7 +47,13 @@ class Reference(Protocol):
 
 
 class WithoutMargins:
-    """Base of references that take no hard decisions, or do not tell their margins."""
+    """Base of references that take no hard decisions, or do not tell their margins.
+
+    >>> class Constant(WithoutMargins):
+    ...     label, budget = "zeros", "heuristic"
+    ...     def outputs(self, inputs): return (np.zeros((1, 4)),)
+    ...     def simulated_outputs(self, inputs): return None
+    """
 
     has_margins = False
     choices: Sequence[Choice] = ()

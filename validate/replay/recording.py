@@ -45,7 +45,12 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {  # of the metadata, by key
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Replay:
-    """Contents of a replay file; paths are relative to its folder, as they are written in it."""
+    """Contents of a replay file; paths are relative to its folder, as they are written in it.
+
+    >>> record = read_replay("artifacts/replays/encoder.safetensors")
+    >>> record.label, record.verdict, record.culprits
+    ('seed 3', 'fail', ('op_30_linear',))
+    """
 
     name: str  # of the report: the recipe's, or the package's
     package: str
