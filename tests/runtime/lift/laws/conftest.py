@@ -1,8 +1,8 @@
-"""What every law needs: random arguments, one op run in all the ways there are, and what MIL itself infers of it."""
+"""Laws of lowerings: random arguments, one op run in every way, and MIL's own inference for it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pytest
@@ -143,7 +143,7 @@ def _array(data: Any) -> Any:
     return array.astype({"i": np.int32, "f": np.float32}.get(array.dtype.kind, array.dtype))
 
 
-How = Literal["constants", "computed", "module", "looked at"]
+How = Literal["constants", "computed", "module", "observed"]
 HOW: tuple[How, ...] = get_args(How)[1:3]
 # What is summed in another order where only x is computed.
 PRODUCTS = ("linear", "matmul", "conv")
@@ -161,7 +161,7 @@ def run(
 ) -> tuple[Any, ...]:
     """The results of one op as the interpreter gives them.
 
-    ``computed``: arrays come in as a program's inputs and not as its constants. ``looked at``: so too, with somebody who looks at the op.
+    ``computed``: arrays come in as a program's inputs and not as its constants. ``observed``: so too, with an observer.
     ``module``: constants that are a module's parameters.
     """
     chosen = numerics_named(numerics)
@@ -170,7 +170,7 @@ def run(
     inputs: list[Value] = []
 
     def value_of(name: str, data: Any) -> Value:
-        constant = how not in ("computed", "looked at") or not isinstance(data, np.ndarray | list)
+        constant = how not in ("computed", "observed") or not isinstance(data, np.ndarray | list)
         value = _value(name, data, constant=constant)
         if not constant:
             tensor = torch.from_numpy(_array(data).copy())
@@ -184,7 +184,7 @@ def run(
     outputs = tuple(Value(f"y{i}", declared, None) for i in range(results))
     graph = Graph("main", opset, tuple(inputs), outputs, (Op(op, "op", values, outputs),), ())
     if how != "module":
-        observe = (lambda op, results: None) if how == "looked at" else None
+        observe = (lambda op, results: None) if how == "observed" else None
         return tuple(value.numpy() for value in Interpreter(graph, chosen).run(given, observe).values())
     interface = Interface(inputs=(), outputs=tuple(Feature(value.name, "array") for value in outputs), states=())
     # Frozen, as the engine has it: for a mask that wants a gradient torch takes another kernel of attention.
@@ -295,7 +295,7 @@ def _check(op: str, arguments: Arguments, opset: str, actual: tuple[Any, ...], o
             np.testing.assert_array_equal(got, again)
     if op.startswith("random_"):
         return
-    ways: tuple[How, ...] = ("constants",) if op.startswith("constexpr_") else ("looked at", "computed", "constants")
+    ways: tuple[How, ...] = ("constants",) if op.startswith("constexpr_") else ("observed", "computed", "constants")
     fp16_results = {
         how: run(op, _as_fp16(arguments), opset=opset, results=len(actual), numerics="fp16", declared="float16", how=how) for how in ways
     }
@@ -321,13 +321,37 @@ def _no_overflow_warnings() -> Iterator[None]:
         yield
 
 
+class RunOp(Protocol):
+    """``run``, as tests get it."""
+
+    def __call__(
+        self,
+        op: str,
+        arguments: Arguments,
+        *,
+        opset: str,
+        results: int = 1,
+        numerics: NumericsName = "fp64",
+        declared: str = "float32",
+        how: How = "constants",
+    ) -> tuple[Any, ...]:
+        """The results of one op."""
+
+
+class InferOp(Protocol):
+    """``infer``, as tests get it."""
+
+    def __call__(self, op: str, arguments: Arguments, opset: str, *, values: bool = True) -> tuple[Declared, ...]:
+        """MIL's own inference for one op."""
+
+
 @pytest.fixture(scope="session")
-def run_op() -> Callable[..., Any]:
+def run_op() -> RunOp:
     """``run``, for laws of another form."""
     return run
 
 
 @pytest.fixture(scope="session")
-def infer_op() -> Callable[..., Any]:
+def infer_op() -> InferOp:
     """``infer``, likewise."""
     return infer

@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
+
 Arguments = dict[str, Any]
 
 
-def blocks(draw: Any, rank: int) -> tuple[list[int], list[int]]:
+def blocks(draw: "Draw", rank: int) -> tuple[list[int], list[int]]:
     """How many blocks along every axis, and the extents."""
     counts = draw.wholes(rank, 1, 3)
     return counts, [count * draw.whole(1, 3) for count in counts]
 
 
-def affine(draw: Any) -> Arguments:
+def affine(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 4)
     axis = draw.axis(len(shape))
     kind = draw.one([np.int8, np.uint8])
@@ -29,13 +32,13 @@ def affine(draw: Any) -> Arguments:
     return {"quantized_data": data, "zero_point": draw.one([zero, kind(3)]), "scale": scale, "axis": axis, "opset": opset}
 
 
-def packed_palette(draw: Any) -> Arguments:
+def packed_palette(draw: "Draw") -> Arguments:
     bits, shape = draw.one([1, 2, 4, 6, 8]), draw.shape(1, 5)
     indices = draw.ints(math.ceil(bits * math.prod(shape) / 8), low=0, high=255, dtype=np.uint8)
     return {"indices": indices, "lut": draw.floats(2**bits), "shape": np.array(shape, np.uint32), "opset": draw.one(["CoreML6", "CoreML7"])}
 
 
-def packed_sparse(draw: Any) -> Arguments:
+def packed_sparse(draw: "Draw") -> Arguments:
     mask = draw.bools(*draw.shape(1, 5))
     mask.flat[0] = True  # MIL has no empty vectors
     packed = np.packbits(mask.ravel(), bitorder="little")
@@ -43,7 +46,7 @@ def packed_sparse(draw: Any) -> Arguments:
     return {"nonzero_data": values, "mask": packed, "shape": np.array(mask.shape, np.uint32), "opset": draw.one(["CoreML6", "CoreML7"])}
 
 
-def palette(draw: Any) -> Arguments:
+def palette(draw: "Draw") -> Arguments:
     rank = draw.whole(1, 4)
     counts, extents = blocks(draw, rank)
     bits = draw.one([1, 2, 3, 4])
@@ -53,38 +56,38 @@ def palette(draw: Any) -> Arguments:
     return {"indices": indices, "lut": lut, "vector_axis": draw.axis(rank) if length > 1 else None, "opset": "CoreML8"}
 
 
-def shift_scale(draw: Any) -> Arguments:
+def shift_scale(draw: "Draw") -> Arguments:
     counts, extents = blocks(draw, draw.whole(1, 4))
     data = draw.ints(*extents, low=-100, high=100, dtype=np.int8)
     offset = draw.one([None, draw.ints(*counts, dtype=np.int8), draw.floats(*counts)])
     return {"data": data, "scale": draw.floats(*counts, low=0.1, high=2), "offset": offset, "opset": "CoreML8"}
 
 
-def mask_of(draw: Any, shape: Any) -> Any:
+def mask_of(draw: "Draw", shape: Any) -> Any:
     mask = draw.ints(*shape, low=0, high=1, dtype=np.uint8)
     mask.flat[0] = 1
     return mask
 
 
-def sparse(draw: Any) -> Arguments:
+def sparse(draw: "Draw") -> Arguments:
     mask = mask_of(draw, draw.shape(1, 5))
     return {"nonzero_data": draw.floats(int(mask.sum())), "mask": mask, "opset": "CoreML8"}
 
 
-def sparse_palette(draw: Any) -> Arguments:
+def sparse_palette(draw: "Draw") -> Arguments:
     arguments = palette(draw)
     mask = mask_of(draw, arguments["indices"].shape)
     rest = {name: arguments[name] for name in ("lut", "vector_axis", "opset")}
     return {"indices_mask": mask, "indices_nonzero_data": arguments["indices"][mask != 0], **rest}
 
 
-def sparse_shift_scale(draw: Any) -> Arguments:
+def sparse_shift_scale(draw: "Draw") -> Arguments:
     arguments = shift_scale(draw)
     mask = mask_of(draw, arguments["data"].shape)
     return {"data_mask": mask, "nonzero_data": arguments.pop("data")[mask != 0], **arguments}
 
 
-LAWS: dict[str, tuple[str, Callable[[Any], Arguments]]] = {
+LAWS: dict[str, tuple[str, Callable[["Draw"], Arguments]]] = {
     "constexpr_affine_dequantize": ("quantized_data zero_point scale axis", affine),
     "constexpr_lut_to_dense": ("lut indices shape", packed_palette),
     "constexpr_lut_to_dense since iOS18": ("indices lut vector_axis", palette),
@@ -97,7 +100,7 @@ LAWS: dict[str, tuple[str, Callable[[Any], Arguments]]] = {
 
 
 @pytest.mark.parametrize("case", LAWS)
-def test_constants_are_what_coremltools_makes_of_them(law: Any, case: str) -> None:
+def test_constants_are_what_coremltools_makes_of_them(law: "Law", case: str) -> None:
     quiet_coremltools()
     from coremltools.converters.mil.mil.ops.defs.iOS16 import constexpr_ops
     from coremltools.converters.mil.mil.ops.defs.iOS18 import compression
@@ -109,14 +112,14 @@ def test_constants_are_what_coremltools_makes_of_them(law: Any, case: str) -> No
     law.agrees_with(lambda **given: decompress(*(given.get(name) for name in names.split())), op, arguments_of)
 
 
-def test_a_cast_constant_keeps_its_values(law: Any) -> None:
-    def arguments(draw: Any) -> Arguments:
+def test_a_cast_constant_keeps_its_values(law: "Law") -> None:
+    def arguments(draw: "Draw") -> Arguments:
         return {"source_val": draw.floats(*draw.shape(1, 5)).astype(np.float16), "output_dtype": "fp32", "opset": draw.since("CoreML6")}
 
     law.agrees_with(lambda source_val, output_dtype: source_val.astype(np.float64), "constexpr_cast", arguments)
 
 
-def per_axis(draw: Any) -> Arguments:
+def per_axis(draw: "Draw") -> Arguments:
     """Parameters of one number, or of one for every place along an axis."""
     shape = draw.shape(1, 4)
     axis = draw.axis(len(shape))
@@ -126,14 +129,14 @@ def per_axis(draw: Any) -> Arguments:
     return {"shape": shape, "axis": axis if own else None, "kind": kind, "scale": draw.floats(*own, low=0.1, high=2), "zero_point": zero}
 
 
-def quantize(draw: Any) -> Arguments:
+def quantize(draw: "Draw") -> Arguments:
     """No input lies half way between two steps: there the last digit of a float decides."""
     given = per_axis(draw)
     shape, kind = given.pop("shape"), given.pop("kind")
     return {"input": draw.floats(*shape, low=-300, high=300), **given, "output_dtype": kind, "opset": draw.since("CoreML7")}
 
 
-def dequantize(draw: Any) -> Arguments:
+def dequantize(draw: "Draw") -> Arguments:
     given = per_axis(draw)
     shape, kind = given.pop("shape"), given.pop("kind")
     return {"input": draw.ints(*shape, low=0, high=100, dtype=kind), **given, "opset": draw.since("CoreML7")}
@@ -144,9 +147,9 @@ def dequantized(input: Any, scale: Any, zero_point: Any = 0, axis: int = 0) -> A
     return np.moveaxis((last - np.float64(zero_point)) * scale, -1, axis)
 
 
-def test_quantize_rounds_to_steps_within_its_type(law: Any) -> None:
+def test_quantize_rounds_to_steps_within_its_type(law: "Law") -> None:
     law.agrees_with_mil("quantize", quantize)
 
 
-def test_dequantize_scales_what_is_left_of_the_zero_point(law: Any) -> None:
+def test_dequantize_scales_what_is_left_of_the_zero_point(law: "Law") -> None:
     law.agrees_with_mil("dequantize", dequantize, dequantized)

@@ -1,9 +1,12 @@
 """Examples with which laws once failed, kept so that few random examples need not find them again."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import RunOp
 
 Case = tuple[str, dict[str, Any], Any]
 
@@ -26,7 +29,7 @@ COUNTEREXAMPLES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("what", COUNTEREXAMPLES)
-def test_counterexamples_of_the_laws_stay_fixed(run_op: Any, what: str) -> None:
+def test_counterexamples_of_the_laws_stay_fixed(run_op: "RunOp", what: str) -> None:
     op, arguments, reference = COUNTEREXAMPLES[what]
     for how in ("constants", "computed", "module"):
         (actual,) = run_op(op, arguments, opset="CoreML7", how=how)

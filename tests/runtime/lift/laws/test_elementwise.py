@@ -1,19 +1,22 @@
 """Laws of arithmetic, comparison, logic, casts and activations: every broadcast of every rank, and numbers of every size."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scipy import special
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, InferOp, Law, RunOp
+
 Arguments = dict[str, Any]
 
 
-def one(low: float | None = None, high: float | None = None, *, whole: bool = False) -> Callable[[Any], Arguments]:
+def one(low: float | None = None, high: float | None = None, *, whole: bool = False) -> Callable[["Draw"], Arguments]:
     """x of any shape, within limits if there are any; ``whole``: integers too."""
 
-    def arguments(draw: Any) -> Arguments:
+    def arguments(draw: "Draw") -> Arguments:
         shape = draw.shape(0, 5)
         if whole and draw.flag():
             return {"x": draw.ints(*shape)}
@@ -22,13 +25,13 @@ def one(low: float | None = None, high: float | None = None, *, whole: bool = Fa
     return arguments
 
 
-def two(draw: Any) -> Arguments:
+def two(draw: "Draw") -> Arguments:
     a, b = draw.broadcastable(2)
     make = draw.one((draw.floats, draw.ints))
     return {"x": make(*a), "y": make(*b)}
 
 
-def division(draw: Any) -> Arguments:
+def division(draw: "Draw") -> Arguments:
     a, b = draw.broadcastable(2)
     if draw.flag():
         y = draw.ints(*b)
@@ -37,19 +40,19 @@ def division(draw: Any) -> Arguments:
     return {"x": draw.floats(*a), "y": np.where(np.abs(y) < 0.1, np.float32(0.7), y)}
 
 
-def power(draw: Any) -> Arguments:
+def power(draw: "Draw") -> Arguments:
     a, b = draw.broadcastable(2)
     if draw.flag():
         return {"x": draw.ints(*a), "y": draw.ints(*b, low=0, high=3)}
     return {"x": draw.floats(*a, low=0.1, high=4), "y": draw.floats(*b)}
 
 
-def truths(draw: Any) -> Arguments:
+def truths(draw: "Draw") -> Arguments:
     a, b = draw.broadcastable(2)
     return {"x": draw.bools(*a), "y": draw.bools(*b)}
 
 
-def choice(draw: Any) -> Arguments:
+def choice(draw: "Draw") -> Arguments:
     """MIL leaves ``cond`` out when it infers the shape, against its own documentation: here ``cond`` adds nothing to it."""
     condition, a = draw.broadcastable(2)
     make = draw.one((draw.floats, draw.ints, draw.bools))
@@ -58,7 +61,7 @@ def choice(draw: Any) -> Arguments:
     return {"cond": draw.bools(*condition), "a": values[first], "b": values[1 - first]}
 
 
-def cast(draw: Any) -> Arguments:
+def cast(draw: "Draw") -> Arguments:
     opset = draw.since("CoreML5")
     names = ["fp16", "fp32", "int32", "bool"] + (["int8", "uint8", "int16", "uint16"] if opset >= "CoreML7" else [])
     shape = draw.shape(0, 5)
@@ -66,32 +69,32 @@ def cast(draw: Any) -> Arguments:
     return {"x": draw.one((numbers, numbers + np.float32(0.25), draw.bools(*shape))), "dtype": draw.one(names), "opset": opset}
 
 
-def clip(draw: Any) -> Arguments:
+def clip(draw: "Draw") -> Arguments:
     low = float(draw.floats(1)[0])
     return {"x": draw.floats(*draw.shape(0, 5)), "alpha": low, "beta": low + draw.one([0.25, 3.0])}
 
 
-def threshold(draw: Any) -> Arguments:
+def threshold(draw: "Draw") -> Arguments:
     if draw.flag():
         return {"x": draw.ints(*draw.shape(0, 5)), "alpha": np.int32(draw.whole(-3, 3))}
     return {"x": draw.floats(*draw.shape(0, 5)), "alpha": float(draw.floats(1)[0])}
 
 
-def offset(draw: Any) -> Arguments:
+def offset(draw: "Draw") -> Arguments:
     """Positive x, with and without an epsilon."""
     return {"x": draw.floats(*draw.shape(0, 5), low=0.1, high=9), "epsilon": draw.one([None, 0.5, 1e-3])}
 
 
-def parameters(*names: str) -> Callable[[Any], Arguments]:
+def parameters(*names: str) -> Callable[["Draw"], Arguments]:
     return lambda draw: {"x": draw.floats(*draw.shape(1, 5)), **{name: float(draw.floats(1)[0]) for name in names}}
 
 
-def clamped(draw: Any) -> Arguments:
+def clamped(draw: "Draw") -> Arguments:
     return {"x": draw.floats(*draw.shape(1, 5)), "alpha": float(draw.floats(1)[0]), "beta": draw.one([0.5, 2.0])}
 
 
-def per_channel(*names: str) -> Callable[[Any], Arguments]:
-    def arguments(draw: Any) -> Arguments:
+def per_channel(*names: str) -> Callable[["Draw"], Arguments]:
+    def arguments(draw: "Draw") -> Arguments:
         shape = draw.shape(3, 5)
         make = draw.floats if len(shape) == 4 else lambda extent: np.full(extent, draw.floats(1)[0])  # MIL's own rule for prelu
         return {"x": draw.floats(*shape), **{name: make(shape[1]) for name in names}}
@@ -99,11 +102,11 @@ def per_channel(*names: str) -> Callable[[Any], Arguments]:
     return arguments
 
 
-def gelu(draw: Any) -> Arguments:
+def gelu(draw: "Draw") -> Arguments:
     return {"x": draw.floats(*draw.shape(0, 5)), "mode": draw.one([None, "EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"])}
 
 
-LAWS: dict[str, Callable[[Any], Arguments]] = {
+LAWS: dict[str, Callable[["Draw"], Arguments]] = {
     **dict.fromkeys(("acos", "asin", "atanh"), one(-0.99, 0.99)),
     **dict.fromkeys(("atan", "ceil", "cos", "cosh", "erf", "exp", "floor", "sin", "sinh", "tanh"), one()),
     **dict.fromkeys(("relu", "relu6", "round", "sigmoid", "softplus", "softsign", "silu"), one(-8, 8)),
@@ -132,13 +135,13 @@ ORACLES: dict[str, Callable[..., Any]] = {"silu": lambda x: x * special.expit(x)
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_results_are_those_that_mil_infers(law: Any, op: str) -> None:
+def test_results_are_those_that_mil_infers(law: "Law", op: str) -> None:
     law.agrees_with_mil(op, LAWS[op], ORACLES.get(op))
 
 
 # Not where a quotient is cut to a whole number: there its last digit decides.
 @pytest.mark.parametrize("op", [op for op in LAWS if op not in ("floor_div", "mod")])
-def test_fp16_is_rounded_once(law: Any, op: str) -> None:
+def test_fp16_is_rounded_once(law: "Law", op: str) -> None:
     law.rounds_to_fp16(op, LAWS[op])
 
 
@@ -156,7 +159,7 @@ GO_THROUGH = {op: options for ops, options in OPTIONS for op in ops.split()}
 
 
 @pytest.mark.parametrize("op", GO_THROUGH)
-def test_nan_infinities_and_zeros_go_through_one_op_as_in_mil(run_op: Any, infer_op: Any, op: str) -> None:
+def test_nan_infinities_and_zeros_go_through_one_op_as_in_mil(run_op: "RunOp", infer_op: "InferOp", op: str) -> None:
     """A NaN that an op swallowed would be missed when outputs are searched for it."""
     for x in (SPECIAL, SPECIAL[1:], SPECIAL[3:]):
         (reference,) = infer_op(op, {"x": x, **GO_THROUGH[op]}, "CoreML6")
@@ -165,7 +168,7 @@ def test_nan_infinities_and_zeros_go_through_one_op_as_in_mil(run_op: Any, infer
 
 
 @pytest.mark.parametrize("op", [op for op, arguments in LAWS.items() if arguments in (two, division, power)])
-def test_nan_infinities_and_zeros_go_through_two_operands_as_in_mil(run_op: Any, infer_op: Any, op: str) -> None:
+def test_nan_infinities_and_zeros_go_through_two_operands_as_in_mil(run_op: "RunOp", infer_op: "InferOp", op: str) -> None:
     arguments = {"x": SPECIAL[:, None], "y": SPECIAL}
     (reference,) = infer_op(op, arguments, "CoreML6")
     (actual,) = run_op(op, arguments, opset="CoreML6", numerics="fp32")
@@ -189,14 +192,14 @@ STABLE: dict[str, tuple[Callable[..., Any], Arguments]] = {
 
 
 @pytest.mark.parametrize("op", STABLE)
-def test_no_fp16_input_is_too_large_or_too_small(law: Any, run_op: Any, op: str) -> None:
+def test_no_fp16_input_is_too_large_or_too_small(law: "Law", run_op: "RunOp", op: str) -> None:
     """Over the whole range of fp16, computed in fp32: finite, and right to a fifth of what fp16 rounds away.
 
     But where x times a share of 1 is next to nothing: there fp32 keeps what 1 leaves over, 6e-8 of x.
     """
     function, options = STABLE[op]
 
-    def rule(draw: Any) -> None:
+    def rule(draw: "Draw") -> None:
         exponents = draw.floats(2, 1, 7, low=-24, high=15.9)
         x = (np.sign(draw.floats(2, 1, 7, low=-1, high=1)) * 2**exponents).astype(np.float16)
         (actual,) = run_op(op, {"x": x, **options}, opset="CoreML8", numerics="fp32")

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
 
 Arguments = dict[str, Any]
 MODES = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
@@ -36,11 +39,11 @@ def nearest(x: Any, axis: int, places: Any) -> Any:
     return np.take(x, np.clip(np.floor(places), 0, x.shape[axis] - 1).astype(int), axis)
 
 
-def image(draw: Any) -> Any:
+def image(draw: "Draw") -> Any:
     return draw.floats(*draw.shape(3, 5))
 
 
-def resize_bilinear(draw: Any) -> Arguments:
+def resize_bilinear(draw: "Draw") -> Arguments:
     sizes = {"target_size_height": draw.whole(1, 7), "target_size_width": draw.whole(1, 7)}
     return {"x": image(draw), **sizes, "sampling_mode": draw.one([None, *MODES])}
 
@@ -50,7 +53,7 @@ def bilinear(x: Any, target_size_height: int, target_size_width: int, sampling_m
     return linear(tall, -1, grid(sampling_mode, x.shape[-1], target_size_width))
 
 
-def resize_nearest(draw: Any) -> Arguments:
+def resize_nearest(draw: "Draw") -> Arguments:
     return {"x": image(draw), "target_size_height": draw.whole(1, 7), "target_size_width": draw.whole(1, 7)}
 
 
@@ -61,7 +64,7 @@ def nearest_before(x: Any, target_size_height: int, target_size_width: int) -> A
     return x
 
 
-def factors(draw: Any, x: Any) -> Arguments:
+def factors(draw: "Draw", x: Any) -> Arguments:
     """Factors that leave at least one pixel: both whole, or both not."""
     whole, result = draw.flag(), {}
     for name, extent in zip(("scale_factor_height", "scale_factor_width"), x.shape[-2:], strict=True):
@@ -70,7 +73,7 @@ def factors(draw: Any, x: Any) -> Arguments:
     return result
 
 
-def upsample_nearest(draw: Any) -> Arguments:
+def upsample_nearest(draw: "Draw") -> Arguments:
     x = image(draw)
     return {"x": x, **factors(draw, x)}
 
@@ -80,7 +83,7 @@ def enlarged(x: Any, scale_factor_height: float = 1, scale_factor_width: float =
     return math.floor(np.float32(scale_factor_height) * np.float32(H)), math.floor(np.float32(scale_factor_width) * np.float32(W))
 
 
-def upsample_bilinear(draw: Any) -> Arguments:
+def upsample_bilinear(draw: "Draw") -> Arguments:
     x, opset = image(draw), draw.since("CoreML5")
     align = draw.one([None, False, True])
     half = draw.one([None, False, True]) if opset >= "CoreML6" and align is False else None
@@ -92,7 +95,7 @@ def upsampled(x: Any, align_corners: bool = True, half_pixel_centers: bool | Non
     return bilinear(x, *enlarged(x, **factors), "STRICT_ALIGN_CORNERS" if align_corners else half)
 
 
-def resize(draw: Any) -> Arguments:
+def resize(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     mode = draw.one([None, "LINEAR", "NEAREST_NEIGHBOR"])
     x = draw.numbers(*shape) if mode == "NEAREST_NEIGHBOR" else draw.floats(*shape)
@@ -115,7 +118,7 @@ def resized(x: Any, shape: Any, resized_dims: Any, interpolation_mode: str = "LI
     return x
 
 
-def sampling(draw: Any) -> Arguments:
+def sampling(draw: "Draw") -> Arguments:
     return {
         "sampling_mode": draw.one(["bilinear", "nearest"]),
         "padding_mode": draw.one(list(PADDING)),
@@ -125,7 +128,7 @@ def sampling(draw: Any) -> Arguments:
     }
 
 
-def resample(draw: Any) -> Arguments:
+def resample(draw: "Draw") -> Arguments:
     x = draw.floats(*draw.shape(4, 4, most=5))
     shape = (len(x), *draw.wholes(2, 1, 3), 2)
     options = sampling(draw)
@@ -155,7 +158,7 @@ def resampled(
     return result
 
 
-def affine(draw: Any) -> Arguments:
+def affine(draw: "Draw") -> Arguments:
     """MIL has one sampling, one padding and one kind of coordinates for it."""
     x = draw.floats(*draw.shape(4, 4, most=5))
     matrix = draw.floats(draw.one([1, len(x)]), 6, low=-1, high=1)
@@ -172,7 +175,7 @@ def seen_through(x: Any, transform_matrix: Any, output_height: int, output_width
     return resampled(x, coordinates, **options)
 
 
-def boxes(draw: Any, count: int, H: int, W: int, mode: str, *, normalized: bool) -> Any:
+def boxes(draw: "Draw", count: int, H: int, W: int, mode: str, *, normalized: bool) -> Any:
     """Boxes in any notation: within the image, or reaching beyond it."""
     out = draw.one([0, 0, -2])
     top, left = draw.floats(count, low=out, high=(H - 1) / 2), draw.floats(count, low=out, high=(W - 1) / 2)
@@ -187,7 +190,7 @@ def boxes(draw: Any, count: int, H: int, W: int, mode: str, *, normalized: bool)
     return np.stack((first[0], second[0], first[1], second[1]), -1).astype(np.float32)
 
 
-def crop_options(draw: Any) -> Arguments:
+def crop_options(draw: "Draw") -> Arguments:
     return {
         "target_height": draw.whole(1, 4),
         "target_width": draw.whole(1, 4),
@@ -198,7 +201,7 @@ def crop_options(draw: Any) -> Arguments:
     }
 
 
-def crop_resize(draw: Any) -> Arguments:
+def crop_resize(draw: "Draw") -> Arguments:
     """Of every image (four numbers), or of one that the fifth number, in front, names; MIL counts all images for that too."""
     numbered = draw.flag()
     x = draw.floats(1 if numbered else draw.whole(1, 2), *draw.wholes(3, 1, 5))
@@ -211,7 +214,7 @@ def crop_resize(draw: Any) -> Arguments:
     return {"x": x, "roi": roi.reshape(count, 1, -1, 1, 1), **options, "opset": opset}
 
 
-def crop_resize_ios17(draw: Any) -> Arguments:
+def crop_resize_ios17(draw: "Draw") -> Arguments:
     x = draw.floats(*draw.wholes(2, 1, 3), *draw.wholes(2, 1, 5))
     options = crop_options(draw)
     indices = draw.one([None, draw.ints(draw.whole(1, 3), low=0, high=len(x) - 1)])
@@ -252,7 +255,7 @@ def cropped_ios17(x: Any, boxes: Any, box_indices: Any = None, **options: Any) -
     return np.stack([cut(x[index], row, **options) for index, row in zip(chosen, boxes, strict=True)])
 
 
-LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
+LAWS: dict[str, tuple[Callable[["Draw"], Arguments], Callable[..., Any]]] = {
     "resize_bilinear": (resize_bilinear, bilinear),
     "resize_nearest_neighbor": (resize_nearest, nearest_before),
     "upsample_nearest_neighbor": (upsample_nearest, lambda x, **factors: nearest_before(x, *enlarged(x, **factors))),
@@ -266,5 +269,5 @@ LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("case", LAWS)
-def test_results_are_the_documented_samples_in_the_shape_that_mil_infers(law: Any, case: str) -> None:
+def test_results_are_the_documented_samples_in_the_shape_that_mil_infers(law: "Law", case: str) -> None:
     law.agrees_with_mil(case.partition(" ")[0], *LAWS[case])

@@ -1,28 +1,31 @@
 """Laws of reading and writing by index: any axis, any batch, negative indices, every mode and version."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from coreflow.models.errors import UnsupportedError
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law, RunOp
+
 Arguments = dict[str, Any]
 
 
-def indices(draw: Any, shape: Any, extent: int, *, negative: bool = True) -> Any:
+def indices(draw: "Draw", shape: Any, extent: int, *, negative: bool = True) -> Any:
     return draw.ints(*shape, low=-extent if negative else 0, high=extent - 1)
 
 
-def checked(draw: Any) -> tuple[Arguments, bool]:
+def checked(draw: "Draw") -> tuple[Arguments, bool]:
     """The opset and, since iOS17, whether indices are validated; and whether they may be negative."""
     opset = draw.since("CoreML5")
     validate = draw.one([None, False, True]) if opset >= "CoreML7" else None
     return {"opset": opset, "validate_indices": validate}, not validate
 
 
-def gather(draw: Any) -> Arguments:
+def gather(draw: "Draw") -> Arguments:
     options, negative = checked(draw)
     x = draw.numbers(*draw.shape(1, 4))
     axis = draw.axis(x.ndim)
@@ -41,7 +44,7 @@ def gathered(x: Any, indices: Any, axis: int, batch_dims: int = 0, validate_indi
     return np.stack(parts)
 
 
-def gather_along_axis(draw: Any) -> Arguments:
+def gather_along_axis(draw: "Draw") -> Arguments:
     options, negative = checked(draw)
     shape = draw.shape(1, 5)
     axis = draw.axis(len(shape))
@@ -54,7 +57,7 @@ def gathered_along_axis(x: Any, indices: Any, axis: int, validate_indices: bool 
     return np.take_along_axis(x, indices % x.shape[axis], axis)
 
 
-def gather_nd(draw: Any) -> Arguments:
+def gather_nd(draw: "Draw") -> Arguments:
     options, negative = checked(draw)
     x = draw.numbers(*draw.shape(1, 5))
     batch = draw.whole(0, x.ndim - 1) if options["opset"] >= "CoreML6" else 0
@@ -86,7 +89,7 @@ FOLD: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def writing(draw: Any, data: Any, updates_shape: Any) -> Arguments:
+def writing(draw: "Draw", data: Any, updates_shape: Any) -> Arguments:
     """Updates for every mode but ``update``, in which an index that comes twice has no defined result; nothing divides by 0."""
     options, _ = checked(draw)
     options.pop("validate_indices")
@@ -97,7 +100,7 @@ def writing(draw: Any, data: Any, updates_shape: Any) -> Arguments:
     return {"data": make(*data), "updates": make(*updates_shape), "mode": mode, **options}
 
 
-def scatter(draw: Any) -> Arguments:
+def scatter(draw: "Draw") -> Arguments:
     data = draw.shape(1, 4)
     axis = draw.axis(len(data))
     lead = draw.shape(1, 5 - len(data) + 1)
@@ -116,7 +119,7 @@ def scattered(data: Any, indices: Any, updates: Any, axis: int = 0, mode: str = 
     return result
 
 
-def scatter_along_axis(draw: Any) -> Arguments:
+def scatter_along_axis(draw: "Draw") -> Arguments:
     data = draw.shape(1, 5)
     axis = draw.axis(len(data))
     shape = list(data)
@@ -133,7 +136,7 @@ def scattered_along_axis(data: Any, indices: Any, updates: Any, axis: int = 0, m
     return result
 
 
-def scatter_nd(draw: Any) -> Arguments:
+def scatter_nd(draw: "Draw") -> Arguments:
     data = draw.shape(1, 5)
     depth = draw.whole(1, len(data))
     lead = draw.shape(1, 5 - len(data) + depth)[:2]
@@ -150,7 +153,7 @@ def scattered_nd(data: Any, indices: Any, updates: Any, mode: str = "add") -> An
     return result
 
 
-LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
+LAWS: dict[str, tuple[Callable[["Draw"], Arguments], Callable[..., Any]]] = {
     "gather": (gather, gathered),
     "gather_along_axis": (gather_along_axis, gathered_along_axis),
     "gather_nd": (gather_nd, gathered_nd),
@@ -161,16 +164,16 @@ LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_results_are_those_of_a_loop_in_the_shape_that_mil_infers(law: Any, op: str) -> None:
+def test_results_are_those_of_a_loop_in_the_shape_that_mil_infers(law: "Law", op: str) -> None:
     # MIL's own values are wrong for batches (gather, with a negative axis) and modes (scatter_along_axis, always an update).
     law.agrees_with_mil(op, *LAWS[op], values=False)
 
 
 @pytest.mark.parametrize("op", ["scatter", "scatter_along_axis", "scatter_nd"])
-def test_an_update_replaces(law: Any, op: str) -> None:
+def test_an_update_replaces(law: "Law", op: str) -> None:
     """With indices of which none comes twice."""
 
-    def arguments(draw: Any) -> Arguments:
+    def arguments(draw: "Draw") -> Arguments:
         data = draw.numbers(draw.whole(2, 6), draw.whole(1, 3))
         chosen = np.array(draw.perm(len(data))[: draw.whole(1, len(data))], np.int32)
         updates = draw.floats(len(chosen), data.shape[1]).astype(data.dtype)
@@ -201,11 +204,11 @@ OUTSIDE: dict[str, Callable[[Any], Arguments]] = {
 
 
 @pytest.mark.parametrize("case", OUTSIDE)
-def test_an_index_outside_the_axis_is_an_error_validated_or_not(law: Any, run_op: Any, case: str) -> None:
+def test_an_index_outside_the_axis_is_an_error_validated_or_not(law: "Law", run_op: "RunOp", case: str) -> None:
     """Never another element, never memory that is none of the tensor's."""
     op = case.partition(" ")[0]
 
-    def rule(draw: Any) -> None:
+    def rule(draw: "Draw") -> None:
         wrong = np.array([draw.whole(-3, 2), draw.one([3, 4, -4, -7, 2**31 - 1, -(2**31)])], np.int32)
         options = {"mode": draw.one(list(FOLD))} if op.startswith("scatter") else {}
         for validate in (False, True):
@@ -216,7 +219,7 @@ def test_an_index_outside_the_axis_is_an_error_validated_or_not(law: Any, run_op
 
 
 @pytest.mark.parametrize("case", OUTSIDE)
-def test_a_validated_index_does_not_count_from_the_end(run_op: Any, case: str) -> None:
+def test_a_validated_index_does_not_count_from_the_end(run_op: "RunOp", case: str) -> None:
     op, arguments = case.partition(" ")[0], OUTSIDE[case](np.array([0, -1], np.int32))
     run_op(op, {**arguments, "validate_indices": False}, opset="CoreML8")
     with pytest.raises(UnsupportedError, match=r"an index is outside 0\.\.2"):

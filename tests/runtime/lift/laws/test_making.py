@@ -1,24 +1,27 @@
 """Laws of ops that make, mark and choose elements."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law, RunOp
+
 Arguments = dict[str, Any]
 
 
-def fill(draw: Any) -> Arguments:
+def fill(draw: "Draw") -> Arguments:
     return {"shape": draw.shape(1, 5), "value": draw.one([None, 1.5, np.int32(4), np.bool_(True)])}
 
 
-def fill_like(draw: Any) -> Arguments:
+def fill_like(draw: "Draw") -> Arguments:
     arguments = fill(draw)
     return {"ref_tensor": draw.anything(*arguments["shape"]), "value": arguments["value"], "opset": draw.since("CoreML6")}
 
 
-def range_1d(draw: Any) -> Arguments:
+def range_1d(draw: "Draw") -> Arguments:
     step = draw.one([1, 2, 3, -1, -2])
     start, count = draw.whole(-5, 5), draw.whole(1, 6)
     end = start + step * count - draw.whole(0, abs(step) - 1) * (1 if step > 0 else -1)
@@ -28,7 +31,7 @@ def range_1d(draw: Any) -> Arguments:
     return {"start": np.float32(start / unit), "end": np.float32(end / unit), "step": np.float32(step / unit)}
 
 
-def one_hot(draw: Any) -> Arguments:
+def one_hot(draw: "Draw") -> Arguments:
     """Indices outside mark nothing."""
     shape = draw.shape(0, 4)
     size = draw.whole(1, 4)
@@ -42,11 +45,11 @@ def marked(indices: Any, one_hot_vector_size: int, axis: int = -1, on_value: Any
     return np.moveaxis(hot, -1, axis)
 
 
-def band_part(draw: Any) -> Arguments:
+def band_part(draw: "Draw") -> Arguments:
     return {"x": draw.anything(*draw.shape(2, 5)), "lower": draw.one([None, -1, 0, 1, 2]), "upper": draw.one([None, -1, 0, 1, 2])}
 
 
-def reshape_like(draw: Any) -> Arguments:
+def reshape_like(draw: "Draw") -> Arguments:
     """Two references, of each the axes from one place to another."""
     shapes, begins, ends, masks = [draw.shape(2, 4), draw.shape(2, 3)], [], [], []
     extents: list[int] = []
@@ -67,18 +70,18 @@ def in_the_shape_of(x: Any, ref_tensors: Any, begins: Any, ends: Any, end_masks:
     return x.reshape([extent for r, begin, end, is_open in parts for extent in r.shape[begin : r.ndim if is_open else end]])
 
 
-def suppression(draw: Any) -> Arguments:
+def suppression(draw: "Draw") -> Arguments:
     n, B, K = draw.whole(1, 2), draw.whole(1, 7), draw.whole(1, 3)
     boxes = np.concatenate((draw.floats(n, B, 2, low=0, high=4), draw.floats(n, B, 2, low=1, high=4)), -1)
     options = {"max_boxes": draw.whole(1, 5), "per_class_suppression": draw.one([None, False, True])}
     return {"boxes": boxes, "scores": draw.floats(n, B, K, low=0, high=1), "iou_threshold": draw.one([0.2, 0.5]), **options}
 
 
-def suppression_ios15(draw: Any) -> Arguments:
+def suppression_ios15(draw: "Draw") -> Arguments:
     return {**suppression(draw), "score_threshold": draw.one([0.0, 0.4, 0.9]), "opset": draw.one(["CoreML5", "CoreML6"])}
 
 
-def suppression_ios17(draw: Any) -> Arguments:
+def suppression_ios17(draw: "Draw") -> Arguments:
     arguments = suppression(draw)
     turned = {name: arguments[name].transpose(0, 2, 1).copy() for name in ("boxes", "scores")}
     return {**arguments, **turned, "opset": draw.since("CoreML7")}
@@ -117,17 +120,17 @@ def survivors_ios17(boxes: Any, scores: Any, **options: Any) -> tuple[Any, ...]:
     return kept.transpose(0, 2, 1), kept_scores.transpose(0, 2, 1), numbers
 
 
-def drawn(**parameters: Any) -> Callable[[Any], Arguments]:
+def drawn(**parameters: Any) -> Callable[["Draw"], Arguments]:
     """A seed, so that what is drawn twice is the same."""
     return lambda draw: {"shape": draw.shape(1, 5), **draw.one([{}, parameters]), "seed": draw.whole(0, 9)}
 
 
-def categorical(draw: Any) -> Arguments:
+def categorical(draw: "Draw") -> Arguments:
     x = draw.floats(*draw.shape(1, 3), low=0.1, high=1)
     return {"x": x, "mode": draw.one([None, "logits", "probs"]), "size": draw.whole(1, 4), "seed": draw.whole(0, 9)}
 
 
-LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any] | None]] = {
+LAWS: dict[str, tuple[Callable[["Draw"], Arguments], Callable[..., Any] | None]] = {
     "fill": (fill, None),
     "fill_like": (fill_like, None),
     "range_1d": (range_1d, None),
@@ -146,12 +149,12 @@ LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any] | None]] = 
 
 
 @pytest.mark.parametrize("case", LAWS)
-def test_results_are_those_that_mil_infers(law: Any, case: str) -> None:
+def test_results_are_those_that_mil_infers(law: "Law", case: str) -> None:
     law.agrees_with_mil(case.partition(" ")[0], *LAWS[case])
 
 
-def test_draws_stay_within_their_distribution(law: Any, run_op: Any) -> None:
-    def rule(draw: Any) -> None:
+def test_draws_stay_within_their_distribution(law: "Law", run_op: "RunOp") -> None:
+    def rule(draw: "Draw") -> None:
         shape, seed = draw.shape(1, 4), draw.whole(0, 99)
         (uniform,) = run_op("random_uniform", {"shape": shape, "low": -1.0, "high": 2.0, "seed": seed}, opset="CoreML5")
         (coins,) = run_op("random_bernoulli", {"shape": shape, "prob": draw.one([0.0, 0.5, 1.0]), "seed": seed}, opset="CoreML5")

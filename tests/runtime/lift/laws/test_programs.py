@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.numerics.named import numerics_named
 from coreflow.runtime.lift.ops.state import StateBuffer
+
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
 
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "maximum": np.maximum}
 
@@ -29,7 +32,7 @@ def value(numbers: Iterator[int], dtype: str = "float32", kind: Any = "tensor") 
 class Writer:
     """Draws a program on one vector, as MIL and as a Python function at once."""
 
-    def __init__(self, draw: Any) -> None:
+    def __init__(self, draw: "Draw") -> None:
         self.draw = draw
         self.numbers = itertools.count()
 
@@ -93,8 +96,8 @@ class Writer:
         return [loop], results[0], repeated
 
 
-def test_nested_conditions_and_loops_give_what_python_gives(law: Any) -> None:
-    def rule(draw: Any) -> None:
+def test_nested_conditions_and_loops_give_what_python_gives(law: "Law") -> None:
+    def rule(draw: "Draw") -> None:
         writer = Writer(draw)
         x = value(writer.numbers)
         ops, result, function = writer.steps(x, depth=3)
@@ -107,10 +110,10 @@ def test_nested_conditions_and_loops_give_what_python_gives(law: Any) -> None:
     law(rule)
 
 
-def test_lists_are_values_that_grow(law: Any) -> None:
+def test_lists_are_values_that_grow(law: "Law") -> None:
     """A write leaves the list that it was given as it was; a place that was never written holds zeros."""
 
-    def rule(draw: Any) -> None:
+    def rule(draw: "Draw") -> None:
         numbers = itertools.count()
         size, length = draw.whole(1, 3), draw.whole(1, 3)
         first = value(numbers, kind="list")
@@ -159,10 +162,10 @@ def test_a_place_outside_a_list_is_an_error(op: str) -> None:
         Interpreter(graph, numerics_named("fp64")).run({})
 
 
-def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -> None:
+def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: "Law") -> None:
     """Both forms of a write: the file's, which gives nothing, and the dialect's, which gives the value on."""
 
-    def rule(draw: Any) -> None:
+    def rule(draw: "Draw") -> None:
         numbers = itertools.count()
         state = Value("s", "float32", (2,), "state")
         initial = draw.floats(2).astype(np.float64)
@@ -196,8 +199,8 @@ def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: Any) -
 
 
 @pytest.mark.parametrize("labels", [("a", "b", "c"), (7, 8, 9)], ids=["names", "numbers"])
-def test_classify_names_the_most_probable_class(law: Any, labels: tuple[Any, ...]) -> None:
-    def rule(draw: Any) -> None:
+def test_classify_names_the_most_probable_class(law: "Law", labels: tuple[Any, ...]) -> None:
+    def rule(draw: "Draw") -> None:
         probabilities = draw.floats(1, 3, low=0, high=1)
         results = Value("label", "string", None), Value("all", "", None, "dictionary")
         classes = Value("", "string", (3,), "list", data=labels)

@@ -1,11 +1,14 @@
 """Laws of recurrent layers: one gate, one step, one element of the batch at a time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from scipy import special
+
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
 
 Arguments = dict[str, Any]
 Matrix = Any
@@ -19,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def layer(draw: Any, gates: int, *, sides: int = 1) -> tuple[Arguments, int, int]:
+def layer(draw: "Draw", gates: int, *, sides: int = 1) -> tuple[Arguments, int, int]:
     """x, initial_h and the weights of a layer with so many gates; the widths of input and state."""
     S, B, width, H = draw.wholes(4, 1, 3)
     arguments = {
@@ -34,12 +37,12 @@ def layer(draw: Any, gates: int, *, sides: int = 1) -> tuple[Arguments, int, int
     return arguments, width, H
 
 
-def rnn(draw: Any) -> Arguments:
+def rnn(draw: "Draw") -> Arguments:
     arguments, *_ = layer(draw, 1)
     return {**arguments, "activation": draw.one([None, "tanh", "sigmoid", "relu", "linear"])}
 
 
-def gru(draw: Any) -> Arguments:
+def gru(draw: "Draw") -> Arguments:
     arguments, _, H = layer(draw, 3)
     opset = draw.since("CoreML5")
     newer = {"reset_after": draw.one([None, False, True]), "input_bias": draw.one([None, draw.floats(3 * H)])} if opset == "CoreML8" else {}
@@ -47,7 +50,7 @@ def gru(draw: Any) -> Arguments:
     return {**arguments, **newer, **inner, "opset": opset}
 
 
-def lstm(draw: Any) -> Arguments:
+def lstm(draw: "Draw") -> Arguments:
     both = draw.flag()
     arguments, width, H = layer(draw, 4, sides=1 + both)
     arguments["initial_c"] = draw.floats(*arguments["initial_h"].shape, low=-1, high=1)
@@ -128,7 +131,7 @@ def lstm_by_steps(
     return stepped(x, direction, output_sequence, step), np.stack(h), np.stack(c)
 
 
-LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
+LAWS: dict[str, tuple[Callable[["Draw"], Arguments], Callable[..., Any]]] = {
     "rnn": (rnn, rnn_by_steps),
     "gru": (gru, gru_by_steps),
     "lstm": (lstm, lstm_by_steps),
@@ -136,10 +139,10 @@ LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_results_are_those_of_single_steps_in_the_shape_that_mil_infers(law: Any, op: str) -> None:
+def test_results_are_those_of_single_steps_in_the_shape_that_mil_infers(law: "Law", op: str) -> None:
     law.agrees_with_mil(op, *LAWS[op])
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_fp16_is_rounded_once(law: Any, op: str) -> None:
+def test_fp16_is_rounded_once(law: "Law", op: str) -> None:
     law.rounds_to_fp16(op, LAWS[op][0])

@@ -1,7 +1,7 @@
 """Laws of reductions, normalisations and orderings: any axes, counted from either end."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -9,42 +9,45 @@ import torch.nn.functional as F
 from scipy import special
 from torch import from_numpy
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
+
 Arguments = dict[str, Any]
 
 
-def reduction(draw: Any) -> Arguments:
+def reduction(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     x = draw.floats(*shape) if draw.flag() else draw.ints(*shape)
     return {"x": x, "axes": draw.one([None, draw.axes(len(shape))]), "keep_dims": draw.one([None, False, True])}
 
 
-def positive(draw: Any) -> Arguments:
+def positive(draw: "Draw") -> Arguments:
     arguments = reduction(draw)
     return {**arguments, "x": np.abs(arguments["x"]) + np.ones((), arguments["x"].dtype)}
 
 
-def argument(draw: Any) -> Arguments:
+def argument(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     return {"x": draw.numbers(*shape), "axis": draw.one([None, draw.axis(len(shape))]), "keep_dims": draw.one([None, False, True])}
 
 
-def along(draw: Any) -> Arguments:
+def along(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     return {"x": draw.floats(*shape), "axis": draw.one([None, draw.axis(len(shape))])}
 
 
-def cumsum(draw: Any) -> Arguments:
+def cumsum(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     # MIL's own value of an exclusive sum ends in a TypeError: for those there is numpy.
     return {"x": draw.numbers(*shape), "axis": draw.one([None, draw.whole(-1, len(shape) - 1)]), "reverse": draw.one([None, False, True])}
 
 
-def argsort(draw: Any) -> Arguments:
+def argsort(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     return {"x": draw.distinct(*shape), "axis": draw.one([None, draw.axis(len(shape))]), "ascending": draw.one([None, False, True])}
 
 
-def topk(draw: Any) -> Arguments:
+def topk(draw: "Draw") -> Arguments:
     opset = draw.since("CoreML5")
     shape = draw.shape(1, 4, most=6)
     axis = draw.axis(len(shape))
@@ -57,7 +60,7 @@ def topk(draw: Any) -> Arguments:
     return {"x": draw.distinct(*shape), "k": k, "axis": axis, **options, "opset": opset}
 
 
-def layer_norm(draw: Any) -> Arguments:
+def layer_norm(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5, least=2)
     axes = draw.axes(len(shape))
     own = [shape[axis] for axis in sorted(axis % len(shape) for axis in axes)]
@@ -65,7 +68,7 @@ def layer_norm(draw: Any) -> Arguments:
     return {"x": draw.floats(*shape), "axes": axes, **parameters, "epsilon": draw.one([None, 1e-2])}
 
 
-def batch_norm(draw: Any) -> Arguments:
+def batch_norm(draw: "Draw") -> Arguments:
     shape = draw.shape(3, 5)
     C = shape[1]
     scale = {"gamma": draw.floats(C), "beta": draw.floats(C)} if draw.flag() else {}
@@ -73,13 +76,13 @@ def batch_norm(draw: Any) -> Arguments:
     return {"x": draw.floats(*shape), **statistics, **scale, "epsilon": draw.one([None, 1e-2])}
 
 
-def instance_norm(draw: Any) -> Arguments:
+def instance_norm(draw: "Draw") -> Arguments:
     shape = draw.shape(3, 4, least=2)
     scale = {"gamma": draw.floats(shape[1]), "beta": draw.floats(shape[1])} if draw.flag() else {}
     return {"x": draw.floats(*shape), **scale, "epsilon": draw.one([None, 1e-2])}
 
 
-def local_response_norm(draw: Any) -> Arguments:
+def local_response_norm(draw: "Draw") -> Arguments:
     x = draw.floats(*draw.shape(4, 5), low=-2, high=2)
     return {"x": x, "size": draw.whole(1, 4), **draw.one([{}, {"alpha": 0.5, "beta": 0.5, "k": 2.0}])}
 
@@ -110,7 +113,7 @@ def local_response_norm_by_loop(x: Any, size: int, alpha: float = 1e-4, beta: fl
 
 
 REDUCTIONS = ("sum", "mean", "max", "min", "prod", "l1_norm", "l2_norm", "sum_square", "log_sum_exp")
-LAWS: dict[str, Callable[[Any], Arguments]] = {
+LAWS: dict[str, Callable[["Draw"], Arguments]] = {
     **dict.fromkeys((f"reduce_{name}" for name in REDUCTIONS), reduction),
     "reduce_log_sum": positive,
     **dict.fromkeys(("reduce_argmax", "reduce_argmin"), argument),
@@ -133,12 +136,12 @@ ORACLES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_results_are_those_that_mil_infers(law: Any, op: str) -> None:
+def test_results_are_those_that_mil_infers(law: "Law", op: str) -> None:
     law.agrees_with_mil(op, LAWS[op], ORACLES.get(op))
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_fp16_is_rounded_once(law: Any, op: str) -> None:
+def test_fp16_is_rounded_once(law: "Law", op: str) -> None:
     law.rounds_to_fp16(op, LAWS[op])
 
 
@@ -149,8 +152,8 @@ def exclusive_sum(x: Any, axis: int, reverse: bool) -> Any:
     return np.moveaxis(np.stack(sums), 0, axis)
 
 
-def test_exclusive_sums_leave_the_element_out(law: Any) -> None:
-    def arguments(draw: Any) -> Arguments:
+def test_exclusive_sums_leave_the_element_out(law: "Law") -> None:
+    def arguments(draw: "Draw") -> Arguments:
         shape = draw.shape(1, 4)
         return {"x": draw.numbers(*shape), "axis": draw.axis(len(shape)), "reverse": draw.flag(), "exclusive": True}
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,16 +12,19 @@ import torch
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.runtime.lift.ops.shape import slice_by_index
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
+
 Arguments = dict[str, Any]
 
 
-def moved(draw: Any, low: int = 1, high: int = 5, **extents: int) -> Any:
+def moved(draw: "Draw", low: int = 1, high: int = 5, **extents: int) -> Any:
     """Elements of any type, all of them different where the type has enough."""
     shape = draw.shape(low, high, **extents)
     return draw.one((draw.distinct, draw.bools))(*shape)
 
 
-def factors(draw: Any, count: int, pieces: int) -> list[int]:
+def factors(draw: "Draw", count: int, pieces: int) -> list[int]:
     """``pieces`` extents whose product is ``count``."""
     result = []
     for _ in range(pieces - 1):
@@ -30,7 +33,7 @@ def factors(draw: Any, count: int, pieces: int) -> list[int]:
     return [*result, count]
 
 
-def reshape(draw: Any) -> Arguments:
+def reshape(draw: "Draw") -> Arguments:
     x = moved(draw, 0)
     shape = factors(draw, x.size, draw.whole(1, 5))
     if draw.flag():
@@ -38,7 +41,7 @@ def reshape(draw: Any) -> Arguments:
     return {"x": x, "shape": shape}
 
 
-def reshape_keeping(draw: Any) -> Arguments:
+def reshape_keeping(draw: "Draw") -> Arguments:
     """0 keeps the extent of its place: counted from the end since iOS17, before that for the same rank only."""
     x = moved(draw, 2, 4)
     kept = draw.whole(1, x.ndim - 1)
@@ -48,7 +51,7 @@ def reshape_keeping(draw: Any) -> Arguments:
     return {"x": x, "shape": [*head, *[0] * kept], "opset": draw.since("CoreML7")}
 
 
-def expand_dims(draw: Any) -> Arguments:
+def expand_dims(draw: "Draw") -> Arguments:
     """Axes of the result: as many new ones as its rank goes beyond that of x."""
     x = moved(draw, 0, 3)
     rank = x.ndim + draw.whole(1, 5 - x.ndim)
@@ -56,7 +59,7 @@ def expand_dims(draw: Any) -> Arguments:
     return {"x": x, "axes": [axis - rank if draw.flag() else axis for axis in axes]}
 
 
-def squeeze(draw: Any) -> Arguments:
+def squeeze(draw: "Draw") -> Arguments:
     """At least one axis stays: MIL has no value for a scalar made of a vector."""
     shape = draw.shape(2, 5, least=2)
     axes = draw.axes(len(shape))[: len(shape) - 1]
@@ -65,7 +68,7 @@ def squeeze(draw: Any) -> Arguments:
     return {"x": draw.distinct(*shape), "axes": draw.one([None, axes])}
 
 
-def concat(draw: Any) -> Arguments:
+def concat(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 5)
     axis = draw.axis(len(shape))
     values = []
@@ -75,7 +78,7 @@ def concat(draw: Any) -> Arguments:
     return {"values": values, "axis": axis}
 
 
-def interleave(draw: Any) -> Arguments:
+def interleave(draw: "Draw") -> Arguments:
     """MIL's own value leaves the flag out."""
     shape = draw.shape(1, 5)
     return {"values": [draw.floats(*shape) for _ in range(draw.whole(1, 4))], "axis": draw.axis(len(shape)), "interleave": True}
@@ -90,12 +93,12 @@ def in_turns(values: Any, axis: int, interleave: bool) -> Any:
     return result
 
 
-def stack(draw: Any) -> Arguments:
+def stack(draw: "Draw") -> Arguments:
     shape = draw.shape(0, 4)
     return {"values": [draw.floats(*shape) for _ in range(draw.whole(1, 3))], "axis": draw.axis(len(shape) + 1)}
 
 
-def split(draw: Any) -> Arguments:
+def split(draw: "Draw") -> Arguments:
     shape = draw.shape(1, 4)
     axis = draw.axis(len(shape))
     count = draw.whole(2, 3)
@@ -107,7 +110,7 @@ def split(draw: Any) -> Arguments:
     return {"x": draw.distinct(*shape), "split_sizes": sizes, "axis": axis}
 
 
-def slicing(draw: Any) -> Arguments:
+def slicing(draw: "Draw") -> Arguments:
     """Begins and ends inside and outside the axis; no slice is empty, because MIL has no empty tensors."""
     x = moved(draw, 1, 5, most=5)
     begin_mask, end_mask = ([draw.whole(0, 3) == 0 for _ in x.shape] for _ in range(2))
@@ -146,7 +149,7 @@ def sliced(
     )
 
 
-def slice_update(draw: Any) -> Arguments:
+def slice_update(draw: "Draw") -> Arguments:
     arguments = slicing(draw)
     x = arguments["x"]
     place = sliced(**arguments)
@@ -159,14 +162,14 @@ def updated(x: Any, update: Any, **place: Any) -> Any:
     return result
 
 
-def slice_by_size(draw: Any) -> Arguments:
+def slice_by_size(draw: "Draw") -> Arguments:
     x = moved(draw, 1, 5)
     begin = [draw.whole(0, extent - 1) for extent in x.shape]
     size = [draw.one([-1, draw.whole(1, extent - first)]) for extent, first in zip(x.shape, begin, strict=True)]
     return {"x": x, "begin": begin, "size": size}
 
 
-def pad(draw: Any) -> Arguments:
+def pad(draw: "Draw") -> Arguments:
     mode = draw.one(["constant", "constant", "reflect", "replicate"])
     x = draw.floats(*draw.shape(1, 5, least=2))
     padded = draw.whole(1, x.ndim if mode == "constant" else min(2, x.ndim))
@@ -175,12 +178,12 @@ def pad(draw: Any) -> Arguments:
     return {"x": x, "pad": [draw.whole(0, amount) for amount in most], "mode": mode, "constant_val": value}
 
 
-def reverse(draw: Any) -> Arguments:
+def reverse(draw: "Draw") -> Arguments:
     x = moved(draw)
     return {"x": x, "axes": draw.one([None, draw.axes(x.ndim)])}
 
 
-def reverse_sequence(draw: Any) -> Arguments:
+def reverse_sequence(draw: "Draw") -> Arguments:
     x = moved(draw, 2, 4)
     batch, along = draw.perm(x.ndim)[:2]
     axes = {"seq_axis": draw.one([along, along - x.ndim]), "batch_axis": draw.one([batch, batch - x.ndim])}
@@ -195,7 +198,7 @@ def reversed_heads(x: Any, lengths: Any, seq_axis: int, batch_axis: int) -> Any:
     return result
 
 
-def sliding_windows(draw: Any) -> Arguments:
+def sliding_windows(draw: "Draw") -> Arguments:
     x = draw.distinct(*draw.shape(1, 4))
     axis = draw.axis(x.ndim)
     return {"x": x, "axis": axis, "size": draw.whole(1, x.shape[axis]), "stride": draw.one([None, 1, 2, 3])}
@@ -207,14 +210,14 @@ def windows(x: Any, axis: int, size: int, stride: int = 1) -> Any:
     return np.stack([np.take(x, range(start, start + size), axis) for start in starts], axis)
 
 
-def blocks(draw: Any, *, down: bool, name: str = "block_size") -> Arguments:
+def blocks(draw: "Draw", *, down: bool, name: str = "block_size") -> Arguments:
     size = draw.whole(1, 3)
     B, C, H, W = draw.wholes(4, 1, 3)
     shape = (B, C, H * size, W * size) if down else (B, C * size**2, H, W)
     return {"x": draw.distinct(*shape).astype(np.float32), name: size}
 
 
-def pixel_unshuffle(draw: Any) -> Arguments:
+def pixel_unshuffle(draw: "Draw") -> Arguments:
     arguments = blocks(draw, down=True, name="downscale_factor")
     return {**arguments, "downscale_factor": np.uint32(arguments["downscale_factor"]), "opset": draw.since("CoreML6")}
 
@@ -252,7 +255,7 @@ def undone(there: Callable[..., Any]) -> Callable[..., Any]:
     return back
 
 
-def space_to_batch(draw: Any) -> Arguments:
+def space_to_batch(draw: "Draw") -> Arguments:
     rows, columns = draw.wholes(2, 1, 3)
     paddings = np.array([draw.wholes(2, 0, 2), draw.wholes(2, 0, 2)], np.int32)
     B, C, H, W = draw.wholes(4, 1, 3)
@@ -269,7 +272,7 @@ def batched(x: Any, block_shape: Any, paddings: Any) -> Any:
     return np.concatenate([padded[:, :, i::rows, j::columns] for i in range(rows) for j in range(columns)])
 
 
-def batch_to_space(draw: Any) -> Arguments:
+def batch_to_space(draw: "Draw") -> Arguments:
     """Blocks that ``batched`` made, to be put together again."""
     arguments = space_to_batch(draw)
     return {"x": batched(**arguments), "block_shape": arguments["block_shape"], "crops": arguments["paddings"]}
@@ -285,7 +288,7 @@ def put_together(x: Any, block_shape: Any, crops: Any) -> Any:
     return whole[:, :, top : whole.shape[2] - bottom, left : whole.shape[3] - right]
 
 
-def crop(draw: Any) -> Arguments:
+def crop(draw: "Draw") -> Arguments:
     x = draw.floats(*draw.shape(4, 4, least=3, most=6))
     return {"x": x, "crop_height": draw.wholes(2, 0, 1), "crop_width": draw.wholes(2, 0, 1)}
 
@@ -295,24 +298,24 @@ def cropped(x: Any, crop_height: Any, crop_width: Any) -> Any:
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
-def tile(draw: Any) -> Arguments:
+def tile(draw: "Draw") -> Arguments:
     x = moved(draw, 1, 5, most=3)
     return {"x": x, "reps": draw.wholes(x.ndim, 1, 3)}
 
 
-def transpose(draw: Any) -> Arguments:
+def transpose(draw: "Draw") -> Arguments:
     x = moved(draw)
     return {"x": x, "perm": [axis - x.ndim if draw.flag() else axis for axis in draw.perm(x.ndim)]}
 
 
-def flatten2d(draw: Any) -> Arguments:
+def flatten2d(draw: "Draw") -> Arguments:
     """An axis with others on both sides: without, MIL's own value is a TypeError."""
     x = moved(draw, 2, 5)
     axis = draw.whole(1, x.ndim - 1)
     return {"x": x, "axis": draw.one([None, axis, axis - x.ndim])}
 
 
-LAWS: dict[str, Callable[[Any], Arguments]] = {
+LAWS: dict[str, Callable[["Draw"], Arguments]] = {
     "identity": lambda draw: {"x": moved(draw, 0, 5)},
     "reshape": reshape,
     "reshape that keeps extents": reshape_keeping,
@@ -355,11 +358,11 @@ ORACLES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("case", LAWS)
-def test_results_are_those_that_mil_infers(law: Any, case: str) -> None:
+def test_results_are_those_that_mil_infers(law: "Law", case: str) -> None:
     law.agrees_with_mil(case.partition(" ")[0], LAWS[case], ORACLES.get(case))
 
 
-def test_interleaved_values_take_turns(law: Any) -> None:
+def test_interleaved_values_take_turns(law: "Law") -> None:
     law.agrees_with(in_turns, "concat", interleave)
 
 
@@ -367,10 +370,10 @@ MOVES = ("reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "sl
 
 
 @pytest.mark.parametrize("op", MOVES)
-def test_integers_of_every_width_move_too(law: Any, op: str) -> None:
+def test_integers_of_every_width_move_too(law: "Law", op: str) -> None:
     """Since iOS17; here they are carried as int32."""
 
-    def arguments(draw: Any) -> Arguments:
+    def arguments(draw: "Draw") -> Arguments:
         drawn = LAWS[op](draw)
         kind = draw.one([np.int8, np.uint8, np.int16, np.uint16])
         moved: Arguments = {
@@ -381,8 +384,8 @@ def test_integers_of_every_width_move_too(law: Any, op: str) -> None:
     law.agrees_with_mil(op, arguments)
 
 
-def test_scalars_are_put_together_as_vectors_of_one(law: Any) -> None:
-    def arguments(draw: Any) -> Arguments:
+def test_scalars_are_put_together_as_vectors_of_one(law: "Law") -> None:
+    def arguments(draw: "Draw") -> Arguments:
         return {"values": [np.array(draw.floats(1)[0]) for _ in range(draw.whole(1, 3))], "axis": 0}
 
     law.agrees_with(lambda values, axis: np.array(values), "concat", arguments)

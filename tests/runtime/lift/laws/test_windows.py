@@ -1,7 +1,7 @@
 """Laws of products, convolutions and pools: every padding, stride, dilation, group and number of axes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 
+if TYPE_CHECKING:
+    from tests.runtime.lift.laws.conftest import Draw, Law
+
 Arguments = dict[str, Any]
 Pads = list[tuple[int, int]]
 
 
-def linear(draw: Any) -> Arguments:
+def linear(draw: "Draw") -> Arguments:
     make = draw.one((draw.floats, draw.floats, draw.ints))
     x, out = draw.shape(1, 5), draw.whole(1, 4)
     return {"x": make(*x), "weight": make(out, x[-1]), "bias": draw.one([None, make(out)])}
 
 
-def matmul(draw: Any) -> Arguments:
+def matmul(draw: "Draw") -> Arguments:
     """A vector x goes with a matrix y only: of a batch of them MIL drops the first axis, where its documentation drops the row."""
     rows, inner, columns = draw.wholes(3, 1, 4)
     first, second = (shape[-3:] for shape in draw.broadcastable(2))
@@ -32,7 +35,7 @@ def matmul(draw: Any) -> Arguments:
     return {"x": make(*x), "y": y, "transpose_x": draw.one([None, False]) if not flip_x else True, "transpose_y": flip_y}
 
 
-def einsum(draw: Any) -> Arguments:
+def einsum(draw: "Draw") -> Arguments:
     """The two equations that MIL has, in any letters; B and H may be 1 on one side."""
     B, C, H, inner, out = draw.wholes(5, 1, 4)
     b, c, h, i, o = draw.perm(26)[:5]
@@ -46,7 +49,7 @@ def einsum(draw: Any) -> Arguments:
     return {"values": [draw.floats(*x), draw.floats(*y)], "equation": f"{first},{second}->{result}"}
 
 
-def attention(draw: Any) -> Arguments:
+def attention(draw: "Draw") -> Arguments:
     batch = draw.shape(1, 3)
     L, S, E, V = draw.wholes(4, 1, 4)
     mask = draw.one([None, draw.floats(L, S), draw.floats(*batch, L, S), np.tril(np.ones((L, S), bool))])
@@ -80,7 +83,7 @@ def reach(kernel: Any, dilations: Any) -> list[int]:
     return [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
 
 
-def conv(draw: Any) -> Arguments:
+def conv(draw: "Draw") -> Arguments:
     rank, groups = draw.whole(1, 3), draw.whole(1, 3)
     kernel, strides, dilations = draw.wholes(rank, 1, 3), draw.wholes(rank, 1, 3), draw.wholes(rank, 1, 2)
     extents = [size + draw.whole(0, 4) for size in reach(kernel, dilations)]
@@ -119,7 +122,7 @@ def convolved(x: Any, weight: Any, strides: Any, dilations: Any, groups: int, pa
     return result if bias is None else result + bias.reshape(-1, *(1,) * rank)
 
 
-def conv_transpose(draw: Any) -> Arguments:
+def conv_transpose(draw: "Draw") -> Arguments:
     """The image of the convolution is drawn first; what is transposed has the shape of its result."""
     rank, groups = draw.whole(1, 3), draw.whole(1, 2)
     kernel, strides, dilations = draw.wholes(rank, 1, 3), draw.wholes(rank, 1, 3), draw.wholes(rank, 1, 2)
@@ -173,7 +176,7 @@ def gradient_of_conv(
     return result.numpy() if bias is None else result.numpy() + bias.reshape(-1, *(1,) * rank)
 
 
-def pool(draw: Any, *, most: int = 3, average: bool = False) -> Arguments:
+def pool(draw: "Draw", *, most: int = 3, average: bool = False) -> Arguments:
     """In ceil_mode no stride is beyond its window: the last window could be empty, and has no value then."""
     rank = draw.whole(1, most)
     kernel = draw.wholes(rank, 1, 3)
@@ -225,7 +228,7 @@ def averaged(exclude_padding_from_average: bool = False, **options: Any) -> Any:
     return pooled(np.nanmean)(**options, fill=np.nan if exclude_padding_from_average else 0.0)
 
 
-LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any] | None]] = {
+LAWS: dict[str, tuple[Callable[["Draw"], Arguments], Callable[..., Any] | None]] = {
     "linear": (linear, None),
     "matmul": (matmul, None),
     "einsum": (einsum, None),
@@ -239,10 +242,10 @@ LAWS: dict[str, tuple[Callable[[Any], Arguments], Callable[..., Any] | None]] = 
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_results_are_those_that_mil_infers_and_a_window_says(law: Any, op: str) -> None:
+def test_results_are_those_that_mil_infers_and_a_window_says(law: "Law", op: str) -> None:
     law.agrees_with_mil(op, *LAWS[op])
 
 
 @pytest.mark.parametrize("op", LAWS)
-def test_fp16_is_rounded_once(law: Any, op: str) -> None:
+def test_fp16_is_rounded_once(law: "Law", op: str) -> None:
     law.rounds_to_fp16(op, LAWS[op][0])
