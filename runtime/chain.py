@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from coreflow.export.package.manifest import Manifest, read_manifest
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError
 from coreflow.models.family import ChainResult, Companions, StageTime, find_family
-from coreflow.runtime.backend import Backend, ComputeUnits, EngineName, Model, NumericsName
-from coreflow.runtime.load import load_model
+from coreflow.runtime.backend import Backend, ComputeUnits, EngineName, LoadOptions, Model, NumericsName
+from coreflow.runtime.load import open_model
 
 
 class Chain:
@@ -53,10 +54,8 @@ class Chain:
             raise BundleError(
                 f"{folder} holds {', '.join(manifest.stages)} and no chain; load its packages with coreflow.runtime.load_model"
             )
-        stages = {
-            name: load_model(folder / stage.package, backend, numerics=numerics, device=device, engine=engine, compute_units=compute_units)
-            for name, stage in manifest.stages.items()
-        }
+        options = LoadOptions(backend=backend, numerics=numerics, device=device, engine=engine, compute_units=compute_units)
+        stages = {name: open_model(read_program(folder / stage.package), options) for name, stage in manifest.stages.items()}
         return cls(manifest, stages, family.open_companions(folder / manifest.companions))
 
     def __getattr__(self, name: str) -> Any:

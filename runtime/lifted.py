@@ -124,12 +124,10 @@ class LiftedModel:
         if options.engine == "interpreter":
             return self.interpreter
         if options.engine == "auto":
-            return AutoEngine(self.program, options.function_name, options.numerics, self.device, lambda: self.interpreter)
+            return AutoEngine(self.program, options, lambda: self.interpreter)
         if options.engine == "module":
             return ModuleEngine(self._graph, self._interface, self.numerics, self.device, self.program.path.name)
-        if self.device.type != "cpu":
-            raise UnsupportedError(f"engine onnxruntime on {self.device}; it runs on the CPU, take engine='module'")
-        return OnnxEngine(self.program, options.numerics, options.function_name)
+        return OnnxEngine(self.program, options)
 
     def make_state(self) -> State:
         """A fresh state, all zeros."""

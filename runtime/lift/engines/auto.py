@@ -10,7 +10,7 @@ import torch
 
 from coreflow.export.package.graph import Graph, Program, Value
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.backend import NumericsName
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lift.engines.interpreter import Interpreter
 from coreflow.runtime.lift.engines.onnxruntime import OnnxEngine
 from coreflow.runtime.lift.onnx.cached import is_cached
@@ -29,26 +29,20 @@ COMPILE_UP_TO_BYTES = 64 << 20
 class AutoEngine:
     """onnxruntime if the program's ONNX form is in the cache; otherwise the interpreter, until it has run for as long as building it takes.
 
-    >>> engine = AutoEngine(program, None, "fp16", torch.device("cpu"), lambda: interpreter)
+    >>> engine = AutoEngine(program, LoadOptions(numerics="fp16"), lambda: interpreter)
     >>> engine.name, engine.run(inputs)
 
     A program without an ONNX form or with large weights stays with the interpreter, as does every program on other devices than the CPU and
     in fp64.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        function_name: str | None,
-        numerics: NumericsName,
-        device: torch.device,
-        interpreter: Callable[[], Interpreter],
-    ) -> None:
-        self._program, self._function_name, self._numerics = program, function_name, numerics
-        weights = _weight_bytes(program.function(function_name)[0])
-        self._compiles = device.type == "cpu" and numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
+    def __init__(self, program: Program, options: LoadOptions, interpreter: Callable[[], Interpreter]) -> None:
+        self._program, self._options = program, options
+        weights = _weight_bytes(program.function(options.function_name)[0])
+        on_cpu = torch.device(options.device).type == "cpu"
+        self._compiles = on_cpu and options.numerics in TOLERANCE and weights <= COMPILE_UP_TO_BYTES
         self._seconds = 0.0
-        cached = self._compiles and is_cached(program, numerics, function_name)
+        cached = self._compiles and is_cached(program, options.numerics, options.function_name)
         self._engine: Interpreter | OnnxEngine = (self._onnx_engine() if cached else None) or interpreter()
 
     @property
@@ -71,7 +65,7 @@ class AutoEngine:
         """The program in onnxruntime; None for one that it cannot run. Not tried again."""
         self._compiles = False
         try:
-            return OnnxEngine(self._program, self._numerics, self._function_name)
+            return OnnxEngine(self._program, self._options)
         except (UnsupportedError, OSError) as error:
             logger.info("%s stays with the interpreter: %s", self._program.path.name, error)
             return None

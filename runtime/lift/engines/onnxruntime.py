@@ -8,7 +8,7 @@ import torch
 
 from coreflow.export.package.graph import Op, Program
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.backend import NumericsName
+from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lift.onnx.cached import cached_onnx
 from coreflow.runtime.lift.onnx.session import float_dtypes, open_session, session_inputs
 from coreflow.runtime.lift.onnx.write import TOLERANCE, without_classifier
@@ -19,14 +19,17 @@ from coreflow.runtime.lift.registry import find
 class OnnxEngine:
     """Runs one function with onnxruntime.
 
-    >>> engine = OnnxEngine(program, "fp16")
+    >>> engine = OnnxEngine(program, LoadOptions(numerics="fp16"))
     >>> outputs = engine.run({"ids": ids, "mask": mask})
     """
 
     name = "onnxruntime"
 
-    def __init__(self, program: Program, numerics: NumericsName, function_name: str | None = None) -> None:
-        graph, interface = program.function(function_name)
+    def __init__(self, program: Program, options: LoadOptions) -> None:
+        device, numerics = torch.device(options.device), options.numerics
+        if device.type != "cpu":
+            raise UnsupportedError(f"engine onnxruntime on {device}; it runs on the CPU, take engine='module'")
+        graph, interface = program.function(options.function_name)
         _, self._interface, self._classifier = without_classifier(graph, interface)
         self._opset = graph.opset
         if numerics not in TOLERANCE:
@@ -36,7 +39,7 @@ class OnnxEngine:
             raise UnsupportedError(
                 f"{program.path.name}: {', '.join(flexible)} may have several shapes, and ONNX holds one; take engine='interpreter'"
             )
-        self._session = open_session(cached_onnx(program, numerics, function_name), tuned=True)
+        self._session = open_session(cached_onnx(program, numerics, options.function_name), tuned=True)
         self._dtypes = float_dtypes(self._session)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
