@@ -48,7 +48,7 @@ COMMANDS: Mapping[str, Callable[..., int]] = {
 
 
 def _exiting(command: Callable[..., int]) -> Callable[..., None]:
-    """The command as typer wants it: what it returns becomes the exit code."""
+    """The command as typer expects it: its return value becomes the exit code."""
 
     @functools.wraps(command)
     def exiting(*args: Any, **options: Any) -> None:

@@ -159,7 +159,7 @@ class ChainResult:
 
 
 class Pipeline(Protocol):
-    """The stages of a bundle, wired. What a family offers beyond this is reached through the chain as well.
+    """The stages of a bundle, wired. Everything else that a family offers is an attribute of the chain as well.
 
     >>> pipeline = companions.pipeline(predict)
     >>> pipeline.run("the old mill", pipeline.options({"beams": 4})).text

@@ -172,7 +172,7 @@ def _check_floats(name: str, value: Array, spec: TensorSpec) -> Array:
 
 
 def to_floats(value: Array, dtype: np.dtype[Any]) -> Array:
-    """``value`` in the floating ``dtype``, itself where it has it; what that cannot hold becomes inf.
+    """``value`` in the floating ``dtype``, itself where it has it; values beyond its range become inf.
 
     torch converts fp16 15 times as fast as numpy. It does so on one thread: its threads and onnxruntime's spin while they wait, and would
     delay each other by milliseconds.

@@ -23,7 +23,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_module_says_what_it_is(room: str) -> None:
+def test_every_module_has_a_docstring(room: str) -> None:
     silent = [str(path) for path in sorted((ROOT / room).rglob("*.py")) if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent
 

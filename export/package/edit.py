@@ -1,6 +1,6 @@
 """A small package around one op of another: the op, its constants and, if wanted, the ops right before it.
 
-What is taken and how values are passed is in ``cut_plan``. Weights are copied byte for byte, those that are needed; the ops are the
+``cut_plan`` decides which ops are taken and how values are passed. Weights are copied byte for byte, those that are needed; the ops are the
 package's own messages.
 """
 

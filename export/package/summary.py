@@ -116,7 +116,7 @@ def weight_groups(graph: Graph) -> tuple[WeightGroup, ...]:
     """The weights of a function by element type and compression, largest group first.
 
     A weight is a float constant with an axis, or any constant in the weight file; shapes, axes and the like are none. A chain of constant
-    expressions is one weight: what its last one gives, in as many bytes as all of them read.
+    expressions is one weight: the result of its last one, in as many bytes as all of them read.
     """
     by_storage: dict[tuple[str, str], list[StoredWeight]] = {}
     for weight in stored_weights(graph):
@@ -185,7 +185,7 @@ def _chain(op: Op, producers: Mapping[int, Op]) -> Iterator[Op]:
 
 
 def _compressed_weight(chain: Sequence[Op]) -> StoredWeight:
-    """What the last op of a chain gives, in as many bytes as all of them read."""
+    """The result of the last op of a chain, in as many bytes as all of them read."""
     dense = chain[-1].outputs[-1]
     kinds = dict.fromkeys(f"{op.type.removeprefix('constexpr_')}{_bits(op)}" for op in chain)
     parts = {id(value): value for op in chain for value in op.input_values()}

@@ -91,7 +91,7 @@ def _describe(model: Any, entry: StageEntry) -> None:
 
 
 def _check_interface(spec: Any, conversion: Conversion) -> None:
-    """The converter renames, drops and retypes without a word: what it declares must be what the recipe says."""
+    """The converter renames, drops and retypes without a word: its declarations must be those of the recipe."""
     for kind, features, specs in (
         ("inputs", spec.description.input, conversion.entry.inputs),
         ("outputs", spec.description.output, conversion.entry.outputs),

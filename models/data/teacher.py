@@ -130,7 +130,7 @@ def load_teacher(path: Path | None) -> Teacher:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no report of unused weights: what matters of it is checked and raised."""
+    """No progress bar and no report of unused weights: problems that matter are checked and raised."""
     from transformers.utils import logging as library
 
     verbosity, shows_bars = library.get_verbosity(), library.is_progress_bar_enabled()

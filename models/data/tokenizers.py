@@ -196,9 +196,9 @@ def _count_words(tokenizer: "Tokenizer", texts: Iterable[str]) -> Counter[str]:
 def _learn_pieces(words: Counter[str], letters: Counter[str], size: int) -> list[tuple[str, float]]:
     """At most ``size`` pieces with their log-probabilities, likeliest first: ``letters``, whole words, parts of words.
 
-    Unigram by hard expectation maximisation: split every word its likeliest way, keep the pieces most used, weigh them by
-    use, once more with fewer. A word beats its parts as long as it is a candidate, and only as many are as there is room
-    for: frequent words end whole, the rest decide which parts stay. What nothing uses is dropped, letters excepted.
+    Unigram by hard expectation maximisation: split every word its likeliest way, keep the pieces most used, weigh them by use, once more
+    with fewer. A word beats its parts as long as it is a candidate, and only as many are as there is room for: frequent words end whole,
+    the rest decide which parts stay. Unused pieces are dropped, letters excepted.
     """
     from tokenizers import models
 

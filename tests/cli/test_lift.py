@@ -49,7 +49,7 @@ def inputs_of(package: Path, seed: int = 1) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("stage", ["encoder", "lattice_step", "mapper_in", "mapper_out", "decoder_memory", "decoder_step"])
-def test_the_torch_package_gives_what_the_package_gives(exported: Path, importable: Path, stage: str) -> None:
+def test_the_torch_package_gives_the_outputs_of_the_package(exported: Path, importable: Path, stage: str) -> None:
     package = stage_package(exported, stage)
     assert main(["lift", str(package), "--to", "torch", "--out", str(importable / f"lifted_{stage}")]) == 0
     assert sorted(file.name for file in (importable / f"lifted_{stage}").iterdir()) == ["__init__.py", "model.py", "weights.safetensors"]

@@ -142,7 +142,7 @@ def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, 
     ],
     ids=["pdf", "no suffix", "update what", "no baseline", "not JSON", "of a package", "broken"],
 )
-def test_what_cannot_be_written_or_compared_is_refused_before_anything_runs(
+def test_bad_report_paths_and_baselines_are_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, healthy: BundleReport, tmp_path: Path, coreflow: Run, options: tuple[str, ...], said: str
 ) -> None:
     from coreflow.cli import validate
@@ -201,7 +201,7 @@ def test_two_reports_are_compared(healthy: BundleReport, tmp_path: Path, coreflo
     assert code == 0 and json.loads(out)["changes"][0]["direction"] == "better"
 
 
-def test_what_cannot_be_compared_is_exit_code_2(healthy: BundleReport, tmp_path: Path, coreflow: Run) -> None:
+def test_reports_that_cannot_be_compared_are_exit_code_2(healthy: BundleReport, tmp_path: Path, coreflow: Run) -> None:
     old, package, last_year = (tmp_path / f"{name}.json" for name in ("old", "package", "last_year"))
     write_report(old, healthy)
     write_report(package, next(iter(healthy.stages.values())))
@@ -310,5 +310,5 @@ class TestOnePackage:
         assert main([*command, "--within", "1e-5"]) == 6  # nor does torch in fp16 keep to it
         assert main([*command, "--within", "3"]) == 2 and "between 0 and 1 is right" in capsys.readouterr().err
 
-    def test_a_package_alone_is_told_what_is_missing(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_package_without_a_reference_is_refused_with_the_choices(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["validate", str(package)]) == 2 and "another package or an ONNX file" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "toy"))
 
 
-def test_a_built_package_computes_what_the_module_does(tmp_path: Path) -> None:
+def test_a_built_package_computes_the_outputs_of_its_module(tmp_path: Path) -> None:
     made = recipe()
     package = build(made, tmp_path)
     assert package == tmp_path / "head.mlpackage"

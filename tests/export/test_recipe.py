@@ -27,7 +27,7 @@ GOOD: dict[str, Any] = {"name": "head", "module": nn.Linear(4, 2), "inputs": {"x
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_converted_as_named_is_refused(change: dict[str, object], message: str) -> None:
+def test_modules_that_cannot_be_converted_as_named_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(**{**GOOD, **change})
 

@@ -11,7 +11,7 @@ from coreflow.models.errors import BundleError, CoreflowError, FileProblem
 PROBLEM = FileProblem("packages/00ff/head.mlpackage/weight.bin", "missing", "packages/00ff/head.mlpackage/weight.bin is missing")
 
 
-def test_an_error_carries_what_it_is_about() -> None:
+def test_an_error_carries_its_path_and_problems() -> None:
     error = BundleError("demo: a file is missing", path="demo", problems=[PROBLEM], expected=("a", "b"))
     assert (str(error), error.path, error.problems, error.expected) == ("demo: a file is missing", Path("demo"), (PROBLEM,), ("a", "b"))
 

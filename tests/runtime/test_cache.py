@@ -44,7 +44,7 @@ def test_an_entry_of_which_a_file_changed_is_made_again(folder: Path, name: str)
     assert (CACHE.entry("key", make) / name).read_text() == "as made"
 
 
-def test_who_comes_second_takes_what_the_first_made(folder: Path) -> None:
+def test_the_second_of_two_processes_takes_the_entry_of_the_first(folder: Path) -> None:
     def first(entry: Path) -> None:
         (entry / "a").write_text("first")
 
@@ -56,7 +56,7 @@ def test_who_comes_second_takes_what_the_first_made(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["key"]
 
 
-def test_what_nobody_used_for_long_goes_when_something_new_comes(folder: Path) -> None:
+def test_long_unused_entries_are_deleted_with_the_next_new_one(folder: Path) -> None:
     def make(entry: Path) -> None:
         (entry / "a").write_text("1")
 
@@ -73,7 +73,7 @@ def test_what_nobody_used_for_long_goes_when_something_new_comes(folder: Path) -
     assert sorted(path.name for path in folder.iterdir()) == ["new", "not ours", "recent.refused.txt", "used"]
 
 
-def test_nothing_is_left_of_what_failed(folder: Path) -> None:
+def test_nothing_is_left_of_a_failed_entry(folder: Path) -> None:
     def fail(entry: Path) -> None:
         (entry / "a").write_text("incomplete")
         raise ValueError("no")

@@ -27,7 +27,7 @@ def lifted(package: Path, **options: Any) -> Any:
     ("engine", "numerics"),
     [("module", "fp64"), ("module", "fp32"), ("module", "fp16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")],
 )
-def test_every_engine_gives_what_the_interpreter_gives(small_package: Path, engine: EngineName, numerics: NumericsName) -> None:
+def test_every_engine_gives_the_results_of_the_interpreter(small_package: Path, engine: EngineName, numerics: NumericsName) -> None:
     reference = lifted(small_package, engine="interpreter", numerics=numerics).predict(INPUTS)
     model = lifted(small_package, engine=engine, numerics=numerics)
     actual = model.predict(INPUTS)
@@ -93,7 +93,7 @@ class TestAuto:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     @pytest.mark.parametrize(("numerics", "engine"), [("fp64", "interpreter"), ("fp32", "onnxruntime"), ("fp16", "onnxruntime")])
-    def test_takes_what_gives_the_numerics(self, small_package: Path, numerics: NumericsName, engine: EngineName) -> None:
+    def test_takes_the_engine_that_computes_in_the_numerics(self, small_package: Path, numerics: NumericsName, engine: EngineName) -> None:
         model = lifted(small_package, numerics=numerics)
         assert model.engine == "interpreter"
         first = model.predict(INPUTS)
@@ -130,7 +130,7 @@ class TestAuto:
         graph = Graph("main", "CoreML8", (x,), total.outputs, (product, total), (weight, bias))
         assert _weight_bytes(graph) == times * 8 * 8 * 2 + 8 * 2
 
-    def test_what_is_cached_opens_without_the_interpreter(self, small_package: Path) -> None:
+    def test_a_cached_form_opens_without_the_interpreter(self, small_package: Path) -> None:
         lifted(small_package).predict(INPUTS)
         again = lifted(small_package)
         assert again.engine == "onnxruntime" and "interpreter" not in vars(again), "the weights are held once"
@@ -182,6 +182,8 @@ class TestAuto:
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_what_an_engine_cannot_do_is_refused_with_what_can(small_package: Path, options: dict[str, str], message: str) -> None:
+def test_an_unsupported_combination_is_refused_with_an_engine_that_supports_it(
+    small_package: Path, options: dict[str, str], message: str
+) -> None:
     with pytest.raises(UnsupportedError, match=message):
         lifted(small_package, **options)

@@ -89,7 +89,7 @@ class TestInterface:
         assert model.outputs == {"probabilities": TensorSpec((1, 16, 10), "float16"), "best": TensorSpec((1, 16), "int32")}
         assert model.states == {} and model.metadata["functions"] == ["main"]
 
-    def test_lifted_is_what_auto_takes_off_a_mac(self, small_package: Path) -> None:
+    def test_auto_is_the_lifted_backend_off_a_mac(self, small_package: Path) -> None:
         assert load_model(small_package).backend == ("coreml" if sys.platform == "darwin" else "lifted")
 
     def test_a_program_without_state_makes_none(self, model: LiftedModel) -> None:
@@ -283,7 +283,7 @@ class TestPicturesAndClasses:
 
 @pytest.mark.parametrize("change", [lambda x: x[..., ::-1], lambda x: x.astype(x.dtype.newbyteorder(">")), np.asfortranarray])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_an_input_may_lie_in_memory_as_it_likes(small_package: Path, change: Callable[[Any], Any], dtype: str) -> None:
+def test_an_input_may_have_any_memory_layout(small_package: Path, change: Callable[[Any], Any], dtype: str) -> None:
     mask = (np.arange(16) < 12).astype(dtype)[None]
     ids = np.arange(16, dtype=np.int32)[None]
     model = load_model(small_package, "lifted", numerics="fp32", engine="interpreter")

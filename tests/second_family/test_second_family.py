@@ -93,9 +93,7 @@ def test_a_changed_weight_fails_its_validation(bundle: Path, tmp_path: Path, cap
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value[:3:2]),
 )
-def test_what_it_does_not_have_is_one_clear_line(
-    arguments: list[str], message: str, bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_part_is_one_clear_line(arguments: list[str], message: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main([argument.format(bundle=bundle) for argument in arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -112,7 +112,9 @@ def test_another_activation_is_caught_by_its_size(size: tuple[int, int], convert
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fault", SMALL_TRANSLATIONS)
-def test_what_fp16_hides_is_caught_by_the_conversion_at_float32(fault: str, size: tuple[int, int], convert_network: Convert) -> None:
+def test_errors_below_fp16_noise_are_caught_by_the_conversion_at_float32(
+    fault: str, size: tuple[int, int], convert_network: Convert
+) -> None:
     wrong, in_fp32 = (convert_network(*size, precision, **SMALL_TRANSLATIONS[fault]) for precision in ("fp16", "fp32"))
     report = validate(wrong.package, wrong.recipe(), wide_package=in_fp32.package)
     show(report)

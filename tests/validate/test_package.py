@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.validate.conftest import Converted
 
 
-def test_the_report_says_what_was_compared(converted: "Converted") -> None:
+def test_the_report_describes_the_comparison(converted: "Converted") -> None:
     given = {"x": np.random.default_rng(9).standard_normal((1, 16, 64)).astype(np.float32)}
     kept = given["x"].copy()
     report = validate(converted.package, converted.recipe(), [given])

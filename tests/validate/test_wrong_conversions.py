@@ -457,7 +457,7 @@ class Gated(nn.Module):
         return torch.tanh(x) * mask
 
 
-def test_whole_numbers_for_what_is_a_float_are_no_fault(tmp_path: Path) -> None:
+def test_whole_numbers_for_a_float_are_no_fault(tmp_path: Path) -> None:
     """A mask of ones and zeros may well be given in integers: the module runs on floats as well."""
     module = Gated()
     package = convert(module, tmp_path, {"x": ((1, 8), HALF), "mask": ((1, 8), HALF)})

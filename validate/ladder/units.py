@@ -20,8 +20,8 @@ def rho_by_unit(
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """rho_rms per unit and floating output, over the samples that are ``kept``; and why a unit has none.
 
-    A unit is opened when it is its turn and closed before the next. What is not finite, in a reference or in a prediction, makes the
-    ratio of that output NaN or inf, as it should.
+    A unit is opened when it is its turn and closed before the next. A value that is not finite, in a reference or in a prediction, makes
+    the ratio of that output NaN or inf.
     """
     rho: dict[str, dict[str, float]] = {}
     refused = []

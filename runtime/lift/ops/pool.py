@@ -60,7 +60,7 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The mean of every window; padding counts as zeros, or not at all. What ceil_mode adds beyond the padding never counts."""
+    """The mean of every window; padding counts as zeros, or not at all. Places that ceil_mode adds beyond the padding never count."""
     strides = strides or (1,) * len(kernel_sizes)
     padding, overhang = _window_padding(x, kernel_sizes, strides, pad_type, pad, ceil_mode=ceil_mode)
     mean = _mean_of_windows(_pad_both(x, padding, overhang), kernel_sizes, strides)

@@ -1,7 +1,7 @@
 """A plan as one Python function, for unobserved runs.
 
-A run builds the arguments of every op from its step, each time anew. The function has them written out, one line per op; what it does is
-the same. On a T5 decoder step of 273 small ops that takes a tenth off the whole prediction.
+Every run of a plan builds the arguments of every op from its step. The function has them written out, one line per op, with the same
+results. On a T5 decoder step of 273 small ops that takes a tenth off the whole prediction.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -49,7 +49,7 @@ def plain(bundle: Path) -> dict[str, Any]:
     return json.loads((bundle / MANIFEST).read_text())
 
 
-def test_what_was_written_is_read(bundle: Path) -> None:
+def test_a_written_manifest_is_read_back(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest_from_json(manifest.to_json()) == manifest
     assert set(manifest.files) == {"packages/00ff/head.mlpackage/weight.bin", "packages/00ff/head.mlpackage/Manifest.json"}

@@ -258,7 +258,7 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
 
 class TestRefusals:
     @pytest.mark.parametrize(("damage", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-    def test_a_broken_package_is_named_with_what_is_wrong(self, package: Path, damage: Callable[[Path], Any], message: str) -> None:
+    def test_a_broken_package_is_named_with_its_fault(self, package: Path, damage: Callable[[Path], Any], message: str) -> None:
         damage(package)
         with pytest.raises(BundleError, match=message) as caught:
             read_program(package)

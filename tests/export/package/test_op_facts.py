@@ -48,7 +48,7 @@ FINITE = EVERY[torch.isfinite(EVERY)].float()
 
 
 @pytest.mark.parametrize("op", [*ONE_TENSOR, *TWO_TENSORS])
-def test_what_rounds_nothing_makes_no_value_that_fp16_does_not_hold(op: str) -> None:
+def test_ops_that_round_nothing_give_fp16_numbers(op: str) -> None:
     x = FINITE[: len(FINITE) // 16 * 16].reshape(-1, 1, 4, 4)
     arguments = {"x": x} if op in ONE_TENSOR else {"x": x, "y": x.flip(0)}
     results = NEWEST[op].function(**arguments)

@@ -42,7 +42,7 @@ def test_a_brace_in_plain_text_is_text(corpus: Write) -> None:
 
 
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=1, max_size=8))
-def test_every_text_that_json_can_hold_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_every_text_that_json_can_hold_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps({"question": text, "answer": text[::-1]}) + "\n" for text in texts), encoding="utf-8")
     assert read_corpus(path) == [Pair(text.strip(), text[::-1].strip()) for text in texts]
@@ -84,7 +84,7 @@ def test_plain_text_in_another_encoding_is_refused_by_line(corpus: Write) -> Non
     ],
     ids=["empty", "blank", "blank strings"],
 )
-def test_a_corpus_without_a_usable_line_says_what_one_is_and_how_many_were_looked_at(
+def test_a_corpus_without_a_usable_line_is_refused_with_the_format_and_a_count(
     corpus: Write, name: str, content: str | bytes, looked_at: int, usable: str
 ) -> None:
     with pytest.raises(InputError, match=f"no usable line among {looked_at}; a usable line is {usable}"):

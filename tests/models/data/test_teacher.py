@@ -42,7 +42,7 @@ def test_hashed_vectors_are_unit_vectors_and_do_not_depend_on_their_neighbours(t
     ],
     ids=["more shared words", "inflections", "word order", "word order counts", "case and full stop"],
 )
-def test_the_more_a_sentence_shares_the_nearer_it_is(nearer: str, farther: str) -> None:
+def test_sentences_that_share_more_words_are_nearer(nearer: str, farther: str) -> None:
     fox, near, far = HASHED.embed([FOX, nearer, farther])
     assert fox @ near > fox @ far + 0.01
 

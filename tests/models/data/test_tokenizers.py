@@ -63,7 +63,7 @@ def test_words_never_seen_are_spelled_from_known_letters(tokenizer: TextTokenize
 
 @KINDS
 @given(text=spelled | anything, length=st.integers(3, 24))
-def test_any_text_gets_the_length_asked_for_and_what_did_not_fit_is_counted(
+def test_any_text_gets_the_length_asked_for_and_dropped_tokens_are_counted(
     tokenizer: TextTokenizer, framing: int, text: str, length: int
 ) -> None:
     whole = tokenizer.encode(text, 400)

@@ -290,7 +290,7 @@ def test_tokens_ruled_out_by_the_model_are_never_chosen(method: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
-def test_a_model_is_never_asked_to_go_on_from_what_it_ruled_out(method: dict[str, Any]) -> None:
+def test_a_token_of_probability_0_is_never_continued(method: dict[str, Any]) -> None:
     asked: set[int] = set()
 
     def step(token: int, position: int, state: Any) -> tuple[Array, Any]:
@@ -386,7 +386,7 @@ def test_the_surface_unused_longest_makes_room() -> None:
     assert cache.get_or_compute(b, lambda _: "computed again") == "computed again"
 
 
-def test_what_could_not_be_computed_is_not_kept() -> None:
+def test_failed_computations_are_not_cached() -> None:
     cache: SurfaceCache[str] = SurfaceCache(capacity=2, decimals=3)
 
     def fail(surface: Array) -> str:
@@ -424,7 +424,7 @@ def table_refinement(
     return refine(np.asarray(target), decode_surface, lambda hypothesis: np.asarray(encodings[hypothesis]), rounds), asked
 
 
-def test_a_correction_decodes_the_surface_shifted_by_what_was_missed() -> None:
+def test_a_correction_decodes_the_surface_shifted_by_the_difference() -> None:
     _, asked = table_refinement([1.0, 0.0], [[0.5, 0.25], [0.75, 0.5], [9.0, 9.0]], rounds=2)
     np.testing.assert_array_equal(asked, [[1.0, 0.0], [1.5, -0.25], [1.25, -0.5]])
 
@@ -452,7 +452,7 @@ def test_rounds_end_once_a_hypothesis_repeats() -> None:
     assert result.round == 0
 
 
-def test_correction_recovers_what_a_biased_decoder_misses() -> None:
+def test_correction_recovers_the_text_that_a_biased_decoder_misses() -> None:
     """A decoder that always lands short by a fixed offset is put right by one round."""
     target, offset = np.array([0.6, -0.2, 0.4]), np.array([0.3, 0.3, 0.0])
     result = refine(target, lambda surface: surface - offset, lambda hypothesis: hypothesis, rounds=3)

@@ -118,7 +118,7 @@ def test_steps_equal_the_plain_form(decoder: T5Decoder, tokens: Tensor, memory: 
         torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-5)
 
 
-def test_what_a_cache_held_before_does_not_matter(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
+def test_the_previous_content_of_a_cache_slot_does_not_matter(decoder: T5Decoder, tokens: Tensor, memory: Tensor) -> None:
     """It is reused for the next sentence without being cleared."""
     expected = decoder(tokens, memory)
     cross = decoder.cross_keys_values(memory)

@@ -232,5 +232,5 @@ def test_a_loop_that_doubles_a_tensor_for_ever_is_refused(monkeypatch: pytest.Mo
         execute(loop("concat", 10, values="xx", axis=np.int32(0)))
 
 
-def test_what_memory_can_hold_is_made() -> None:
+def test_shapes_that_memory_can_hold_are_made() -> None:
     assert run("fill", shape=[1000, 1000], value=np.float32(2)).sum().item() == 2e6

@@ -16,6 +16,6 @@ CASES: dict[str, tuple[set[str], RungName, bool, Cause]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_cause_is_what_the_lowest_failing_rung_stands_for(case: str) -> None:
+def test_the_cause_is_that_of_the_lowest_failing_rung(case: str) -> None:
     failed_gates, rung, wrong_program, cause = CASES[case]
     assert cause_of(failed_gates, rung, wrong_program=wrong_program) == cause

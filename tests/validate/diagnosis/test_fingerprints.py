@@ -44,7 +44,7 @@ VALUES: dict[str, Array] = {
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_a_fingerprint_is_what_numpy_says_about_the_values(kind: str) -> None:
+def test_a_fingerprint_has_the_sums_that_numpy_computes(kind: str) -> None:
     assert dataclasses.asdict(fingerprint(VALUES[kind])) == pytest.approx(dataclasses.asdict(by_hand(VALUES[kind])), rel=1e-12, abs=1e-12)
 
 

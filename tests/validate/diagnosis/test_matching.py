@@ -85,7 +85,7 @@ def test_the_nearest_value_is_taken_not_the_first_within_the_tolerance() -> None
     assert match.index == 1
 
 
-def test_of_equal_values_the_first_one_after_what_the_op_reads_is_taken_and_else_the_first() -> None:
+def test_of_equal_values_the_first_after_the_operands_matches_or_else_the_first() -> None:
     def zeros(_: Operations, x: Tensor) -> Tensor:
         return (x - x).relu() + (x - x)
 

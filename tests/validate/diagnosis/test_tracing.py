@@ -150,13 +150,13 @@ TRACED = {
 
 
 @pytest.mark.parametrize("case", TRACED)
-def test_what_an_operation_makes_or_writes_is_traced(case: str) -> None:
+def test_results_and_writes_of_an_operation_are_traced(case: str) -> None:
     function, by_numpy = TRACED[case]
     values = trace_values(Operations(function), X)
     assert min(distance(value.fingerprint, fingerprint(by_numpy(X["x"]))) for value in values) < 1e-14
 
 
-def test_a_view_of_a_weight_is_no_operation_and_what_is_made_of_weights_alone_is_a_constant() -> None:
+def test_a_view_of_a_weight_is_no_operation_and_values_of_weights_alone_are_constants() -> None:
     values = trace_values(Operations(lambda m, x: x + torch.cat([m.scale[:3] * 2, torch.ones(3)]) + torch.zeros_like(x)), X)
     assert [(value.origin.operation, value.constant) for value in values] == [
         ("aten.mul.Tensor", True),

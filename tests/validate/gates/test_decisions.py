@@ -7,7 +7,7 @@ from coreflow.validate.gates.decisions import agreeing, margin_noise, nearness
 from coreflow.validate.gates.tolerance import DECISION_FACTOR
 
 
-def test_noise_is_pooled_by_kind_over_what_is_finite() -> None:
+def test_noise_is_pooled_by_kind_over_finite_margins() -> None:
     reference = [np.array([[[1.0, 2.0], [3.0, np.inf]]]), np.array([[[1.0, 2.0], [np.inf, np.inf]]])]
     simulated = [np.array([[[1.1, 1.9], [3.4, np.inf]]]), np.array([[[1.1, 1.9], [0.5, np.inf]]])]
     np.testing.assert_allclose(margin_noise(reference, simulated), [0.1, 0.4])
@@ -43,7 +43,7 @@ def test_where_fp16_is_exact_any_difference_is_a_disagreement() -> None:
     np.testing.assert_array_equal(agreeing(reference, reference, off, np.ones(3, bool)), [True, False, True])
 
 
-def test_most_samples_may_have_turned_where_clear_ones_or_else_the_best_say_what_is_usual() -> None:
+def test_usual_errors_come_from_clear_samples_or_else_from_the_best_one() -> None:
     reference = [np.ones((1, 3))] * 5
     simulated = [np.full((1, 3), 1 + error) for error in (1.0, 1.0, 1.0, 1.0, 1e-3)]
     for clear in ([False] * 4 + [True], [False] * 5):

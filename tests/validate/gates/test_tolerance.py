@@ -8,7 +8,7 @@ from coreflow.validate.gates.tolerance import DEVICE, LIFTED, few_elements_facto
 
 
 @pytest.mark.parametrize(("elements", "factor"), [(10, 3.1), (30, 1.8), (100, 1.34)])
-def test_few_elements_are_allowed_what_was_measured_for_so_many(elements: int, factor: float) -> None:
+def test_few_elements_have_the_allowance_measured_for_their_number(elements: int, factor: float) -> None:
     assert few_elements_factor(elements) == pytest.approx(factor, rel=0.05)
 
 

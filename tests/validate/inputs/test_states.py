@@ -140,7 +140,7 @@ def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, 
     assert (alone / "op.mlpackage").exists()
 
 
-def test_what_enters_an_op_comes_from_the_samples_state(package: Path) -> None:
+def test_recorded_inputs_come_from_the_samples_state(package: Path) -> None:
     graph, _ = read_program(package).function()
     name = next(op.name for op in graph.ops if op.type == "mul")
     memory = np.linspace(-2, 2, C, dtype=np.float16)[None]
@@ -168,7 +168,7 @@ def test_a_module_without_the_buffer_is_refused(package: Path) -> None:
         validate(package, nn.Linear(C, C))
 
 
-def test_both_ways_of_taking_states_out_give_what_predictions_in_a_row_give(package: Path) -> None:
+def test_both_stateless_forms_give_the_results_of_successive_predictions(package: Path) -> None:
     model = load_model(package, "lifted", engine="interpreter")
     state = model.make_state()
     ways: list[Any] = [StatelessLifted(model.program), StatelessModel(model)]  # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ class TestRanges:
         inputs = sweeps(x=X, gain=GAIN)["one spike of 10000 in x"].inputs
         assert np.count_nonzero(inputs["x"] == 1e4) == 1 and np.count_nonzero(inputs["x"] != draw_for({"x": X})(0)["x"]) == 1
 
-    def test_large_draws_are_cut_to_what_fp16_holds(self) -> None:
+    def test_large_draws_are_cut_to_the_range_of_fp16(self) -> None:
         samples = sweep_samples({"x": X}, lambda seed: {"x": np.full((2, 5), 3e3, np.float16)})
         assert max(float(sample.inputs["x"].max()) for sample in samples) == 65504
 

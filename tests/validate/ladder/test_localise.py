@@ -92,7 +92,7 @@ def test_overflow_and_underflow_are_counted_where_they_happen(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("scale", "reached"), [(1.0, False), (40.0, True)])
-def test_what_no_input_reached_is_said(tmp_path: Path, scale: float, reached: bool) -> None:
+def test_unreached_ranges_are_reported(tmp_path: Path, scale: float, reached: bool) -> None:
     _, ops = looked_at(nn.functional.softplus, tmp_path, np.clip(draw(1, 64), -1, 1) * np.float16(scale))
     (report,) = [report for name, report in ops.items() if name.startswith("softplus")]
     assert bool(report.never_exercised) is not reached
@@ -146,7 +146,7 @@ class Rows(nn.Module):
         return torch.tanh(self.few(x)) + self.many(x.reshape(1, 6, 8).repeat(1, 4, 1)).sum((1, 2), keepdim=True).reshape(1, 1)
 
 
-def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_walked_together_give_the_results_of_samples_walked_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     recipe = Recipe(name="rows", module=Rows().eval(), inputs={"x": TensorSpec((1, 48))}, outputs=("y",))
     program = read_program(build(recipe, tmp_path))
@@ -168,7 +168,7 @@ def test_samples_that_are_walked_together_give_what_each_gives_alone(tmp_path: P
             assert op.accumulated == pytest.approx(op_again.accumulated, rel=1e-6) and op.local_rho == op_again.local_rho
 
 
-def test_what_fits_together_is_told_by_the_values_that_live_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_samples_walked_together_follows_from_live_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     localiser, _ = looked_at(lambda x: torch.exp(torch.tanh(x)), tmp_path, draw(1, 1000))
     for room, together in ((24_000, 1), (48_000, 2), (72_000, 3)):  # one value read and one made, 12 bytes an element
         monkeypatch.setattr("coreflow.validate.ladder.localise._ROOM", room)

@@ -287,7 +287,7 @@ class TestTheBorder:
         for op in ops_of(package):
             assert_same(package, op.outputs[0].name, tmp_path / f"{op.outputs[0].name}.mlpackage", sample, radius=radius)
 
-    def test_what_crosses_keeps_its_name_if_it_crosses_as_it_is(self, save: Save, tmp_path: Path) -> None:
+    def test_values_that_cross_unchanged_keep_their_names(self, save: Save, tmp_path: Path) -> None:
         package = of_other_types(save)
 
         def features(op: str) -> list[list[tuple[str, str, tuple[int, ...]]]]:

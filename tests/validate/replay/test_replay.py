@@ -123,7 +123,7 @@ def report() -> Report:
 
 
 class TestWriting:
-    def test_everything_comes_back_as_it_was_written(self, recorded: Path, converted: "Converted") -> None:
+    def test_everything_survives_a_round_trip(self, recorded: Path, converted: "Converted") -> None:
         record, recipe = read_replay(recorded / "worst.safetensors"), converted.recipe()
         assert (record.package, record.name, record.reference_kind, record.reference) == (
             "network.mlpackage",
@@ -206,7 +206,7 @@ class TestTheWorstSample:
         assert self.find(report, (0.1, 0), (0.3, 0), (0.2, 0)) == 1
         assert self.find(report, (0.1, 0), (0.3, 0), (0.2, 0.02)) == 2  # the budget of b is smaller
 
-    def test_what_is_not_finite_is_worse_than_any_error(self, report: Report) -> None:
+    def test_non_finite_errors_are_worse_than_any_error(self, report: Report) -> None:
         assert self.find(report, (1e9, 0), (0, float("nan")), (0, 0)) == 1
         assert self.find(report, (1e9, 0), (0, 0), (float("inf"), 0)) == 2
 
@@ -233,7 +233,7 @@ class TestReplaying:
         assert (folder / "executed").exists()
         assert other.verdict == "fail" and other.outputs["y"].rho_rms > 50  # an identity
 
-    def test_the_reference_itself_gives_what_was_recorded(self, recorded: Path, converted: "Converted") -> None:
+    def test_the_reference_gives_the_recorded_outputs(self, recorded: Path, converted: "Converted") -> None:
         alone = replay(recorded / "worst.safetensors")
         for reference in (converted.recipe(), converted.recipe().module):
             report = replay(recorded / "worst.safetensors", reference=reference)
@@ -328,7 +328,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Array]], Any], str]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_says_what_cannot_be_is_refused(damage: str, folder: Path) -> None:
+def test_a_file_with_impossible_values_is_refused(damage: str, folder: Path) -> None:
     change, said = DAMAGES[damage]
     edit(folder / "worst.safetensors", change)
     with pytest.raises((InputError, UnsupportedError), match=said):

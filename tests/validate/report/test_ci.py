@@ -37,7 +37,7 @@ def test_junit_has_a_case_per_package_and_per_output_and_gate(make: SimpleNamesp
     }
 
 
-def test_junit_failures_say_what_was_found(make: SimpleNamespace) -> None:
+def test_junit_failures_have_the_findings_as_text(make: SimpleNamespace) -> None:
     by_name = cases(junit.to_text(make.whole()))
     verdict = by_name["encoder / verdict"].find("failure")
     assert verdict is not None and verdict.text is not None
@@ -49,7 +49,7 @@ def test_junit_failures_say_what_was_found(make: SimpleNamespace) -> None:
     assert warned is not None and str(warned.text).startswith("WARN")
 
 
-def test_junit_counts_what_it_holds(make: SimpleNamespace) -> None:
+def test_junit_counts_its_cases(make: SimpleNamespace) -> None:
     report = make.bundle(make.whole(), make.stage(make.output(), name="other"), make.stage(name="none", verdict="incomplete"))
     root = ElementTree.fromstring(junit.to_text(report))
     assert [suite.get("name") for suite in root] == ["demo", "demo.encoder", "demo.other", "demo.none", "demo.cascade"]
@@ -93,7 +93,7 @@ def test_hostile_names_are_text_in_xml(make: SimpleNamespace) -> None:
     assert f"{kept}.{kept} / {kept}: rho_slice" in by_name
 
 
-def test_markdown_says_the_verdict_first_then_what_fails_then_why(make: SimpleNamespace) -> None:
+def test_markdown_has_the_verdict_first_then_failing_outputs_then_culprits(make: SimpleNamespace) -> None:
     text = markdown.to_text(make.whole())
     assert text.startswith("### ✗ **FAIL** (fp16): coreflow validate `encoder`\n\nsaid so\n\n|")
     order = [

@@ -150,7 +150,7 @@ def test_the_comparison_is_shown_in_words(make: SimpleNamespace, shown: Callable
     assert "[bold]" in hostile and "\x1b" not in hostile
 
 
-def test_what_got_worse_comes_first(make: SimpleNamespace) -> None:
+def test_changes_for_the_worse_come_first(make: SimpleNamespace) -> None:
     old = make.stage(make.output(rho_rms=3.0), make.output("hidden"))
     diff = changed(old, make.stage(make.output(rho_rms=1.0), make.output("hidden", rho_rms=2.0), digest="cd" * 32))
     assert [change.direction for change in diff.changes] == ["worse", "changed", "better"]

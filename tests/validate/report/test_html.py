@@ -102,7 +102,7 @@ def test_every_table_has_a_caption_headings_and_a_box_that_the_keyboard_reaches(
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), "no level of headings is skipped"
 
 
-def test_what_was_not_looked_at_is_said_and_nothing_empty_is_drawn(make: SimpleNamespace) -> None:
+def test_parts_that_were_not_checked_are_named_and_no_empty_picture_is_drawn(make: SimpleNamespace) -> None:
     tree = Tree(to_html(make.stage(make.output(rungs={}))))
     assert not [path for path, attributes in tree.elements if attributes.get("class") == "plot"]
     text = tree.text()
@@ -177,7 +177,7 @@ def test_a_scale_places_values_and_keeps_everything_inside(log: bool) -> None:
     ],
     ids=["none", "none that count", "one", "two", "subnormal"],
 )
-def test_bounds_are_powers_of_ten_around_what_can_be_drawn(values: tuple[float, ...], bounds: tuple[float, float]) -> None:
+def test_bounds_are_powers_of_ten_around_the_drawable_values(values: tuple[float, ...], bounds: tuple[float, float]) -> None:
     assert svg.log_bounds(values) == pytest.approx(bounds)
 
 

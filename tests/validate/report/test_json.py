@@ -36,7 +36,7 @@ def test_the_published_schema_is_the_one_of_the_dataclasses() -> None:
     Draft202012Validator.check_schema(schema())
 
 
-def test_every_report_follows_the_schema_and_comes_back_as_it_was(report: Any, tmp_path: Path) -> None:
+def test_every_report_follows_the_schema_and_survives_a_round_trip(report: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_report(path, report)
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -58,7 +58,7 @@ def test_a_real_report_follows_the_schema(real: Any, tmp_path: Path) -> None:
     assert real.ops and real.culprits and all(item.plots.reference for item in real.outputs.values())
 
 
-def test_json_has_no_nan_and_what_a_reader_wants_is_computed(make: SimpleNamespace) -> None:
+def test_json_has_no_nan_and_holds_derived_figures(make: SimpleNamespace) -> None:
     report = make.bundle(make.stage(make.output(), make.failing(), verdict="fail", cause="non-finite"), cause="non-finite")
     plain = to_json(report)
     json.dumps(plain, allow_nan=False)
@@ -100,7 +100,7 @@ def test_a_baseline_keeps_the_numbers_and_drops_pictures_and_ops(report: Any, tm
         ('{"report": "coreflow validation of a package", "schema_version": 2}', "is not a whole report: the report lacks name, package"),
     ],
 )
-def test_what_is_no_report_is_refused_in_one_sentence(tmp_path: Path, written: str, said: str) -> None:
+def test_files_that_are_no_reports_are_refused_in_one_sentence(tmp_path: Path, written: str, said: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(written)
     with pytest.raises(InputError, match=r"report\.json") as caught:
@@ -140,7 +140,7 @@ def at(plain: Any, path: tuple[Any, ...]) -> Any:
     return plain
 
 
-def test_the_reader_refuses_exactly_what_a_json_schema_validator_refuses(make: SimpleNamespace) -> None:
+def test_the_reader_refuses_exactly_the_reports_that_a_json_schema_validator_refuses(make: SimpleNamespace) -> None:
     """Hundreds of damaged reports; the package ``jsonschema`` is the oracle."""
     few = Plots(reference=(1.0, 2.0), error=(0.5, 0.0), edges=(-1.0, 0.0), actual_counts=(2,), simulated_counts=(1,))
     outputs = {"hidden": make.failing(plots=few)}

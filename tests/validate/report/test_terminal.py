@@ -13,7 +13,7 @@ from coreflow.validate.report.terminal.ladder import bar
 from coreflow.validate.report.terminal.report import render
 
 
-def test_the_verdict_its_cause_and_what_was_compared_are_in_words(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_the_verdict_its_cause_and_the_comparison_are_in_words(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     text = shown(render(make.stage(make.output(), make.failing(), verdict="fail", cause="non-finite")))
     assert "FAIL (non-finite)  said so" in text
     assert "backend lifted, numerics fp16, seeds 0 to 7" in text and "sha256 abababababab" in text
@@ -103,7 +103,7 @@ def test_compute_units_are_compared_or_said_to_be_one(make: SimpleNamespace, sho
     assert "compute unit" not in shown(render(make.stage(make.output()))), "the lifted backend has none"
 
 
-def test_what_was_not_looked_at_is_said(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_parts_that_were_not_checked_are_listed(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     bare = make.failing(worst_elements=(), rungs={})
     text = shown(render(make.stage(bare, verdict="fail")))
     assert "culprits: none named; ops: not looked at" in text
@@ -113,7 +113,7 @@ def test_what_was_not_looked_at_is_said(make: SimpleNamespace, shown: Callable[.
     assert "none of 60 stands out" in shown(render(make.stage(bare, verdict="fail", ops=make.ops())))
 
 
-def test_a_bundle_shows_the_chain_the_tokens_and_what_was_left_out(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_a_bundle_shows_the_chain_the_tokens_and_the_left_out_samples(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     text = shown(render(make.bundle(make.stage(make.output()), warnings=("weight.bin was changed",))))
     assert "warning: weight.bin was changed" in text
     assert "teacher-forced" in text and "cascaded" in text
@@ -121,7 +121,7 @@ def test_a_bundle_shows_the_chain_the_tokens_and_what_was_left_out(make: SimpleN
     assert "2 of 3 samples ambiguous" in text and "1 of them not in the ratios" in text and "seed 3 (5 elements differ)" in text
 
 
-def test_what_was_not_compared_never_reads_as_a_pass(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_an_incomplete_comparison_never_reads_as_a_pass(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     missing = make.stage(name="other", verdict="incomplete", problems=("golden samples are of another model",))
     report = make.bundle(make.stage(make.output()), missing, verdict="incomplete", problems=("no reference for other",))
     text = shown(render(report))
@@ -142,7 +142,7 @@ def test_causes_and_outcomes_rank_from_worst_to_best() -> None:
     assert first_cause([None, "fp16", "structure"]) == "structure" and first_cause([None]) is None
 
 
-def test_a_rung_that_was_not_run_before_widens_what_a_jump_may_mean(make: SimpleNamespace, shown: Callable[..., str]) -> None:
+def test_a_jump_over_a_rung_that_did_not_run_has_the_causes_of_both(make: SimpleNamespace, shown: Callable[..., str]) -> None:
     weights = make.output(rungs={"R3": Rung(relative_rms=1e-3, rho=1.0), "R4": Rung(relative_rms=1.1e-3, rho=1.1)})
     assert "R3 rounding of weights and constants, or translation (1.0e-03)" in shown(render(make.stage(weights)))
     both = replace(weights, rungs={"R2": Rung(relative_rms=1e-8, rho=0.0), **weights.rungs})

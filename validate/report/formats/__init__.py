@@ -1,1 +1,1 @@
-"""The formats that a report is written in, a file a format."""
+"""Formats of reports, one file per format."""

@@ -52,7 +52,7 @@ def tune(path: Path, optimise: Callable[[Path, Path], object], fp16_inputs: Coll
 def _prepare(source: Path, target: Path, fp16_inputs: Collection[str]) -> bool:
     """Writes the model as onnxruntime is to see it; returns whether it has nested graphs.
 
-    What a nested graph reads is not among the inputs of its node, so a model with one is left as it is.
+    The values that a nested graph reads are not among the inputs of its node, so a model with one is left as it is.
     """
     model = load(source)
     nested = any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)

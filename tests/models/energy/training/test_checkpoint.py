@@ -33,7 +33,7 @@ def directory(saved: Checkpoint, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_was_saved_is_loaded(saved: Checkpoint, directory: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_unchanged(saved: Checkpoint, directory: Path) -> None:
     loaded = load_checkpoint(directory)
     assert loaded.held_out == saved.held_out
     assert loaded.model.config == saved.model.config

@@ -175,7 +175,7 @@ class TestControlFlow:
             (actual,) = model.predict({"count": [count], "start": [100]}).values()
             assert actual.tolist() == [expected]
 
-    def test_a_list_collects_what_a_loop_writes(self, save: Callable[..., Path], tools: Any) -> None:
+    def test_a_list_collects_the_values_that_a_loop_writes(self, save: Callable[..., Path], tools: Any) -> None:
         mb, types = tools
 
         def program(x: Any) -> Any:

@@ -48,7 +48,7 @@ def test_weights_keep_the_packages_names_and_values(program: Program) -> None:
         np.testing.assert_array_equal(parameter.detach().numpy(), constants[name])
 
 
-def test_what_an_op_reads_as_numbers_is_no_tensor(program: Program) -> None:
+def test_arguments_read_as_numbers_are_no_tensors(program: Program) -> None:
     module, (graph, _) = lifted(program), program.function()
     keys = ("shape", "perm", "axes", "axis", "begin", "end")
     plain = {value.name for op in graph.ops for key in keys if isinstance(value := op.inputs.get(key), Value)}

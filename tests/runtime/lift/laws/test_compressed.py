@@ -100,7 +100,7 @@ LAWS: dict[str, tuple[str, Callable[["Draw"], Arguments]]] = {
 
 
 @pytest.mark.parametrize("case", LAWS)
-def test_constants_are_what_coremltools_makes_of_them(law: "Law", case: str) -> None:
+def test_constants_equal_those_of_coremltools(law: "Law", case: str) -> None:
     quiet_coremltools()
     from coremltools.converters.mil.mil.ops.defs.iOS16 import constexpr_ops
     from coremltools.converters.mil.mil.ops.defs.iOS18 import compression
@@ -151,5 +151,5 @@ def test_quantize_rounds_to_steps_within_its_type(law: "Law") -> None:
     law.agrees_with_mil("quantize", quantize)
 
 
-def test_dequantize_scales_what_is_left_of_the_zero_point(law: "Law") -> None:
+def test_dequantize_scales_the_difference_from_the_zero_point(law: "Law") -> None:
     law.agrees_with_mil("dequantize", dequantize, dequantized)

@@ -96,7 +96,7 @@ class Writer:
         return [loop], results[0], repeated
 
 
-def test_nested_conditions_and_loops_give_what_python_gives(law: "Law") -> None:
+def test_nested_conditions_and_loops_give_the_results_of_python(law: "Law") -> None:
     def rule(draw: "Draw") -> None:
         writer = Writer(draw)
         x = value(writer.numbers)
@@ -162,7 +162,7 @@ def test_a_place_outside_a_list_is_an_error(op: str) -> None:
         Interpreter(graph, numerics_named("fp64")).run({})
 
 
-def test_a_state_holds_what_was_last_written_and_what_was_read_stays(law: "Law") -> None:
+def test_a_state_holds_the_last_written_value_and_earlier_reads_stay(law: "Law") -> None:
     """Both forms of a write: the file's, which gives nothing, and the dialect's, which gives the value on."""
 
     def rule(draw: "Draw") -> None:

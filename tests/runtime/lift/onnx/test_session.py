@@ -29,7 +29,7 @@ def test_a_prediction_leaves_nothing_but_our_own_cache(small_package: Path, tmp_
     assert not [path for path in tmp_path.rglob("*") if "device" in path.name.lower()]
 
 
-def test_who_wants_to_report_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_can_turn_telemetry_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_onnxruntime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

@@ -103,7 +103,7 @@ class TestMeans:
         np.testing.assert_array_equal(tuned, plain)
 
     @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-    def test_what_is_no_number_stays_in_its_column(self, tmp_path: Path, bad: float) -> None:
+    def test_values_that_are_no_numbers_stay_in_their_column(self, tmp_path: Path, bad: float) -> None:
         x = np.ones((1, 24, 1, 9), np.float32)
         x[0, 5, 0, 3] = bad
         node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)
@@ -137,7 +137,7 @@ class TestReluBeforeRounding:
         assert not np.isfinite(tuned[0, :, 1, 2]).all() and np.isfinite(np.delete(tuned.reshape(16, 16), 6, 1)).all()
 
     @pytest.mark.parametrize("read", ["c", "r"])
-    def test_not_where_something_else_reads_what_is_between(self, tmp_path: Path, read: str) -> None:
+    def test_not_where_something_else_reads_a_value_between(self, tmp_path: Path, read: str) -> None:
         x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
         plain, tuned, ops = both(tmp_path, self.chain(("y", read)), {"x": x})
         for reference, actual in zip(plain, tuned, strict=True):
@@ -145,14 +145,14 @@ class TestReluBeforeRounding:
         assert (plain[1] < 0).any() and ops["Relu"] == 1
 
     @pytest.mark.parametrize("op", ["Sigmoid", "Tanh", "Neg", "Exp"])
-    def test_not_what_is_no_relu(self, tmp_path: Path, op: str) -> None:
+    def test_not_other_ops_than_relu(self, tmp_path: Path, op: str) -> None:
         """The sigmoid of a rounded number is no rounded number."""
         x = RANDOM.standard_normal((1, 16, 4, 4)).astype(np.float32)
         nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r"), helper.make_node(op, ["r"], ["y"])]
         (plain,), (tuned,), _ = both(tmp_path, model(nodes, {"x": x.shape}, ["y"], {"w": weights(16, 16)}), {"x": x})
         np.testing.assert_array_equal(tuned, plain)
 
-    def test_not_behind_what_is_no_rounding(self, tmp_path: Path) -> None:
+    def test_not_behind_other_casts(self, tmp_path: Path) -> None:
         """Whether a number is there, as 0 or 1, is no rounding: a negative one is."""
         nodes = [
             helper.make_node("Conv", ["x", "w"], ["c"]),
@@ -167,7 +167,7 @@ class TestReluBeforeRounding:
 
 
 class TestMaximaBeforeRounding:
-    def test_round_what_is_left(self, tmp_path: Path) -> None:
+    def test_a_rounding_moves_behind_the_maximum(self, tmp_path: Path) -> None:
         """Behind relu, as in the first layers of a residual network; with ties in fp16 that are none in fp32, and an overflow."""
         nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r"), helper.make_node("Relu", ["r"], ["p"])]
         nodes.append(helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4))
@@ -180,7 +180,7 @@ class TestMaximaBeforeRounding:
         made = onnx.load(tmp_path / "tuned.onnx").graph.node
         assert [node.op_type for node in made if node.op_type in ("MaxPool", "Cast")] == ["MaxPool", "Cast", "Cast"]
 
-    def test_what_is_left_is_known_to_be_smaller(self, tmp_path: Path) -> None:
+    def test_the_moved_rounding_has_the_smaller_shape(self, tmp_path: Path) -> None:
         """It meets another value of its own shape in blocks."""
         block_here(tmp_path)
         nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), *rounded("c", "r")]
@@ -222,7 +222,7 @@ class TestBlocks:
         np.testing.assert_array_equal(tuned, plain)
 
     @pytest.mark.parametrize(("first", "last", "turns"), [(0, 0, 1), (1, 1, 2), (0, 1, 2), (1, 0, 2)])
-    def test_what_has_its_channels_last_is_put_in_order_as_before(self, tmp_path: Path, first: int, last: int, turns: int) -> None:
+    def test_values_with_channels_last_are_put_in_order_as_before(self, tmp_path: Path, first: int, last: int, turns: int) -> None:
         """Its axes are not those of the blocks. This is what onnxruntime makes of turns around convolutions, here around pools."""
         block = block_here(tmp_path)
 
@@ -251,7 +251,7 @@ class TestBlocks:
         assert first != last or np.allclose(results[0], np.tanh(x), atol=1e-6)
         assert Counter(node.op_type for node in made.graph.node)["ReorderInput"] == turns
 
-    def test_what_fills_up_a_block_reaches_nothing(self, tmp_path: Path) -> None:
+    def test_padding_of_a_block_reaches_no_output(self, tmp_path: Path) -> None:
         """24 channels are a block and a half: what is zero there becomes a half, and then infinite, while the channels stay zero."""
         nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Sigmoid", ["c"], ["v0"])]
         for i in range(24):
@@ -280,7 +280,9 @@ class TestBlocks:
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(data=st.data(), channels=st.sampled_from([16, 24, 32]))
-    def test_any_network_gives_what_it_gave(self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, channels: int) -> None:
+    def test_any_network_gives_the_same_results_after_tuning(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, channels: int
+    ) -> None:
         """Convolutions, elementwise ops, roundings, means and turns in any order; some values leave, whatever else reads them."""
         shape = (1, channels, 3, 4)
         nodes: list[NodeProto] = []
@@ -325,7 +327,7 @@ class TestBlocks:
             assert actual.shape == reference.shape
             np.testing.assert_allclose(actual, reference, rtol=4e-3, atol=4e-3 * float(np.abs(reference).max(initial=1e-3)))
 
-    def test_the_block_is_what_onnxruntime_lays_weights_out_by(self, tmp_path: Path) -> None:
+    def test_the_block_is_that_of_onnxruntimes_weights(self, tmp_path: Path) -> None:
         """An output channel of its own for every element of the first block, all for the first input channel."""
         block = block_here(tmp_path)
         weights = np.arange(64 * 32, dtype=np.float32).reshape(64, 32, 1, 1)
@@ -396,7 +398,7 @@ class TestSums:
         assert (ops["Conv"], ops["Relu"], ops["Add"]) == (4, 1, 0)
 
     @pytest.mark.parametrize("reads", [["a", "b"], ["b", "a"]])
-    def test_write_to_what_nothing_else_reads(self, tmp_path: Path, reads: list[str]) -> None:
+    def test_write_only_to_values_without_other_readers(self, tmp_path: Path, reads: list[str]) -> None:
         """a is read again behind the sum, so the sum is made in b."""
         middle = [helper.make_node("Add", reads, ["t"]), helper.make_node("Mul", ["t", "a"], ["u"]), *rounded("u", "s")]
         ops = self.tuned(tmp_path, middle, self.draw(), ("y", "t"))
@@ -410,7 +412,7 @@ class TestSums:
         assert (ops["Conv"], ops["Add"]) == (3, 1)
 
     @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 65519.0, -1e-7])
-    def test_keep_what_is_no_number(self, tmp_path: Path, bad: float) -> None:
+    def test_keep_values_that_are_no_numbers(self, tmp_path: Path, bad: float) -> None:
         """-1e-7 becomes -2 ** -23, a subnormal fp16, or -0."""
         x = self.draw()
         x[0, :, 2, 3] = 0

@@ -42,7 +42,7 @@ def draw(spec: TensorSpec, seed: int) -> Array:
 
 
 @pytest.mark.parametrize("stage", ["encoder", "lattice_step", "decoder_step"])
-def test_the_file_gives_what_the_interpreter_gives(exported: Path, tmp_path: Path, stage: str) -> None:
+def test_the_file_gives_the_results_of_the_interpreter(exported: Path, tmp_path: Path, stage: str) -> None:
     package = exported / "bundle" / read_manifest(exported / "bundle").stages[stage].package
     write_onnx(read_program(package), tmp_path / "x.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])

@@ -30,7 +30,7 @@ def planned(inputs: tuple[Value, ...], outputs: tuple[Value, ...], *ops: Op) -> 
     return Planner(graph, GeneralPolicy(numerics_named("fp32"), torch.device("cpu")), "package").plan()
 
 
-def test_several_results_shapes_that_are_computed_and_constants_give_what_the_walk_gives() -> None:
+def test_several_results_computed_shapes_and_constants_give_the_results_of_the_walk() -> None:
     x, first, second, joined, extent, again = (
         floats("x", 2, 6),
         *(floats(n, 2, 3) for n in "ab"),
@@ -90,7 +90,7 @@ def test_a_value_dies_with_the_last_op_that_reads_it() -> None:
     assert alive == [[], [True], [False, True]]
 
 
-def test_what_was_computed_from_constants_is_there_at_every_call() -> None:
+def test_values_computed_from_constants_are_there_at_every_call() -> None:
     x, weight, y = floats("x", 2), floats("w", 2), floats("y", 4)
     parts = {"quantized_data": known("q", np.array([3, 5], np.int8)), "scale": known("scale", np.float32(0.5))}
     parts |= {"zero_point": known("zero", np.int8(1)), "axis": known("axis", np.int32(0))}

@@ -89,7 +89,7 @@ class TestRoundedOnce:
         unobserved, observed = both(one_op(kind, {"x": fp16("x", (2**16,)), "y": fp16("other", tuple(other.shape))}), EVERY, other)
         np.testing.assert_array_equal(unobserved.float().numpy(), observed.numpy())
 
-    def test_a_threshold_is_not_rounded_with_what_it_is_compared_to(self) -> None:
+    def test_a_threshold_is_not_rounded_with_the_tensor_beside_it(self) -> None:
         for alpha, x in ((-2.5370915, -2.5371094), (1e9, 65504.0)):  # as fp16, alpha would be x, or infinite
             inputs = {"x": fp16("x", (1,)), "alpha": number("alpha", np.float32(alpha))}
             unobserved, observed = both(one_op("thresholded_relu", inputs), torch.tensor([x]))
@@ -188,7 +188,7 @@ class TestProducts:
         self.check("conv", x.to(memory_format=torch.channels_last) if drawn["channels_last"] else x, weight, bias, **rest)
 
     @needs_onednn
-    def test_what_is_laid_out_is_a_product_of_known_shape_with_constants(self) -> None:
+    def test_only_products_of_known_shape_with_constants_are_laid_out(self) -> None:
         weight = fp16("w", (5, 6), np.ones((5, 6)))
         planned = [
             one_op("linear", {"x": fp16("x", (4, 6)), "weight": weight}, (4, 5)),

@@ -48,7 +48,7 @@ class TestStep:
         (rounded,) = step.results(environment)
         assert raw.tolist() == [2049.0, 1.5] and rounded.tolist() == [2048.0, 1.5]
 
-    def test_what_nothing_reads_any_more_is_let_go(self) -> None:
+    def test_values_are_freed_after_their_last_read(self) -> None:
         plan = planned(increments())
         environment = plan.constants.copy()
         environment[plan.inputs[0]] = torch.zeros(2)
@@ -76,7 +76,7 @@ class TestPlan:
         assert seen == ["the add" if pred else "the mul", "choice"]
         assert [step.op.name for step in plan.walk()] == ["choice", "the add", "the mul"]
 
-    def test_what_an_op_reads_includes_what_its_blocks_read(self) -> None:
+    def test_the_reads_of_an_op_include_those_of_its_blocks(self) -> None:
         graph = branches()
         (op,) = graph.ops
         assert [value.name for value in op.input_values()] == ["pred"]
@@ -90,7 +90,7 @@ class TestPlan:
 
 
 class TestPolicy:
-    def test_decides_how_values_are_stored_and_what_a_step_calls(self) -> None:
+    def test_decides_storage_and_the_function_of_a_step(self) -> None:
         class Doubling(GeneralPolicy):
             def storage(self, op: Op | None, value: Value) -> torch.dtype:
                 return torch.float64 if op is not None and op.name == "second" else torch.float32
