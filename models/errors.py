@@ -62,22 +62,46 @@ class CoreflowError(Exception):
 
 
 class ConfigError(CoreflowError):
-    """An invalid preset, setting or recipe."""
+    """An invalid preset, setting or recipe.
+
+    >>> raise ConfigError("preset 'huge' does not exist; choose one of demo, small", expected=("demo", "small"))
+    """
 
 
 class InputError(CoreflowError):
-    """An invalid text, tensor or corpus."""
+    """An invalid text, tensor or corpus.
+
+    >>> raise InputError("no word in the text ' '; give at least one character that is not white space")
+    """
 
 
 class BundleError(CoreflowError):
-    """A bundle or package that is missing, changed, foreign or newer than this coreflow."""
+    """A bundle or package that is missing, changed, foreign or newer than this coreflow.
+
+    >>> try:
+    ...     read_program("encoder.mlpackage")
+    ... except BundleError as error:
+    ...     print(error.path)
+    """
 
     exit_code = 3
 
 
 class UnsupportedError(CoreflowError):
-    """A program with an op, type or option that a backend does not support."""
+    """A program with an op, type or option that a backend does not support.
+
+    >>> try:
+    ...     load_model("encoder.mlpackage", "lifted", device="cuda")
+    ... except UnsupportedError:
+    ...     load_model("encoder.mlpackage", "lifted")
+    """
 
 
 class ExportError(CoreflowError):
-    """A stage that could not be converted or written."""
+    """A stage that could not be converted or written.
+
+    >>> try:
+    ...     build(recipe, "artifacts/own")
+    ... except ExportError as error:
+    ...     print(error)
+    """

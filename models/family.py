@@ -53,7 +53,11 @@ class Stage:
 
 
 class TrainingOptions(Protocol):
-    """All that decides the result of a run; a family's own class has more fields, by the names of the options of ``coreflow train``."""
+    """All that decides the result of a run; a family's own class has more fields, by the names of the options of ``coreflow train``.
+
+    >>> options = family.training_options({"preset": "demo", "steps": 100})
+    >>> options.preset
+    """
 
     @property
     def preset(self) -> str:

@@ -102,9 +102,9 @@ def conclude_bundle(
 ) -> Verdict:
     """The verdict on a bundle; ``problems`` are what could not be judged, ``changes`` those of its files that nobody accepted.
 
-    1. The whole is the worst of its parts, and incomplete where something could not be judged, unless a part is worse. 2. A chain that
-    fails beside a stage is not to blame: it fails because the stage does. 3. Packages that are not the exported ones never pass: a pass or
-    a warning becomes a failure of structure.
+    1. The whole is the worst of its parts, and incomplete where something could not be judged, unless a part is worse.
+    2. A chain that fails beside a stage is not to blame: it fails because the stage does.
+    3. Packages that are not the exported ones never pass: a pass or a warning becomes a failure of structure.
     """
     parts: dict[str, Report | ChainReport] = {**stages, **({} if chain is None else {"cascade": chain})}
     outcome = worst([*(part.verdict for part in parts.values()), *(("incomplete",) if problems else ())])

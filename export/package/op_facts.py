@@ -26,7 +26,11 @@ from coreflow.models import fp16
 
 
 class Range(Protocol):
-    """The values that an argument had."""
+    """The values that an argument had.
+
+    >>> seen: Range = ranges[id(op.inputs["x"])]
+    >>> seen.low, seen.high, seen.smallest, seen.largest
+    """
 
     low: float
     high: float

@@ -11,6 +11,9 @@ from coreflow.models.energy.config import EnergyConfig
 class GRULayer(nn.Module):
     """One step of a GRU for every column of (B, C, 1, N); computes what ``nn.GRUCell`` does.
 
+    >>> GRULayer(size_in=16, hidden=32)(torch.zeros(2, 16, 1, 10), torch.zeros(2, 32, 1, 10)).shape
+    torch.Size([2, 32, 1, 10])
+
     ``nn.GRU`` would become a ``while_loop`` and ``nn.GRUCell`` needs an op the converter lacks. Reset and update gates come
     from one convolution of input and state together.
     """
@@ -33,7 +36,10 @@ class GRULayer(nn.Module):
 
 
 class Proposal(NamedTuple):
-    """The next energy, place and children of every flow, as the carrier proposes them; the lattice decides whether they are taken."""
+    """The next energy, place and children of every flow, as the carrier proposes them; the lattice decides whether they are taken.
+
+    >>> processor.propose(table).energy.shape  # (B, 1, 1, N)
+    """
 
     energy: Tensor  # (B, 1, 1, N)
     target: Tensor  # (B, 3, 1, N), in cells, not yet rounded
@@ -44,6 +50,9 @@ class Proposal(NamedTuple):
 
 class EnergyCarrier(nn.Module):
     """A stack of GRU layers and residual heads.
+
+    >>> proposal = EnergyCarrier(config)(neuron(table.position, table.energy), table.position, table.energy, table.hidden)
+    >>> proposal.target.shape  # (B, 3, 1, N)
 
     The heads start near zero: an untrained carrier keeps the energy, takes one step along z and does not spawn.
     """

@@ -8,7 +8,11 @@ from coreflow.models.t5.decoder import T5Decoder
 
 
 class CubeToTextDecoder(nn.Module):
-    """An adapter that turns a surface into M memory vectors, and the T5 decoder that attends to them."""
+    """An adapter that turns a surface into M memory vectors, and the T5 decoder that attends to them.
+
+    >>> decoder = CubeToTextDecoder(config)
+    >>> decoder(surface, tokens).shape  # (B, T, V)
+    """
 
     def __init__(self, config: EnergyConfig, t5: T5Decoder | None = None) -> None:
         super().__init__()

@@ -14,6 +14,10 @@ MASKED = -1e4
 class EncoderLayer(nn.Module):
     """Pre-norm transformer layer on (B, C, 1, S).
 
+    >>> layer = EncoderLayer(channels=64, heads=4, hidden=128, dropout=0.1)
+    >>> layer(torch.zeros(2, 64, 1, 10), torch.zeros(2, 1, 1, 10)).shape
+    torch.Size([2, 64, 1, 10])
+
     Computes what ``nn.TransformerEncoderLayer(activation="gelu", norm_first=True)`` does. Both branches start at zero, so
     that an untrained encoder is the mean of its embeddings: the words reach the surface from the first step on, where a
     post-norm stack needs thousands of steps to let them through.
@@ -37,7 +41,10 @@ class EncoderLayer(nn.Module):
 
 
 class TextToCubeEncoder(nn.Module):
-    """Token ids to the surface that enters the lattice."""
+    """Token ids to the surface that enters the lattice.
+
+    >>> TextToCubeEncoder(config)(ids, mask).shape  # (B, S)
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__()

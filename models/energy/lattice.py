@@ -41,7 +41,11 @@ class FlowTable(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Numbers of flows that arrived, died and were spawned in one step, (B, 1) each."""
+    """Numbers of flows that arrived, died and were spawned in one step, (B, 1) each.
+
+    >>> table, events = processor(table, last)
+    >>> events.arrived, events.died, events.spawned
+    """
 
     arrived: Tensor
     died: Tensor

@@ -16,7 +16,10 @@ class _Mapper(nn.Module):
 
 
 class EmbeddingToSurface(_Mapper):
-    """An embedding to a surface; a learned scalar field over the cells is added to it."""
+    """An embedding to a surface; a learned scalar field over the cells is added to it.
+
+    >>> EmbeddingToSurface(config)(embedding).shape  # (B, S)
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__(config.embedding_size, config.mapper_hidden, config.surface_size)
@@ -28,7 +31,10 @@ class EmbeddingToSurface(_Mapper):
 
 
 class SurfaceToEmbedding(_Mapper):
-    """A surface to an embedding; the learned scalar field is added before the network."""
+    """A surface to an embedding; the learned scalar field is added before the network.
+
+    >>> SurfaceToEmbedding(config)(surface).shape  # (B, E)
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__(config.surface_size, config.mapper_hidden, config.embedding_size)

@@ -32,7 +32,10 @@ def sinusoid_table(cells: int) -> Tensor:
 
 
 class SimpleNeuron(nn.Module):
-    """One network shared by all cells: position and energy of a flow -> features."""
+    """One network shared by all cells: position and energy of a flow -> features.
+
+    >>> SimpleNeuron(config)(table.position, table.energy).shape  # (B, F, 1, N)
+    """
 
     def __init__(self, config: EnergyConfig) -> None:
         super().__init__()

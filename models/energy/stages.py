@@ -25,7 +25,10 @@ CONTROL_TOKENS = 3  # of the Unigram tokenizer: padding, end, unknown
 
 
 class LatticeStep(nn.Module):
-    """One step of the flow table as flat tensors; ``table_names`` gives the order."""
+    """One step of the flow table as flat tensors; ``table_names`` gives the order.
+
+    >>> surface, events, *fields = LatticeStep(processor)(last, *flat_table(table))
+    """
 
     def __init__(self, processor: FlowProcessor) -> None:
         super().__init__()
@@ -45,7 +48,10 @@ class LatticeStep(nn.Module):
 
 
 class DecoderMemory(nn.Module):
-    """Adapter and cross-attention projections, which the decoder computes once per surface."""
+    """Adapter and cross-attention projections, which the decoder computes once per surface.
+
+    >>> key, value, *others = DecoderMemory(decoder)(surface)
+    """
 
     def __init__(self, decoder: CubeToTextDecoder) -> None:
         super().__init__()

@@ -28,14 +28,22 @@ LATTICE = Decider(stage="lattice_step", fields=("alive", "position"))
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EnergyPassage(Passage):
-    """A passage, and how the lattice carried its surface."""
+    """A passage, and how the lattice carried its surface.
+
+    >>> passage = sample.run(predict, np.float32)
+    >>> passage.outputs["lattice.surface"], passage.carried.statistics.steps
+    """
 
     carried: Carried
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sentence:
-    """A text as the encoder reads it, (1, L) ids and mask: through encoder, lattice and decoder."""
+    """A text as the encoder reads it, (1, L) ids and mask: through encoder, lattice and decoder.
+
+    >>> sample = Sentence(config=config, label="'a b'", text="a b", ids=encoded.ids[None], mask=encoded.mask[None])
+    >>> sample.run(predict, np.float32).outputs
+    """
 
     config: EnergyConfig
     label: str
@@ -60,7 +68,10 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embedding:
-    """An embedding (1, E) through both mappers and the lattice."""
+    """An embedding (1, E) through both mappers and the lattice.
+
+    >>> Embedding(config=config, seed=0, embedding=embedding).run(predict, np.float32).outputs["mapper_out.embedding"]
+    """
 
     config: EnergyConfig
     seed: int
@@ -88,7 +99,10 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Surface:
-    """A surface (1, S) through the lattice."""
+    """A surface (1, S) through the lattice.
+
+    >>> Surface(config=config, seed=0, surface=surface).run(predict, np.float32).outputs["lattice.surface"]
+    """
 
     config: EnergyConfig
     seed: int

@@ -32,7 +32,12 @@ EVALUATED_EMBEDDINGS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyProgress(Progress):
-    """One step of the optimizer."""
+    """One step of the optimizer, with its losses.
+
+    >>> for event in train(options, directory):
+    ...     if isinstance(event, EnergyProgress):
+    ...         print(event.step, event.text_loss, event.energy_loss)
+    """
 
     text_loss: float  # nats per token
     energy_loss: float
@@ -45,7 +50,11 @@ class EnergyProgress(Progress):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyTrained(Trained):
-    """The end of a run."""
+    """The end of a run, with the accuracies on held-out sentences.
+
+    >>> *_, trained = train(options, directory)
+    >>> trained.token_accuracy, trained.embedding_cosine
+    """
 
     parameters: int
     seconds: float
