@@ -27,7 +27,7 @@ def main() -> int:
     manifest = read_manifest(BUNDLE)
     results = {}
     for stage in energy_stages(load_checkpoint(RUN).model):
-        inputs = dict(stage.draw(0))
+        inputs = dict(stage.inputs_for(0))
         tensors = [torch.from_numpy(array) for array in inputs.values()]
         floats = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
         package = BUNDLE / manifest.stages[stage.name].package

@@ -5,23 +5,13 @@ from pathlib import Path
 
 from coreflow.export.bundle import BundleDone, StageDone, export_bundle
 from coreflow.export.recipe import Recipe, Target
-from coreflow.models.family import Stage, family_of_run
+from coreflow.models.family import family_of_run
+from coreflow.models.stage import Stage
 
 
 def stage_recipes(stages: Sequence[Stage], target: Target = "iOS17") -> tuple[Recipe, ...]:
     """A recipe per stage."""
-    return tuple(
-        Recipe(
-            name=stage.name,
-            module=stage.module,
-            inputs=stage.inputs,
-            outputs=stage.outputs,
-            description=stage.description,
-            draw=stage.draw,
-            target=target,
-        )
-        for stage in stages
-    )
+    return tuple(Recipe(**vars(stage), target=target) for stage in stages)
 
 
 def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | None = None) -> Iterator[StageDone | BundleDone]:

@@ -16,37 +16,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from coreflow.models.arrays import Array, Arrays, Draw
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError
-from coreflow.models.spec import TensorSpec
+from coreflow.models.stage import Stage
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from coreflow.models.data.tokenizers import TextTokenizer
 
 Predict = Callable[[str, Arrays], Arrays]
 """(name of a stage, its inputs) -> its outputs, whatever executes it: torch, Core ML or a lifted program."""
 
 _Options = TypeVar("_Options")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A module with fixed inputs and outputs, and a source of inputs like those it meets in use. One stage becomes one package.
-
-    >>> Stage(
-    ...     name="encoder", module=encoder, inputs={"ids": TensorSpec((1, 32), "int32")}, outputs=("surface",),
-    ...     description="text to surface", draw=lambda seed: {"ids": draw_ids(seed)},
-    ... )
-    """
-
-    name: str
-    module: "nn.Module"
-    inputs: dict[str, TensorSpec]
-    outputs: tuple[str, ...]
-    description: str
-    draw: Draw  # a seed -> one set of inputs, in the dtypes of the specs
 
 
 # -- training ----------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.errors import BundleError, ConfigError
-from coreflow.models.family import Companions, Stage, TextEntry, find_family
+from coreflow.models.family import Companions, TextEntry, find_family
+from coreflow.models.stage import Stage
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.chain import judge_chain

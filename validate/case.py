@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
+from coreflow.models.stage import draw_tensor
 from coreflow.validate.inputs.samples import Sample, Specs
 from coreflow.validate.inputs.states import from_fresh, stateless, with_states
 from coreflow.validate.inputs.sweeps import sweep_samples

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from coreflow.models.arrays import Arrays
 from coreflow.models.energy.config import PRESETS, EnergyConfig
-from coreflow.models.family import Predict, Progress, Stage, TextEntry, Trained, Trial, options_from
+from coreflow.models.family import Predict, Progress, TextEntry, Trained, Trial, options_from
+from coreflow.models.stage import Stage
 
 if TYPE_CHECKING:
     from coreflow.models.data.tokenizers import TextTokenizer

@@ -17,8 +17,8 @@ from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.decoder import CubeToTextDecoder
 from coreflow.models.energy.lattice import FlowProcessor, FlowTable, initial_table
 from coreflow.models.energy.model import EnergyFlow
-from coreflow.models.family import Stage
 from coreflow.models.spec import TensorSpec
+from coreflow.models.stage import Stage
 from coreflow.models.t5.decoder import DecoderStep
 
 CONTROL_TOKENS = 3  # of the Unigram tokenizer: padding, end, unknown

@@ -19,7 +19,8 @@ from coreflow.models.energy.decoding import StepFunction
 from coreflow.models.energy.lattice import FlowStatistics, flow_cells, initial_table
 from coreflow.models.energy.stages import flat_table, table_names
 from coreflow.models.errors import InputError
-from coreflow.models.family import Predict, Stage
+from coreflow.models.family import Predict
+from coreflow.models.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

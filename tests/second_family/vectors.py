@@ -15,19 +15,9 @@ from torch import nn
 
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import BundleError, ConfigError, InputError
-from coreflow.models.family import (
-    ChainOutput,
-    ChainResult,
-    Passage,
-    Predict,
-    Progress,
-    Stage,
-    TextEntry,
-    Trained,
-    Trial,
-    options_from,
-)
+from coreflow.models.family import ChainOutput, ChainResult, Passage, Predict, Progress, TextEntry, Trained, Trial, options_from
 from coreflow.models.spec import TensorSpec
+from coreflow.models.stage import Stage
 from coreflow.models.storage import write_json
 from coreflow.models.training.checkpoint import load_weights, save_tensors
 

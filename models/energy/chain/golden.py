@@ -22,7 +22,7 @@ from coreflow.models.energy.stages import energy_stages
 from coreflow.models.energy.training.checkpoint import Checkpoint
 from coreflow.models.energy.wiring import Wiring, torch_predict
 from coreflow.models.errors import BundleError
-from coreflow.models.family import Stage
+from coreflow.models.stage import Stage
 
 GOLDEN, SENTENCES = "golden", "sentences.json"
 GOLDEN_SENTENCES = 8
@@ -102,7 +102,7 @@ def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[d
     for stage in stages.values():
         if not calls[stage.name]:  # no sentence passes it: embeddings enter there
             for seed in range(len(texts)):
-                recorded(stage.name, stage.draw(seed))
+                recorded(stage.name, stage.inputs_for(seed))
     calls["decoder_step"] = calls["decoder_step"][::KEPT_STEPS]
     return sentences, calls
 

@@ -13,7 +13,8 @@ from coreflow.models.arrays import Array, Arrays
 from coreflow.models.data.tokenizers import TextTokenizer
 from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.wiring import Carried, Wiring
-from coreflow.models.family import ChainOutput, Decider, Passage, Predict, Stage, Trial, TrialSample
+from coreflow.models.family import ChainOutput, Decider, Passage, Predict, Trial, TrialSample
+from coreflow.models.stage import Stage
 
 LOGITS = "decoder.logits"
 OUTPUTS = (
@@ -143,8 +144,8 @@ def energy_trial(
         for number, (text, inputs) in enumerate([*golden, *texts])
     ]
     for seed in seeds:
-        samples.append(Embedding(config=config, seed=seed, embedding=stages["mapper_in"].draw(seed)["embedding"]))
-        samples.append(Surface(config=config, seed=seed, surface=stages["mapper_out"].draw(seed)["surface"]))
+        samples.append(Embedding(config=config, seed=seed, embedding=stages["mapper_in"].inputs_for(seed)["embedding"]))
+        samples.append(Surface(config=config, seed=seed, surface=stages["mapper_out"].inputs_for(seed)["surface"]))
     return Trial(outputs=OUTPUTS, samples=samples, decider=LATTICE, logits=LOGITS)
 
 

@@ -22,7 +22,7 @@ from coreflow.models.energy.config import EnergyConfig
 from coreflow.models.energy.model import EnergyFlow
 from coreflow.models.energy.stages import energy_stages
 from coreflow.models.errors import BundleError, ConfigError
-from coreflow.models.family import Stage
+from coreflow.models.stage import Stage
 from coreflow.models.storage import write_atomically, write_json
 from coreflow.models.training.checkpoint import load_weights, save_tensors
 

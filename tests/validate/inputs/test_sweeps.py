@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array, Arrays, Draw
 from coreflow.models.spec import TensorSpec
+from coreflow.models.stage import draw_tensor
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.inputs.sweeps import is_mask, sweep_samples
 

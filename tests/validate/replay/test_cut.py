@@ -22,10 +22,11 @@ from coreflow.export.package.edit import CUT_KEY, cut
 from coreflow.export.package.graph import Op
 from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
-from coreflow.export.recipe import Recipe, draw_tensor
+from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
 from coreflow.models.spec import BOUNDS_KEY, TensorSpec
+from coreflow.models.stage import draw_tensor
 from coreflow.runtime.backend import LoadOptions, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
