@@ -27,7 +27,7 @@ PRESETS = {"small": "8 -> 3 -> 8"}
 
 
 class Squeeze(nn.Module):
-    """Both halves of the autoencoder."""
+    """Encoder and decoder of the autoencoder."""
 
     def __init__(self) -> None:
         super().__init__()

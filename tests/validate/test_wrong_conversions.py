@@ -28,7 +28,7 @@ from coreflow.validate.options import Evidence
 from coreflow.validate.report.model import Culprit, Report
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic] | None]]
-HALF, WHOLE = np.float16, np.int32
+FLOAT16, WHOLE = np.float16, np.int32
 
 
 def convert(
@@ -60,8 +60,10 @@ def convert(
                 ct.TensorType(name=name, shape=shape, **({} if dtype is None else {"dtype": dtype}))
                 for name, (shape, dtype) in inputs.items()
             ],
-            outputs=[ct.TensorType(name=name, dtype=HALF) for name in outputs],
-            states=[ct.StateType(wrapped_type=ct.TensorType(shape=shape, dtype=HALF), name=name) for name, shape in (state or {}).items()]
+            outputs=[ct.TensorType(name=name, dtype=FLOAT16) for name in outputs],
+            states=[
+                ct.StateType(wrapped_type=ct.TensorType(shape=shape, dtype=FLOAT16), name=name) for name, shape in (state or {}).items()
+            ]
             or None,
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=ct.precision.FLOAT16,
@@ -74,7 +76,7 @@ def convert(
 
 
 def _example(shape: tuple[int, ...], dtype: type[np.generic] | None) -> Tensor:
-    return torch.full(shape, 2, dtype=torch.int32) if dtype is not HALF else torch.ones(shape)
+    return torch.full(shape, 2, dtype=torch.int32) if dtype is not FLOAT16 else torch.ones(shape)
 
 
 def recipe_of(module: nn.Module, draw: Draw, outputs: tuple[str, ...] = ("y",)) -> Recipe:
@@ -97,7 +99,7 @@ def failing_gates(report: Report, output: str = "y") -> set[str]:
 
 
 def normal(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(HALF)
+    return np.random.default_rng(seed).standard_normal(shape).astype(FLOAT16)
 
 
 # --- torch.export drops keyword arguments ---------------------------------------------------------------------------------------------
@@ -115,14 +117,14 @@ class Padded(nn.Module):
 
 
 def padded(seed: int) -> Arrays:
-    mask = np.ones((1, 8), HALF)
+    mask = np.ones((1, 8), FLOAT16)
     mask[0, 3 + seed % 4 :] = 0
     return {"x": normal(seed, 1, 8, 16), "mask": mask}
 
 
 def test_a_padding_mask_that_torch_export_inverts(tmp_path: Path) -> None:
     module = Padded()
-    shapes = {"x": ((1, 8, 16), HALF), "mask": ((1, 8), HALF)}
+    shapes = {"x": ((1, 8, 16), FLOAT16), "mask": ((1, 8), FLOAT16)}
     report = validate(convert(module, tmp_path, shapes, front_end="export"), module, draw=padded)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert report.outputs["y"].rho_rms > 100
@@ -152,7 +154,7 @@ def rows(seed: int) -> Arrays:
 def test_an_alpha_of_add_that_torch_export_loses(tmp_path: Path) -> None:
     """No conversion at FLOAT32 can be had (a trace refuses alpha): the cause is found without it, for every weight is the module's."""
     module = Scaled()
-    report = validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}, front_end="export"), module, draw=rows)
+    report = validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}, front_end="export"), module, draw=rows)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert any("R2 was not run" in note for note in report.notes)
     assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "add")
@@ -161,7 +163,7 @@ def test_an_alpha_of_add_that_torch_export_loses(tmp_path: Path) -> None:
 
 def test_wrong_weights_are_not_taken_for_translation_where_there_is_no_second_conversion(tmp_path: Path) -> None:
     module = Scaled()
-    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, front_end="export")
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}, front_end="export")
     with torch.no_grad():
         module.before.weight[0, 0] += 0.5
     assert validate(package, module, draw=rows).cause == "weights"
@@ -192,7 +194,7 @@ class Masked(nn.Module):
 def test_a_mask_of_the_smallest_float_becomes_nan(by: str, tmp_path: Path) -> None:
     """0 · -inf: the largest float32 is beyond fp16, so that where a key is present its bias is not a number."""
     module = Masked().eval()
-    shapes = {"x": ((1, 8, 16), HALF), "mask": ((1, 8), HALF)}
+    shapes = {"x": ((1, 8, 16), FLOAT16), "mask": ((1, 8), FLOAT16)}
     package = convert(module, tmp_path, shapes) if by == "coremltools" else build(recipe_of(module, padded), tmp_path)
     report = validate(package, module, draw=padded)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "non-finite", 3)
@@ -221,7 +223,7 @@ def some_zero_rows(seed: int) -> Arrays:
 def test_torchs_rms_norm_divides_zero_rows_by_zero(tmp_path: Path) -> None:
     """The converter divides by the largest element first."""
     module = Normed()
-    package = convert(module, tmp_path, {"x": ((4, 16), HALF)})
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)})
     report = validate(package, module, draw=some_zero_rows)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "non-finite", 3)
     assert failing_gates(report) >= {"finite", "translation"}
@@ -233,7 +235,7 @@ def test_torchs_rms_norm_divides_zero_rows_by_zero(tmp_path: Path) -> None:
 def test_torchs_rms_norm_adds_its_epsilon_after_it_divided(tmp_path: Path) -> None:
     """No rounding hides this from the conversion at FLOAT32, and fp16 alone would not have told."""
     module = Normed(eps=1e-4)
-    report = validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows)
+    report = validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}), module, draw=rows)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert failing_gates(report) == {"translation"}
     assert report.culprits[0].kind == "translation" and report.culprits[0].module == "norm"
@@ -242,7 +244,7 @@ def test_torchs_rms_norm_adds_its_epsilon_after_it_divided(tmp_path: Path) -> No
 def test_without_zero_rows_the_same_package_is_right(tmp_path: Path) -> None:
     """What is not reached is not found: the inputs decide."""
     module = Normed()
-    assert validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows).verdict == "pass"
+    assert validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}), module, draw=rows).verdict == "pass"
 
 
 class SquareNorm(nn.Module):
@@ -273,7 +275,7 @@ class Residual(nn.Module):
 def test_residuals_above_256_overflow_in_the_square_of_a_t5_norm(by: str, tmp_path: Path) -> None:
     """Torch's own fp16 overflows as well: the module, not the conversion, is unfit for fp16."""
     module = Residual().eval()
-    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}) if by == "coremltools" else build(recipe_of(module, rows), tmp_path)
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}) if by == "coremltools" else build(recipe_of(module, rows), tmp_path)
     report = validate(package, module, draw=rows)
     assert (report.verdict, report.exit_code) == ("fp16-unsafe", 6)
     assert failing_gates(report) == {"ceiling", "contract"}
@@ -283,7 +285,7 @@ def test_residuals_above_256_overflow_in_the_square_of_a_t5_norm(by: str, tmp_pa
 
 def test_residuals_below_256_pass(tmp_path: Path) -> None:
     module = Residual(size=30.0)
-    assert validate(convert(module, tmp_path, {"x": ((4, 16), HALF)}), module, draw=rows).verdict == "pass"
+    assert validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}), module, draw=rows).verdict == "pass"
 
 
 # --- what a trace freezes or loses ----------------------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ def at_positions(seed: int) -> Arrays:
 def test_a_write_at_a_tensor_index_is_lost_by_the_converter(by: str, tmp_path: Path) -> None:
     """The trace is right, so the own export has nothing to refuse; the conversion at FLOAT32 shows the loss."""
     module = Cached().eval()
-    shapes: Shapes = {"x": ((1, 8), HALF), "cache": ((1, 8, 6), HALF), "position": ((1,), WHOLE)}
+    shapes: Shapes = {"x": ((1, 8), FLOAT16), "cache": ((1, 8, 6), FLOAT16), "position": ((1,), WHOLE)}
     package = convert(module, tmp_path, shapes) if by == "coremltools" else build(recipe_of(module, at_positions), tmp_path)
     assert "linear" not in {op.type for op in read_program(package).function()[0].ops}, "what would be written is not even computed"
     report = validate(package, module, draw=at_positions)
@@ -321,7 +323,7 @@ def test_a_write_at_a_tensor_index_is_lost_by_the_converter(by: str, tmp_path: P
 
 
 class Buffered(nn.Module):
-    """The same with the cache in a buffer."""
+    """``Cached`` with its cache in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +342,7 @@ def new_keys(seed: int) -> Arrays:
 
 def test_a_buffer_that_a_trace_forgets_to_write(tmp_path: Path) -> None:
     module = Buffered()
-    report = validate(convert(module, tmp_path, {"x": ((1, 8), HALF), "position": ((1,), WHOLE)}), module, draw=new_keys)
+    report = validate(convert(module, tmp_path, {"x": ((1, 8), FLOAT16), "position": ((1,), WHOLE)}), module, draw=new_keys)
     assert (report.verdict, report.cause) == ("fail", "translation")
     assert report.culprits[0].kind == "translation" and report.culprits[0].module == "key"
 
@@ -368,7 +370,7 @@ def looked_up(seed: int) -> Arrays:
 
 def test_a_position_read_by_item_is_frozen_by_a_trace(tmp_path: Path) -> None:
     module = Positioned()
-    package = convert(module, tmp_path, {"table": ((4, 6, 8), HALF), "position": ((1,), WHOLE)})
+    package = convert(module, tmp_path, {"table": ((4, 6, 8), FLOAT16), "position": ((1,), WHOLE)})
     report = validate(package, module, draw=looked_up)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "slice_by_index")
@@ -397,7 +399,7 @@ class Twice(nn.Module):
 
 def test_one_tensor_returned_twice_loses_both_names(tmp_path: Path) -> None:
     module = Twice()
-    package = convert(module, tmp_path, {"x": ((4, 16), HALF)}, ("surface", "copy"))
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}, ("surface", "copy"))
     (kept,) = {output.name for output in read_program(package).function()[1].outputs}
     for reference in (module, recipe_of(module, rows, ("surface", "copy"))):
         report = validate(package, reference, draw=rows)
@@ -417,7 +419,7 @@ class Doubled(nn.Module):
 
 def test_an_output_that_is_missing_for_another_reason_is_structure(tmp_path: Path) -> None:
     """The package may be another module's: nothing shows that the converter lost the second."""
-    package = convert(nn.Sequential(nn.Linear(16, 16)), tmp_path, {"x": ((4, 16), HALF)}, ("surface",))
+    package = convert(nn.Sequential(nn.Linear(16, 16)), tmp_path, {"x": ((4, 16), FLOAT16)}, ("surface",))
     for reference in (Doubled(), recipe_of(Doubled(), rows, ("surface", "double"))):
         report = validate(package, reference, draw=rows)
         assert (report.verdict, report.cause, report.exit_code) == ("fail", "structure", 3)
@@ -460,7 +462,7 @@ class Gated(nn.Module):
 def test_whole_numbers_for_a_float_are_no_fault(tmp_path: Path) -> None:
     """A mask of ones and zeros may well be given in integers: the module runs on floats as well."""
     module = Gated()
-    package = convert(module, tmp_path, {"x": ((1, 8), HALF), "mask": ((1, 8), HALF)})
+    package = convert(module, tmp_path, {"x": ((1, 8), FLOAT16), "mask": ((1, 8), FLOAT16)})
     report = validate(package, module, draw=lambda seed: {"x": normal(seed, 1, 8), "mask": padded(seed)["mask"].astype(WHOLE)})
     assert report.verdict == "pass", report.text
 
@@ -488,13 +490,13 @@ def test_a_scale_and_shift_of_channels_keeps_its_scale(tmp_path: Path) -> None:
 
 
 def pruned_by_half(package: Path, out: Path) -> Path:
-    """As anybody prunes: half of every weight."""
+    """Magnitude pruning of half of every weight."""
     optimize = pytest.importorskip("coremltools.optimize.coreml")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        half = optimize.OptimizationConfig(global_config=optimize.OpMagnitudePrunerConfig(target_sparsity=0.5))
+        pruning = optimize.OptimizationConfig(global_config=optimize.OpMagnitudePrunerConfig(target_sparsity=0.5))
         model = quiet_coremltools().models.MLModel(str(package), skip_model_load=True)
-        optimize.prune_weights(model, half).save(str(out))
+        optimize.prune_weights(model, pruning).save(str(out))
     return out
 
 
@@ -502,7 +504,7 @@ def test_pruning_that_prunes_nothing_is_translation_and_names_the_weight(tmp_pat
     """numpy 2 cannot find a percentile of more than 65504 fp16 numbers: nothing is pruned. The package computes what it did before, so
     that no comparison of outputs fails; what it stores tells."""
     module = nn.Sequential(nn.Linear(256, 260))
-    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
+    parent = convert(module, tmp_path, {"x": ((1, 256), FLOAT16)})
     pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
     report = validate(pruned, parent)
     assert report.outputs["y"].rungs["R3"].relative_rms < 1e-6, "the same weights"
@@ -522,7 +524,7 @@ def test_pruning_that_prunes_nothing_is_translation_and_names_the_weight(tmp_pat
 def test_pruning_that_misses_one_weight_of_two_is_a_warning(tmp_path: Path) -> None:
     """The other one is smaller than it was, so that something of what was asked for is there."""
     module = nn.Sequential(nn.Linear(256, 260), nn.Linear(260, 240))
-    parent = convert(module, tmp_path, {"x": ((1, 256), HALF)})
+    parent = convert(module, tmp_path, {"x": ((1, 256), FLOAT16)})
     pruned = pruned_by_half(parent, tmp_path / "pruned.mlpackage")
     large, small = (stored for stored in stored_weights(read_program(pruned).function()[0]) if stored.compression)
     assert large.saves_nothing and not small.saves_nothing

@@ -307,8 +307,8 @@ class TestTheBorder:
         from coremltools.converters.mil.mil import Builder, types
 
         def body(x: Any) -> Any:
-            half = Builder.tanh(x=Builder.cast(x=x, dtype="fp16"), name="half")
-            return Builder.cast(x=Builder.exp(x=half, name="grown"), dtype="fp32")
+            rounded = Builder.tanh(x=Builder.cast(x=x, dtype="fp16"), name="half")
+            return Builder.cast(x=Builder.exp(x=rounded, name="grown"), dtype="fp32")
 
         package = save("iOS15", [Builder.TensorSpec((2, 3), dtype=types.fp32)], body)
         made = assert_same(package, "grown", tmp_path / "cut.mlpackage", sample_for(package))

@@ -248,7 +248,7 @@ class Law:
         self(rule)
 
     def agrees_with(self, oracle: Callable[..., Any], op: str, arguments_of: Callable[[Draw], Arguments]) -> None:
-        """The same without MIL, where its inference is wrong or knows less."""
+        """Results are the oracle's, for ops whose inference in MIL is wrong or incomplete."""
 
         def rule(draw: Draw) -> None:
             arguments, opset = _drawn(arguments_of, draw)
@@ -353,5 +353,5 @@ def run_op() -> RunOp:
 
 @pytest.fixture(scope="session")
 def infer_op() -> InferOp:
-    """``infer``, likewise."""
+    """``infer``, for laws of another form."""
     return infer
