@@ -170,7 +170,7 @@ class Pipeline(Protocol):
 class ChainOutput:
     """A value at which two chains are compared.
 
-    >>> ChainOutput(name="encoder.surface", stages=("encoder",), decided=False)
+    >>> ChainOutput(name="reader.vector", stages=("reader",), decided=False)
     """
 
     name: str
@@ -182,7 +182,7 @@ class ChainOutput:
 class Decider:
     """A stage that takes hard decisions, step after step; its module has ``decision_margins``.
 
-    >>> Decider(stage="lattice_step", fields=("alive", "position"))
+    >>> Decider(stage="selector", fields=("chosen", "place"))
     """
 
     stage: str
@@ -284,7 +284,7 @@ class Companions(Protocol):
 class Family(Protocol):
     """A kind of model: how it is trained, and how its runs and bundles are opened.
 
-    >>> family = find_family("energy-flow")
+    >>> family = find_family(manifest.kind)
     >>> for event in family.train(family.training_options({"preset": "demo"}), directory): ...
     >>> family.open_run(directory).stages()
     """

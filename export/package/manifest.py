@@ -29,7 +29,7 @@ PACKAGES, COMPANIONS = "packages", "companions"
 class StageEntry:
     """One package of a bundle.
 
-    >>> stage = read_manifest(Path("artifacts/demo")).stages["encoder"]
+    >>> stage = read_manifest(Path("artifacts/mine")).stages["classifier"]
     >>> stage.package, stage.inputs["ids"].shape
     """
 
@@ -56,7 +56,7 @@ class Manifest:
     """The content of a bundle: its packages, its companions, and a digest of every file.
 
     >>> manifest = read_manifest(Path("artifacts/demo"))
-    >>> manifest.stages["encoder"].package
+    >>> manifest.stages["classifier"].package
     """
 
     name: str

@@ -383,7 +383,7 @@ class BundleReport:
     """The verdict on a bundle: the worst of its stages and of the cascade.
 
     >>> report = validate_bundle("artifacts/demo")
-    >>> report.verdict, report.failing_stages, report.stages["encoder"].verdict
+    >>> report.verdict, report.failing_stages, report.stages["classifier"].verdict
     ('fail', ('mapper_out',), 'pass')
     """
 
