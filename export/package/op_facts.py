@@ -87,7 +87,7 @@ class OpFacts:
 
 def facts_of(op_type: str) -> OpFacts:
     """The facts of an op; ``OpFacts()`` for an op that is not listed."""
-    return FACTS.get(op_type, _NOTHING)
+    return FACTS.get(op_type, _UNLISTED)
 
 
 def _above(limit: float, text: str) -> tuple[Risk, ...]:
@@ -110,7 +110,7 @@ _SQUARE_OVERFLOWS = _beyond(_SQUARE, "whose square overflows fp16")
 _SOFTPLUS = _above(10.4, "where 0 has been seen on a device (coremltools issue 2687)")
 _FEW_DIGITS = _near_zero("x", "of which fp16 holds few digits or none")
 
-_NOTHING = OpFacts()
+_UNLISTED = OpFacts()
 _ROUNDS_NEVER = OpFacts(rounds="never")
 _ROUNDS_ONCE = OpFacts(rounds="once")
 _REDUCES = OpFacts(terms=reduced_terms)
@@ -146,36 +146,23 @@ FACTS: Mapping[str, OpFacts] = {
     "pow": OpFacts(risks=_SQUARE_OVERFLOWS),
     **_for_all("softplus softplus_parametric", OpFacts(risks=_SOFTPLUS)),
     **_for_all("log rsqrt inverse", OpFacts(risks=_FEW_DIGITS)),
-    **_for_all("acos asin atan atanh cos erf floor_div mod sin sqrt tan tanh", _NOTHING),
-    **_for_all("equal greater greater_equal less less_equal not_equal", _NOTHING),
-    **_for_all("logical_and logical_not logical_or logical_xor", _NOTHING),
     **_for_all("abs ceil floor maximum minimum round select sign", _ROUNDS_NEVER),
     "cast": OpFacts(is_bookkeeping=True),
     # Not rounds="never": since iOS17 the limits may be finer than x.
     **_for_all("clip threshold clamped_relu", OpFacts(is_limit=True)),
     # activations
-    **_for_all("elu gelu leaky_relu linear_activation prelu scaled_tanh sigmoid sigmoid_hard silu softsign", _NOTHING),
     **_for_all("relu relu6 thresholded_relu", _ROUNDS_NEVER),
     # shapes and places
     **_for_all("batch_to_space concat depth_to_space expand_dims flatten2d identity pixel_shuffle pixel_unshuffle", _ROUNDS_NEVER),
     **_for_all("reshape reshape_like reverse reverse_sequence sliding_windows space_to_batch space_to_depth", _ROUNDS_NEVER),
     **_for_all("slice_by_index slice_by_size slice_update split squeeze stack transpose", _ROUNDS_NEVER),
     **_for_all("gather gather_along_axis gather_nd", OpFacts(rounds="never", looks_up=True)),
-    **_for_all("scatter scatter_along_axis scatter_nd", _NOTHING),
     # tensors made or chosen
     **_for_all("band_part fill fill_like one_hot pad tile topk", _ROUNDS_NEVER),
     "non_maximum_suppression": OpFacts(rounds="never", computes_to_pick=True),
-    **_for_all("argsort non_zero range_1d shape classify", _NOTHING),
-    **_for_all("random_bernoulli random_categorical random_normal random_uniform", _NOTHING),
     # images
     **_for_all("crop resize_nearest_neighbor upsample_nearest_neighbor", _ROUNDS_NEVER),
-    **_for_all("affine crop_resize resample resize resize_bilinear upsample_bilinear", _NOTHING),
     # control flow, lists, states
     **_for_all("cond while_loop list_gather list_read list_scatter list_write make_list", _ROUNDS_NEVER),
-    "list_length": _NOTHING,
     **_for_all("coreml_update_state read_state write_state", OpFacts(rounds="never", is_bookkeeping=True)),
-    # constants stored in another form
-    **_for_all("constexpr_affine_dequantize constexpr_blockwise_shift_scale constexpr_cast constexpr_lut_to_dense", _NOTHING),
-    **_for_all("constexpr_lut_to_sparse constexpr_sparse_blockwise_shift_scale constexpr_sparse_to_dense", _NOTHING),
-    **_for_all("dequantize quantize", _NOTHING),
 }
