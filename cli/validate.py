@@ -1,16 +1,19 @@
 """``coreflow validate`` with its ``diff`` and ``replay``: compare packages with torch, two reports, one sample again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from coreflow.cli.console import err, out, print_json, progress_bar
+from coreflow.cli.console import err, fail, out, print_json, progress_bar
 from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from coreflow.runtime.backend import Backend, ComputeUnits
     from coreflow.validate.options import Options
     from coreflow.validate.report.diff import ReportDiff
@@ -60,7 +63,7 @@ def validate(
     from coreflow.validate.gates.tolerance import by_share
     from coreflow.validate.options import Evidence, Options
     from coreflow.validate.report.diff import compare
-    from coreflow.validate.report.json import to_json, without_pictures, write_report
+    from coreflow.validate.report.json import to_json
 
     # Wrong arguments are refused before minutes of work.
     check_formats(reports or ())
@@ -76,11 +79,9 @@ def validate(
     )
     named = reference if against is None else str(against)
     report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
-    if baseline is not None and update_baseline:
-        write_report(baseline, without_pictures(report))
-        err().print(f"baseline: {baseline}", soft_wrap=True, markup=False)
     changes = None if old is None else compare(old, to_json(report))
-    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes)
+    new = baseline if update_baseline else None
+    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=new)
 
 
 def diff(
@@ -165,25 +166,57 @@ def _read_baseline(baseline: Path | None, update: bool, path: Path) -> dict[str,
 
 
 def _present(
-    report: "BundleReport | Report", files: Sequence[Path], *, strict: bool, as_json: bool, changes: "ReportDiff | None" = None
+    report: "BundleReport | Report",
+    files: Sequence[Path],
+    *,
+    strict: bool,
+    as_json: bool,
+    changes: "ReportDiff | None" = None,
+    baseline: Path | None = None,
 ) -> int:
-    """Write and print a report and its changes against a baseline; the exit code of the worse of the two."""
+    """Print a report and its changes, then write it to ``files`` and ``baseline``; the exit code of the worst of these."""
+    try:
+        _print(report, changes, as_json=as_json)
+    finally:  # a reader who goes away, as `| head` does, takes no file along
+        is_written = _write(report, files, baseline, strict=strict, as_json=as_json)
+    # A failing validation says more by its own code than a comparison, which knows only 1.
+    return report.exit_code_for(strict=strict) or (changes.exit_code if changes is not None else 0) or (0 if is_written else 2)
+
+
+def _print(report: "BundleReport | Report", changes: "ReportDiff | None", *, as_json: bool) -> None:
     from coreflow.validate.report.json import to_json
     from coreflow.validate.report.terminal.diff import render_diff
     from coreflow.validate.report.terminal.report import render
 
-    for file in files:
-        write(file, report, strict=strict)
     if as_json:
         plain = to_json(report)
         print_json(plain if changes is None else {"validation": plain, "baseline": changes.to_json()})
-    else:
-        console = out()
-        console.print(render(report), crop=False)  # commands to copy are longer than a line
-        if changes is not None:
-            console.print("\nagainst the baseline:", style="bold")
-            console.print(render_diff(changes))
-        for file in files:
-            console.print(f"report: {file}", soft_wrap=True, markup=False)
-    # A failing validation says more by its own code than a comparison, which knows only 1.
-    return report.exit_code_for(strict=strict) or (changes.exit_code if changes is not None else 0)
+        return
+    console = out()
+    console.print(render(report), crop=False)  # commands to copy are longer than a line
+    if changes is not None:
+        console.print("\nagainst the baseline:", style="bold")
+        console.print(render_diff(changes))
+
+
+def _write(report: "BundleReport | Report", files: Sequence[Path], baseline: Path | None, *, strict: bool, as_json: bool) -> bool:
+    """Write the report to its files; whether all could be written."""
+    from coreflow.validate.report.json import without_pictures, write_report
+
+    console = None if as_json else out()
+    are_written = [_is_written("report", file, partial(write, file, report, strict=strict), console) for file in files]
+    if baseline is not None:
+        are_written.append(_is_written("baseline", baseline, lambda: write_report(baseline, without_pictures(report)), err()))
+    return all(are_written)
+
+
+def _is_written(kind: str, path: Path, write_file: Callable[[], None], console: "Console | None") -> bool:
+    """Whether ``write_file`` could write ``path``, after a line that says so: on ``console``, or as an error."""
+    try:
+        write_file()
+    except OSError as error:
+        fail(f"the {kind} {path} could not be written: {error.strerror or error}")
+        return False
+    if console is not None:
+        console.print(f"{kind}: {path}", soft_wrap=True, markup=False)
+    return True

@@ -1,11 +1,25 @@
-"""Atomic writes of files and folders. Standard library only."""
+"""Atomic writes of files and folders, and folders that are deleted again. Standard library only."""
 
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+
+class TemporaryFolder:
+    """A folder that is deleted when this value is, at the latest when the process ends.
+
+    >>> holder = TemporaryFolder()
+    >>> (holder.path / "a.txt").write_text("a")
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="coreflow-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -20,13 +20,20 @@ KEPT_S = 30 * 24 * 3600.0  # after the last use; an entry of an older release of
 
 
 def cache_folder() -> Path:
-    """``coreflow`` in XDG_CACHE_HOME, or where this system keeps the caches of applications."""
+    """``coreflow`` in XDG_CACHE_HOME, or where this system keeps the caches of applications; ``OSError`` where there is no home."""
     chosen = os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen) / "coreflow"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "coreflow"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "coreflow"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "coreflow"
+    return _home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "coreflow"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise FileNotFoundError("there is no home folder to keep a cache in; XDG_CACHE_HOME names another") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,11 @@ class Cache:
         return path
 
     def knows(self, key: str) -> bool:
-        """Whether ``key`` has an entry, or a reason why it has none."""
-        return (self._folder() / key).exists() or self._refusal(key).exists()
+        """Whether ``key`` has an entry, or a reason why it has none; a cache that cannot be read knows nothing."""
+        try:
+            return (self._folder() / key).exists() or self._refusal(key).exists()
+        except OSError:
+            return False
 
     def refusal(self, key: str) -> str | None:
         """The reason why ``key`` has no entry; None where none was given."""

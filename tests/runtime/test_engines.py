@@ -157,6 +157,15 @@ class TestAuto:
         model = lifted(small_package, numerics="fp32")
         assert model.predict(INPUTS) and model.engine == "interpreter"
 
+    def test_falls_back_where_there_is_no_home(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", home)
+        model = lifted(small_package, numerics="fp32")
+        assert model.predict(INPUTS) and model.engine == "interpreter"
+
     def test_flexible_shapes_stay_with_the_interpreter(self, save: Callable[..., Path]) -> None:
         import warnings
 

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.arrays import Arrays, Draw
-from coreflow.models.errors import CoreflowError
+from coreflow.models.errors import BundleError, CoreflowError, ExportError
 from coreflow.models.spec import TensorSpec
+from coreflow.models.storage import TemporaryFolder
 from coreflow.runtime.cache import Cache
 from coreflow.runtime.interface import output_specs
 from coreflow.runtime.lift.registry import load_lowerings, require_all
@@ -42,12 +43,14 @@ class Fp32Conversion:
 
     program: Program | None = None  # its weights stay in the file
     problem: str = ""
+    temporary: TemporaryFolder | None = None  # which holds that file where the cache cannot, for as long as this value lives
 
 
 def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Fp32Conversion:
     """The module converted at FLOAT32, if that can be converted, executed and compared with ``opened``."""
     try:
-        program = read_program(convert_fp32(opened, module, recipe, draw))
+        package, temporary = convert_fp32(opened, module, recipe, draw)
+        program = read_program(package)
         graph, interface = program.function()
         load_lowerings()
         require_all(graph, program.path.name)
@@ -58,12 +61,13 @@ def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw
     fresh, saved = ([spec.shape for spec in outputs.values()] for outputs in (specs, opened.model.outputs))
     if fresh != saved:
         return Fp32Conversion(problem=f"a fresh conversion gives outputs of shapes {fresh}, the package {saved}")
-    return Fp32Conversion(program=program)
+    return Fp32Conversion(program=program, temporary=temporary)
 
 
-def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Path:
+def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> tuple[Path, TemporaryFolder | None]:
     """The package of R2: the module converted at FLOAT32; kept in the cache by all that decides its bytes.
 
+    Where the cache cannot be written it lies in the temporary folder that is returned with it, since a verdict is not to depend on a cache.
     Inputs and outputs are those of the package, in order, under other names. Raises ``CoreflowError`` where the module cannot be converted.
     """
     specs = {f"input_{place}": spec for place, spec in enumerate(opened.model.inputs.values())}
@@ -79,10 +83,23 @@ def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, 
     )
     captured = capture(fp32_recipe)
     conversion, file = conversion_of(captured), f"{_NAME}.mlpackage"
-    package = Cache(_NAME).entry(captured.fingerprint, partial(_convert_into, conversion, file)) / file
+    folder, temporary = _cached_or_temporary(captured.fingerprint, partial(_convert_into, conversion, file))
     del captured, conversion
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
-    return package
+    return folder / file, temporary
+
+
+def _cached_or_temporary(key: str, make: Callable[[Path], object]) -> tuple[Path, TemporaryFolder | None]:
+    """The folder of ``key`` in the cache, or a temporary one filled by ``make``."""
+    try:
+        return Cache(_NAME).entry(key, make), None
+    except (OSError, ExportError) as error:
+        if isinstance(error, ExportError) and not isinstance(error.__cause__, OSError | BundleError):
+            raise  # the converter gave up, and would again; the others are a disk that is full
+        logger.info("nothing can be cached: %s", error)
+    temporary = TemporaryFolder()
+    make(temporary.path)
+    return temporary.path, temporary
 
 
 def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:
