@@ -202,11 +202,11 @@ def test_two_reports_are_compared(healthy: BundleReport, tmp_path: Path, coreflo
 
 
 def test_reports_that_cannot_be_compared_are_exit_code_2(healthy: BundleReport, tmp_path: Path, coreflow: Run) -> None:
-    old, package, last_year = (tmp_path / f"{name}.json" for name in ("old", "package", "last_year"))
+    old, package, next_year = (tmp_path / f"{name}.json" for name in ("old", "package", "next_year"))
     write_report(old, healthy)
     write_report(package, next(iter(healthy.stages.values())))
-    last_year.write_text(json.dumps({**to_json(healthy), "schema_version": 1}))
-    for other, said in ((package, "give two of a kind"), (last_year, "schema version 1"), (tmp_path / "nowhere.json", "cannot be read")):
+    next_year.write_text(json.dumps({**to_json(healthy), "schema_version": 99}))
+    for other, said in ((package, "give two of a kind"), (next_year, "schema version 99"), (tmp_path / "nowhere.json", "cannot be read")):
         code, out, err = coreflow("validate", "diff", old, other)
         assert (code, out) == (2, "") and said in " ".join(err.split())
     assert coreflow("validate", "diff", old)[0] == 2

@@ -10,6 +10,7 @@ from typing import Any
 from coreflow.models.errors import InputError
 from coreflow.models.storage import write_json
 from coreflow.validate.report.model import BundleReport, OutputReport, Plots, Report
+from coreflow.validate.report.older import VERSIONS, in_todays_form
 from coreflow.validate.report.schema import COMPUTED, KINDS, SCHEMA_VERSION, misfit, schema
 
 
@@ -24,7 +25,9 @@ def write_report(path: Path, report: Report | BundleReport) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report as ``to_json`` wrote it; any other file is an ``InputError`` that says what is wrong with it.
+    """A report as ``to_json`` wrote it, those of older schema versions in today's form.
+
+    Any other file is an ``InputError`` that says what is wrong with it.
 
     >>> read_report(Path("report.json"))["verdict"]
     'pass'
@@ -35,11 +38,13 @@ def read_report(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    if isinstance(plain, dict) and plain.get("schema_version") in VERSIONS:
+        plain = in_todays_form(plain)
     if not isinstance(plain, dict) or plain.get("report") not in KINDS.values():
         raise InputError(f"{path} is not a report; `coreflow validate ... --report FILE.json` writes one")
     if plain.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
-            f"{path} is a report of schema version {plain.get('schema_version')}, and this coreflow reads {SCHEMA_VERSION}; "
+            f"{path} is a report of schema version {plain.get('schema_version')}, and this coreflow reads 1 to {SCHEMA_VERSION}; "
             "validate again to write a new one"
         )
     rules = schema()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["pass", "warn", "fail", "fp16-unsafe", "incomplete"]
-RungName = Literal["R0", "R1", "R2", "R3", "R4", "R5"]  # see ``ladder``
+RungName = Literal["R0", "R1", "R2", "R2s", "R3", "R4", "R5"]  # see ``ladder``
 Cause = Literal["translation", "weights", "fp16", "device", "non-finite", "structure"]
 # From the worst to the best: the outcome of a whole is the worst of its parts'.
 SEVERITY: tuple[Outcome, ...] = ("fail", "fp16-unsafe", "incomplete", "warn", "pass")
@@ -33,7 +33,7 @@ class Gate:
     0.8
     """
 
-    name: str  # finite, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, exact, cosine, neighbours
+    name: str  # finite, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, program, exact, cosine, neighbours
     outcome: Outcome
     value: float
     limit: float
@@ -118,7 +118,7 @@ class OutputReport:
     non_finite: int  # where the reference is finite
     overflowed: int  # of these, beyond what fp16 holds
     flips: int  # of integers
-    rungs: Mapping[RungName, Rung]  # R1 to R5, those that ran
+    rungs: Mapping[RungName, Rung]  # R1 to R5, in this order, those that ran
     gates: tuple[Gate, ...]
     worst_elements: tuple[Element, ...] = ()  # three at most, the worst first
     plots: Plots = Plots()

@@ -9,9 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from coreflow.validate.report.model import BundleReport, ChainReport, OutputReport, Report, RungName, Samples, TokenAgreement
 
-SCHEMA_VERSION = 2
-# Keys that the first reports of this version lack; they are read all the same, baselines in other people's repositories among them.
-_ADDED = frozenset({"replay_package"})
+SCHEMA_VERSION = 3  # fields that were not in version 2 are listed in ``older``, by which baselines in other people's repositories are read
 KINDS: Mapping[type, str] = {Report: "coreflow validation of a package", BundleReport: "coreflow validation of a bundle"}
 # Properties that are written beside the fields.
 COMPUTED: Mapping[type, tuple[str, ...]] = {
@@ -141,7 +139,7 @@ def _object(properties: Mapping[str, Any], description: str) -> dict[str, Any]:
         "type": "object",
         "description": description.strip(),
         "properties": dict(properties),
-        "required": [name for name in properties if name not in _ADDED],
+        "required": list(properties),
         "additionalProperties": False,
     }
 

@@ -23,6 +23,7 @@ SIGNS: Mapping[Outcome, str] = {"pass": "✓", "warn": "!", "fail": "✗", "fp16
 RUNGS: Mapping[RungName, str] = {
     "R1": "torch in fp32",
     "R2": "the program with fp32 weights, wide arithmetic",
+    "R2s": "the saved program with torch's weights, fp64 arithmetic",
     "R3": "the saved program, fp64 arithmetic",
     "R4": "the saved program, fp16 arithmetic",
     "R5": "the saved program on the device",
@@ -31,6 +32,7 @@ RUNGS: Mapping[RungName, str] = {
 JUMPS: Mapping[RungName, str] = {
     "R1": "noise of the reference",
     "R2": "translation",
+    "R2s": "translation, in the saved program",
     "R3": "rounding of weights and constants",
     "R4": "fp16 arithmetic",
     "R5": "device",

@@ -44,14 +44,6 @@ def test_every_report_follows_the_schema_and_survives_a_round_trip(report: Any, 
     assert read_report(path) == plain == to_json(report)
 
 
-def test_a_report_of_before_a_field_was_added_is_read(make: SimpleNamespace, tmp_path: Path) -> None:
-    plain = to_json(make.stage(make.output()))
-    del plain["replay_package"]
-    VALIDATOR.validate(plain)
-    (tmp_path / "report.json").write_text(json.dumps(plain))
-    assert read_report(tmp_path / "report.json") == plain
-
-
 def test_a_real_report_follows_the_schema(real: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "report.json", real)
     VALIDATOR.validate(read_report(tmp_path / "report.json"))
@@ -62,7 +54,7 @@ def test_json_has_no_nan_and_holds_derived_figures(make: SimpleNamespace) -> Non
     report = make.bundle(make.stage(make.output(), make.failing(), verdict="fail", cause="non-finite"), cause="non-finite")
     plain = to_json(report)
     json.dumps(plain, allow_nan=False)
-    assert (plain["schema_version"], plain["report"], plain["kind"]) == (2, "coreflow validation of a bundle", "energy-flow")
+    assert (plain["schema_version"], plain["report"], plain["kind"]) == (3, "coreflow validation of a bundle", "energy-flow")
     assert (plain["verdict"], plain["cause"], plain["exit_code"]) == ("fail", "non-finite", 3)
     assert plain["failing_stages"] == ["encoder"] and plain["cascade"]["tokens"]["share"] == pytest.approx(8 / 9)
     bad = plain["stages"]["encoder"]["outputs"]["hidden"]
@@ -94,10 +86,13 @@ def test_a_baseline_keeps_the_numbers_and_drops_pictures_and_ops(report: Any, tm
         ("[1, 2]", "is not a report"),
         ('{"report": "else"}', "is not a report"),
         ('{"report": ["coreflow validation of a package"]}', "is not a report"),
-        ('{"report": "coreflow validation of a package", "schema_version": 1}', "schema version 1, and this coreflow reads 2"),
-        ('{"report": "coreflow validation of a package", "schema_version": 99}', "schema version 99"),
+        ('{"report": "coreflow validation of a package", "schema_version": 99}', "schema version 99, and this coreflow reads 1 to 3"),
         ('{"report": "coreflow validation of a package"}', "schema version None"),
+        ('{"report": "coreflow validation of a package", "schema_version": 3}', "is not a whole report: the report lacks name, package"),
         ('{"report": "coreflow validation of a package", "schema_version": 2}', "is not a whole report: the report lacks name, package"),
+        ('{"kind": "coreflow.validation.package", "schema_version": 1}', "is not a whole report: the report lacks name, package"),
+        ('{"kind": "energy-flow", "stages": 1, "schema_version": 1}', "is not a whole report: the report lacks bundle, name"),
+        ('{"kind": "energy-flow", "schema_version": 1}', "is not a report"),
     ],
 )
 def test_files_that_are_no_reports_are_refused_in_one_sentence(tmp_path: Path, written: str, said: str) -> None:

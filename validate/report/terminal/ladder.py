@@ -15,7 +15,7 @@ _FULL_WIDTH = 110  # of a console that has room for the longer bar
 
 
 class Ladder:
-    """A bar per output on a logarithmic axis that all of them share: 1 to 5 are the rungs, B is the budget.
+    """A bar per output on a logarithmic axis that all of them share: 1 to 5 are the rungs, s is R2s, B is the budget.
 
     >>> console.print(Ladder(report.by_headroom))
     """
@@ -31,7 +31,7 @@ class Ladder:
             low, high = _powers(self.outputs)
             left, right = f"1e{low}", f"1e{high}" if high else "1"
             heavy = "=" if options.ascii_only else "━"
-            table = empty_table(f"ladder: relative RMS error, {left} to {right}; 1-5 rungs R1-R5, B budget, {heavy} largest jump")
+            table = empty_table(f"ladder: relative RMS error, {left} to {right}; 1-5 rungs R1-R5, s R2s, B budget, {heavy} largest jump")
             table.add_column("output", overflow="fold")
             table.add_column(left + right.rjust(width + 2 - len(left)), no_wrap=True)
             table.add_column("largest jump", overflow="fold")
@@ -64,8 +64,8 @@ def bar(output: OutputReport, low: int, high: int, width: int, *, ascii_only: bo
 
 
 def _signs(output: OutputReport, places: Mapping[RungName, int], low: int, high: int, width: int) -> dict[int, str]:
-    """Place to sign: the number of each rung and B for the budget, each at the free place nearest to its own."""
-    nearest = {name[1:]: place for name, place in places.items()}
+    """Place to sign: the number of each rung, s for R2s and B for the budget, each at the free place nearest to its own."""
+    nearest = {name[-1]: place for name, place in places.items()}
     if output.reference_rms > 0 and 0 < output.budget < math.inf:
         nearest["B"] = _place(output.budget / output.reference_rms, low, high, width)
     signs: dict[int, str] = {}
