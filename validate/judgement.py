@@ -44,6 +44,7 @@ class Judgement:
     foreign_samples: str = ""  # why the recorded outputs are not those of this reference
     missing_fp32: str = ""  # why R2 was not run, where small errors of translation hide below fp16's
     compression: UselessCompression | None = None
+    unpaired: str = ""  # which share of the weights was compared with the module's, where not all
     other_ops: str = ""  # how the saved program differs from a fresh conversion
     rho_by_unit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     missing_units: tuple[str, ...] = ()  # why compute units were not compared
@@ -77,6 +78,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         samples=_samples(observations, comparisons, outputs),
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
         missing_fp32=fp32.problem if opened.precision == "fp16" else "",
+        unpaired=_unpaired(observations),
         compression=find_useless_compression(opened.graph),
         other_ops="" if fp32.program is None else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
@@ -123,6 +125,14 @@ def _rung_errors(place: int, observations: Sequence[Observation], comparison: Co
 def _judge_comparison(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[RungName, float]) -> OutputReport:
     report = judge_output(comparison, tolerance, rungs)
     return replace(report, plots=plots_of(comparison), worst_elements=worst_elements(comparison))
+
+
+def _unpaired(observations: Observations) -> str:
+    pairing = observations.pairing
+    if pairing is None or pairing.is_complete:
+        return ""
+    names = ", ".join(pairing.unknown[:3]) + (f" and {len(pairing.unknown) - 3} more" if len(pairing.unknown) > 3 else "")
+    return f"{pairing.share:.1%} of the saved weights are those of the module, rounded, and R2s was not run; {names} resemble none"
 
 
 def _samples(observations: Observations, comparisons: Sequence[Comparison], outputs: Mapping[str, OutputReport]) -> Samples:

@@ -1,6 +1,9 @@
 """First step of a judgement: every rung and the reference on every sample, until the decisions of enough samples are clear."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from torch import nn
 
 from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Bools
@@ -12,6 +15,8 @@ from coreflow.validate.ladder.fp32 import Fp32Conversion, try_fp32
 from coreflow.validate.ladder.ladder import Ladder
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.options import Options
+from coreflow.validate.pairing.pairs import Pairing, pair
+from coreflow.validate.pairing.weights import Weight, weights_of_graph, weights_of_module
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +32,7 @@ class Observations:
     decisions: Decisions
     ladder: Ladder  # as it was climbed: it knows what every op lost
     fp32: Fp32Conversion
+    pairing: Pairing | None = None  # of the saved constants with the module's weights; None without a module
 
     @property
     def kept(self) -> Bools:
@@ -48,7 +54,8 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
         return obstacle
     fp32 = _fp32_conversion(case, options)
-    ladder = Ladder(case.opened, case.open_reference, fp32.program)
+    pairing = None if case.module is None else pair(case.opened.graph, _weights(fp32, case.module))
+    ladder = Ladder(case.opened, case.open_reference, fp32.program, pairing)
     swept = case.sweeps() if options.sweep else ()
     observations = ladder.observe((*case.from_seeds(range(SEEDS)), *case.samples, *swept))
     if not observations:
@@ -61,13 +68,20 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
             break
         observations += ladder.observe(case.from_seeds(range(start, start + SEEDS)))
         decisions = find_decisions(observations, outputs)
-    return Observations(by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32)
+    return Observations(by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32, pairing=pairing)
 
 
 def _fp32_conversion(case: Case, options: Options) -> Fp32Conversion:
     if options.fp32_package is not None or case.module is None:
         return Fp32Conversion(program=None if options.fp32_package is None else read_program(options.fp32_package))
     return try_fp32(case.opened, case.module, case.recipe, case.draw)
+
+
+def _weights(fp32: Fp32Conversion, module: nn.Module) -> Iterator[Weight]:
+    """The unrounded weights of a reference; those of a fresh conversion are folded and laid out as the saved ones."""
+    if fp32.program is not None:
+        yield from weights_of_graph(fp32.program.function()[0])
+    yield from weights_of_module(module)
 
 
 def _decided_seeds(observations: list[Observation], decisions: Decisions) -> int:

@@ -113,6 +113,7 @@ def _find_cause(case: Case, observations: Observations, judgement: Judgement) ->
         observations.by_sample,
         same_ops=None if observations.fp32.program is None else not judgement.other_ops,
         module=case.module,
+        has_altered_weights=observations.pairing is not None and bool(observations.pairing.altered),
     )
 
 

@@ -155,6 +155,8 @@ def _notes(judgement: Judgement) -> tuple[str, ...]:
     notes = [] if judgement.compression is None else [judgement.compression.text]
     if judgement.missing_fp32:
         notes.append(f"R2 was not run, so that small errors of translation would not be seen: {judgement.missing_fp32}")
+    if judgement.unpaired:
+        notes.append(judgement.unpaired)
     if judgement.other_ops:
         notes.append(f"{judgement.other_ops}, compared with a fresh conversion of the reference")
     return tuple(notes)

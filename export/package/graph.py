@@ -4,7 +4,7 @@ Names and types are the package's. ``mlpackage.read_program`` makes a ``Program`
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,25 @@ class Graph:
             for block in op.blocks:
                 yield from block.walk()
 
+    def with_values(self, others: Mapping[int, Value]) -> "Graph":
+        """This graph with other values in the place of those whose ids are keys; an op that would make nothing else is left out."""
+
+        def exchange(values: tuple[Value, ...]) -> tuple[Value, ...]:
+            return tuple(others.get(id(value), value) for value in values)
+
+        ops = tuple(
+            replace(
+                op,
+                inputs={
+                    name: exchange(value) if isinstance(value, tuple) else others.get(id(value), value) for name, value in op.inputs.items()
+                },
+                blocks=tuple(block.with_values(others) for block in op.blocks),
+            )
+            for op in self.ops
+            if not op.outputs or any(id(value) not in others for value in op.outputs)
+        )
+        return replace(self, outputs=exchange(self.outputs), ops=ops, constants=exchange(self.constants))
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -155,6 +174,10 @@ class Program:
     interfaces: Mapping[str, Interface]
     default_function: str
     metadata: Metadata
+
+    def with_function(self, graph: Graph) -> "Program":
+        """This program with ``graph`` in the place of its function of that name."""
+        return replace(self, functions={**self.functions, graph.name: graph})
 
     def function(self, name: str | None = None) -> tuple[Graph, Interface]:
         """The graph and interface of one function, the default one for None."""

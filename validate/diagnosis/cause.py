@@ -15,7 +15,7 @@ from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.report.model import Cause, OutputReport, RungName
 
 _LOWER_RUNGS: tuple[RungName, ...] = ("R3", "R4")
-_SPEAKING_GATES = ("finite", "translation")  # their failure is a cause by itself, and no rung has to be looked at
+_SPEAKING_GATES = ("finite", "translation", "program")  # their failure is a cause by itself, and no rung has to be looked at
 
 
 def find_cause(
@@ -26,6 +26,7 @@ def find_cause(
     *,
     same_ops: bool | None,
     module: nn.Module | None = None,
+    has_altered_weights: bool = False,
 ) -> Cause:
     """The lowest rung that fails by itself.
 
@@ -34,7 +35,7 @@ def find_cause(
     """
     failed_gates = {gate.name for output in outputs.values() for gate in output.gates if gate.outcome == "fail"}
     if not failed_gates.isdisjoint(_SPEAKING_GATES):
-        return cause_of(failed_gates, opened.last)
+        return cause_of(failed_gates, opened.last, has_altered_weights=has_altered_weights)
     failing = [comparison for comparison in comparisons if outputs[comparison.name].outcome == "fail"]
     rungs = (rung for rung in _LOWER_RUNGS if _fails_by_itself(rung, failing, opened, observations))
     rung = next(rungs, opened.last)
@@ -42,7 +43,7 @@ def find_cause(
     return cause_of(failed_gates, rung, wrong_program=wrong_program)
 
 
-def cause_of(failed_gates: Collection[str], rung: RungName, *, wrong_program: bool = False) -> Cause:
+def cause_of(failed_gates: Collection[str], rung: RungName, *, wrong_program: bool = False, has_altered_weights: bool = False) -> Cause:
     """The cause that failed gates, the lowest failing ``rung`` and, on R3, a wrong program stand for.
 
     >>> cause_of({"rho_rms"}, "R3")
@@ -52,6 +53,8 @@ def cause_of(failed_gates: Collection[str], rung: RungName, *, wrong_program: bo
         return "non-finite"
     if "translation" in failed_gates:
         return "translation"
+    if "program" in failed_gates:
+        return "weights" if has_altered_weights else "translation"
     if rung == "R3":
         return "translation" if wrong_program else "weights"
     return "fp16" if rung == "R4" else "device"

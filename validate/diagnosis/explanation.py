@@ -28,6 +28,7 @@ _SAVED_MATCH = 4e-3
 _SAVED_FAULT = 2e-3
 # A fresh conversion at FLOAT32 folds constants in fp32.
 _FP32_MATCH = 1e-5
+_LEAST_MATCH = 1e-7  # sums of fp32 weights that a converter folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,9 @@ def _find_faults(
     departures = find_translation_errors(graph, ops, matches, traced, ratio)
     gates = [gate for output in outputs.values() for gate in output.gates]
     fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
+    if not fails_translation and any(gate.name == "program" and gate.outcome == "fail" for gate in gates):
+        error = max(output.rungs["R2s"].relative_rms for output in outputs.values() if "R2s" in output.rungs)
+        return Faults(translation=_faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
     if not fails_translation and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
     fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
@@ -138,6 +142,31 @@ def _faults_of_fresh_conversion(
     matches = match_ops(walked.ops, walked.values, Matcher(traced, _FP32_MATCH))
     translation = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
+
+
+def _faults_of_saved_program(ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: float, error: float) -> tuple[Culprit, ...]:
+    """The ops at which the saved program with unrounded weights leaves torch; ``error`` is what its outputs are off by.
+
+    An op that reads a constant of its own is where it leaves torch, too, and is blamed for that.
+    """
+    assert ladder.pairing is not None
+    model = ladder.open_unrounded()
+    traced = trace_values(module, inputs)
+    walked = walk(model, inputs)
+    tolerance = min(_FP32_MATCH, max(_LEAST_MATCH, error / 4))
+    matches = match_ops(walked.ops, walked.values, Matcher(traced, tolerance))
+    culprits = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
+    altered = {weight.op: weight for weight in ladder.pairing.altered}
+    blamed = tuple(
+        replace(culprit, kind="weights", text=altered[culprit.name].text) if culprit.name in altered else culprit for culprit in culprits
+    )
+    named = {culprit.name for culprit in blamed}
+    others = tuple(
+        Culprit(kind="weights", name=weight.op, type=weight.op_type, ratio=ratio, text=weight.text)
+        for weight in ladder.pairing.altered
+        if weight.op not in named
+    )
+    return (*sorted(blamed, key=lambda culprit: culprit.kind != "weights"), *others)
 
 
 def _telling_sample(observations: Sequence[Observation], rung: RungName) -> Sample:

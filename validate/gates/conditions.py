@@ -48,6 +48,20 @@ def translation_gate(fp32_error: float, noise: float) -> Gate:
     return Gate(name="translation", outcome=within(fp32_error, limit), value=fp32_error, limit=limit, text=text)
 
 
+def program_gate(error: float, noise: float, fp32_error: float) -> Gate:
+    """The saved program in float64 with the reference's own weights: nothing is rounded, so what differs it computes otherwise.
+
+    ``fp32_error`` is what a fresh conversion is off by: what both share is the converter's, which the gate of that one judges.
+    """
+    limit = max(TRANSLATION, noise, 2 * fp32_error)
+    text = (
+        ""
+        if error <= limit
+        else f"with weights that nothing rounded, computed in float64, the saved program is off by {error:.2g} of the output"
+    )
+    return Gate(name="program", outcome=within(error, limit), value=error, limit=limit, text=text)
+
+
 def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
     """The budget itself is small enough: the module keeps its meaning in fp16, on any backend."""
     share = ratio(errors.noise_rms, errors.reference_rms)

@@ -8,7 +8,15 @@ import numpy as np
 
 from coreflow.models.arrays import Floats
 from coreflow.validate.gates.comparison import Comparison, Errors, measure
-from coreflow.validate.gates.conditions import ceiling_gate, contract_gate, finite_gate, reacting_gate, translation_gate, within
+from coreflow.validate.gates.conditions import (
+    ceiling_gate,
+    contract_gate,
+    finite_gate,
+    program_gate,
+    reacting_gate,
+    translation_gate,
+    within,
+)
 from coreflow.validate.gates.embeddings import embedding_gates
 from coreflow.validate.gates.metrics import WorstSlice, as_float64, max_abs, ratio, relative_rms, rms, snr_db, worst_slice
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, Tolerance, few_elements_factor
@@ -33,6 +41,8 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         gates += _error_gates(comparison, errors, tolerance, worst, where)
         if "R2" in rungs:
             gates.append(translation_gate(ratio(rungs["R2"], errors.reference_rms), ratio(rungs.get("R1", 0.0), errors.reference_rms)))
+        if "R2s" in rungs:
+            gates.append(program_gate(*(ratio(rungs.get(rung, 0.0), errors.reference_rms) for rung in ("R2s", "R1", "R2"))))
     return OutputReport(
         name=comparison.name,
         shape=comparison.spec.shape,

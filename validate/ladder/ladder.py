@@ -6,6 +6,7 @@ rung   what runs                                                           again
 R0     the torch module in float64                                         the reference
 R1     the torch module in float32                                         noise of the reference
 R2     the module converted anew at FLOAT32, lifted, float64 arithmetic    translation
+R2s    the saved program with the unrounded weights of the module, too     what the saved program computes otherwise
 R3     the saved program, lifted, float64 arithmetic                       rounding of weights and constants
 R4     the saved program, lifted, fp16 storage and fp32 accumulation       fp16 arithmetic
 R5     the saved program on a device                                       device
@@ -24,9 +25,11 @@ from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.gates.metrics import as_float64
 from coreflow.validate.gates.tolerance import SEEDS
 from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.inputs.states import StatelessLifted
 from coreflow.validate.ladder.localise import Localiser
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage
+from coreflow.validate.pairing.pairs import Pairing
 from coreflow.validate.references.choices import margins_of
 from coreflow.validate.references.reference import Reference
 from coreflow.validate.report.model import RungName
@@ -42,8 +45,15 @@ class Ladder:
     >>> observations = ladder.observe(samples)
     """
 
-    def __init__(self, opened: OpenPackage, open_reference: Callable[[], Reference], program_fp32: Program | None = None) -> None:
+    def __init__(
+        self,
+        opened: OpenPackage,
+        open_reference: Callable[[], Reference],
+        program_fp32: Program | None = None,
+        pairing: Pairing | None = None,
+    ) -> None:
         self.opened, self.program_fp32, self._open_reference = opened, program_fp32, open_reference
+        self.pairing = pairing
         model_fp16, model_fp64 = opened.rungs.get("R4"), opened.rungs.get("R3")
         self.localiser: Localiser | None = None
         if isinstance(model_fp16, LiftedModel) and isinstance(model_fp64, LiftedModel):
@@ -59,6 +69,11 @@ class Ladder:
         assert self.program_fp32 is not None
         return LiftedModel(self.program_fp32, LoadOptions(numerics="fp64", engine="interpreter"))
 
+    def open_unrounded(self) -> LiftedModel:
+        """R2s; where a constant has no weight of the module, it keeps its own."""
+        assert self.pairing is not None
+        return StatelessLifted(self.opened.program.with_function(self.pairing.graph), "fp64")
+
     def observe(self, samples: Iterable[Sample]) -> list[Observation]:
         """Run every rung and the reference on every sample; inputs that do not fit are refused."""
         taken = tuple(samples)
@@ -73,7 +88,11 @@ class Ladder:
             del reference
         if observations and self.program_fp32 is not None:
             model_fp32 = self.open_fp32()
-            observations = [self._run_fp32(observation, model_fp32) for observation in observations]
+            observations = [self._run_program(observation, "R2", model_fp32) for observation in observations]
+            del model_fp32
+        if observations and self.pairing is not None and self.pairing.is_complete:
+            unrounded = self.open_unrounded()
+            observations = [self._run_program(observation, "R2s", unrounded) for observation in observations]
         return [replace(observation, squares=dict(sorted(observation.squares.items()))) for observation in observations]
 
     def _walk(self, samples: Sequence[Sample]) -> list[dict[RungName, Arrays]]:
@@ -109,11 +128,11 @@ class Ladder:
             simulated_margins=reference.simulated_margins(inputs) if reference.has_margins else None,
         )
 
-    def _run_fp32(self, observation: Observation, model_fp32: LiftedModel) -> Observation:
-        """``observation`` plus the squared errors of R2."""
-        outputs = model_fp32.predict(dict(zip(model_fp32.inputs, self.rounded(observation.sample).values(), strict=True)))
+    def _run_program(self, observation: Observation, rung: RungName, model: LiftedModel) -> Observation:
+        """``observation`` plus the squared errors of ``rung``, which has the package's inputs in order."""
+        outputs = model.predict(dict(zip(model.inputs, self.rounded(observation.sample).values(), strict=True)))
         squares = tuple(map(_squared_error, outputs.values(), observation.reference))
-        return replace(observation, squares={**observation.squares, "R2": squares})
+        return replace(observation, squares={**observation.squares, rung: squares})
 
 
 def _to_float32(outputs: Arrays) -> dict[str, Array]:

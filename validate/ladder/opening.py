@@ -26,8 +26,7 @@ class OpenPackage:
     (['R3', 'R4'], 'R4')
     """
 
-    path: Path
-    graph: Graph  # of the default function
+    program: Program
     model: Model  # of the last rung
     rungs: Mapping[RungName, Model]  # R3: fp64, R4: fp16 storage, R5: a device
     precision: Precision
@@ -36,6 +35,16 @@ class OpenPackage:
     compute_units: ComputeUnits
     states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
     units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside the one under test
+
+    @property
+    def path(self) -> Path:
+        """Where the package is."""
+        return self.program.path
+
+    @property
+    def graph(self) -> Graph:
+        """The default function."""
+        return self.program.function()[0]
 
     @property
     def last(self) -> RungName:
@@ -61,8 +70,7 @@ def open_package(program: Program, options: Options) -> OpenPackage:
         rungs["R4"] = StatelessLifted(program, "fp16")
     rungs["R4" if is_lifted else "R5"] = model
     return OpenPackage(
-        path=program.path,
-        graph=graph,
+        program=program,
         model=model,
         rungs=rungs,
         precision=precision,

@@ -235,7 +235,7 @@ class Culprit:
     ('rounding', 'layers.0.attention', 31)
     """
 
-    kind: Literal["translation", "non-finite", "constant", "underflow", "rounding", "amplification"]
+    kind: Literal["translation", "weights", "non-finite", "constant", "underflow", "rounding", "amplification"]
     name: str  # of the op in the program
     type: str
     ratio: float  # how many times more than is healthy
