@@ -1,7 +1,7 @@
 """Structure: names, order, shapes and dtypes of a package's inputs and outputs against those of its reference."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,7 +98,10 @@ def merged_outputs(reference: Sequence[Array], outputs: Collection[str]) -> str:
 
 def _interface_problems(model: Model, recipe: Recipe) -> list[str]:
     """Inputs against the recipe's, and the names of the outputs."""
-    problems = structure_problems(recipe.inputs, model.inputs, "input")
+    # A program in fp32 takes fp32, whatever the spec says of an fp16 one.
+    floats: Dtype = "float32" if recipe.precision == "fp32" else "float16"
+    inputs = {name: replace(spec, dtype=floats) if spec.dtype == "float16" else spec for name, spec in recipe.inputs.items()}
+    problems = structure_problems(inputs, model.inputs, "input")
     if list(recipe.outputs) != list(model.outputs):
         problems.append(f"the outputs are {', '.join(model.outputs)}; {', '.join(recipe.outputs)} in this order are right")
     return problems
