@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import REMOVED_PASSES
+from coreflow.export.value_reads import ValueRead, ValueReads
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import CoreflowError, ExportError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
 
 # A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
-TRACED_SEED, CHECKED_SEEDS = 0, range(1, 8)
+SEEDS = range(8)  # of the inputs that a recipe draws: the first is traced, the others are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,22 @@ class Captured:
     traced: torch.jit.ScriptModule
     outputs: dict[str, TensorSpec]
     fingerprint: str
+    frozen: tuple[ValueRead, ...] = ()  # values that depend on the inputs and are constants of the trace; no sample showed that it matters
 
 
-def capture(recipe: Recipe) -> Captured:
+def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
     """Trace ``recipe.module`` in eval mode and in fp32, on the CPU; the module is left as it was.
+
+    The first of ``samples`` is traced, and the trace is compared with the module on all others; without any the recipe draws them. Samples
+    on which the module does not run are passed over.
 
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
     with _evaluating(recipe.module):
-        first = _tensors(recipe, TRACED_SEED)
         buffers = {name: buffer.clone() for name, buffer in recipe.module.named_buffers()}
-        results = _run(recipe, first)
+        runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), skips=bool(samples))
+        example, results = next(runs)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
         if changed:
             raise ExportError(
@@ -55,12 +60,13 @@ def capture(recipe: Recipe) -> Captured:
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
         with warnings.catch_warnings():
             # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
-            # what a TracerWarning would say, the further draws prove.
+            # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(recipe.module, tuple(first.values()), check_trace=False, strict=True)
-            for seed in CHECKED_SEEDS:
-                _check_replay(recipe, traced, _tensors(recipe, seed))
-    return Captured(recipe, traced, outputs, fingerprint(recipe, traced))
+            with ValueReads(tuple(example.values())) as reads:
+                traced = torch.jit.trace(recipe.module, tuple(example.values()), check_trace=False, strict=True)
+            for inputs, results in runs:
+                _check_replay(recipe, results, _as_tuple(recipe, traced(*inputs.values())), reads.values)
+    return Captured(recipe, traced, outputs, fingerprint(recipe, traced), tuple(dict.fromkeys(reads.values)))
 
 
 def serialised(traced: torch.jit.ScriptModule) -> bytes:
@@ -72,12 +78,13 @@ def serialised(traced: torch.jit.ScriptModule) -> bytes:
     return buffer.getvalue()
 
 
-def _check_replay(recipe: Recipe, traced: torch.jit.ScriptModule, inputs: Mapping[str, Tensor]) -> None:
-    for name, reference, actual in zip(recipe.outputs, _run(recipe, inputs), _as_tuple(recipe, traced(*inputs.values())), strict=True):
-        if reference.shape != actual.shape or not torch.allclose(reference, actual, rtol=1e-4, atol=1e-5, equal_nan=True):
+def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[Tensor, ...], reads: Sequence[ValueRead]) -> None:
+    for name, expected, result in zip(recipe.outputs, reference, actual, strict=True):
+        if expected.shape != result.shape or not torch.allclose(expected, result, rtol=1e-4, atol=1e-5, equal_nan=True):
+            where = f" at {', '.join(dict.fromkeys(map(str, reads)))}" if reads else ""
             raise ExportError(
-                f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor) "
-                "or draws random numbers"
+                f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor)"
+                f"{where or ' or draws random numbers'}"
             )
 
 
@@ -130,19 +137,26 @@ def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Ten
     }
 
 
-def _tensors(recipe: Recipe, seed: int) -> dict[str, Tensor]:
-    drawn = recipe.inputs_for(seed)
-    return {name: tensors({name: drawn[name]})[name] for name in recipe.inputs}
-
-
-def _run(recipe: Recipe, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    try:
-        return _as_tuple(recipe, recipe.module(*inputs.values()))
-    except CoreflowError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-        raise ExportError(f"{recipe.name}: the module does not run on {shapes}: {error}") from error
+def _runs(recipe: Recipe, samples: Iterable[Arrays], *, skips: bool) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
+    """Inputs and outputs of the module; ``skips`` passes over samples on which it does not run, unless it runs on none."""
+    problem, has_run = None, False
+    for arrays in samples:
+        inputs = {name: tensors({name: arrays[name]})[name] for name in recipe.inputs}
+        try:
+            result = recipe.module(*(tensor.clone() for tensor in inputs.values()))  # a module may write to its inputs
+        except CoreflowError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+            problem = ExportError(f"{recipe.name}: the module does not run on {shapes}: {error}")
+            problem.__cause__ = error
+            if not skips:
+                raise problem from error
+            continue
+        has_run = True
+        yield inputs, _as_tuple(recipe, result)
+    if not has_run and problem is not None:
+        raise problem
 
 
 def _as_tuple(recipe: Recipe, result: object) -> tuple[Tensor, ...]:

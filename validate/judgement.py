@@ -43,6 +43,7 @@ class Judgement:
     samples: Samples = NO_SAMPLES
     foreign_samples: str = ""  # why the recorded outputs are not those of this reference
     missing_fp32: str = ""  # why R2 was not run, where small errors of translation hide below fp16's
+    frozen_reads: str = ""  # lines of the module that read a value, which a conversion freezes and no sample showed to matter
     compression: UselessCompression | None = None
     unpaired: str = ""  # which share of the weights was compared with the module's, where not all
     other_ops: str = ""  # how the saved program differs from a fresh conversion
@@ -79,6 +80,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
         missing_fp32=fp32.problem if opened.precision == "fp16" else "",
         unpaired=_unpaired(observations),
+        frozen_reads=", ".join(dict.fromkeys(map(str, fp32.frozen))),
         compression=find_useless_compression(opened.graph),
         other_ops="" if fp32.program is None else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,

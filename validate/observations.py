@@ -1,6 +1,6 @@
 """First step of a judgement: every rung and the reference on every sample, until the decisions of enough samples are clear."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from coreflow.validate.case import Case
 from coreflow.validate.gates.decisions import Decisions, find_decisions
 from coreflow.validate.gates.structure import NO_INPUTS, NO_REFERENCE, Obstacle, find_interface_obstacle, find_output_obstacle
 from coreflow.validate.gates.tolerance import MAX_SEEDS, MIN_DECIDED, SEEDS
+from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.fp32 import Fp32Conversion, try_fp32
 from coreflow.validate.ladder.ladder import Ladder
 from coreflow.validate.ladder.observation import Observation
@@ -53,13 +54,14 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     first = (*case.from_seeds(range(1)), *case.samples)[:1] if case.module is not None else ()
     if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
         return obstacle
-    fp32 = _fp32_conversion(case, options)
+    drawn = case.from_seeds(range(SEEDS))
+    swept = case.sweeps() if options.sweep else ()
+    if not (*drawn, *case.samples, *swept):
+        return NO_INPUTS
+    fp32 = _fp32_conversion(case, options, (*case.samples, *drawn))
     pairing = None if case.module is None else pair(case.opened.graph, _weights(fp32, case.module))
     ladder = Ladder(case.opened, case.open_reference, fp32.program, pairing)
-    swept = case.sweeps() if options.sweep else ()
-    observations = ladder.observe((*case.from_seeds(range(SEEDS)), *case.samples, *swept))
-    if not observations:
-        return NO_INPUTS
+    observations = ladder.observe((*drawn, *case.samples, *swept))
     if obstacle := find_output_obstacle(model.outputs, case.opened.precision, observations, is_converted=case.module is not None):
         return obstacle
     decisions = find_decisions(observations, outputs)
@@ -71,10 +73,12 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     return Observations(by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32, pairing=pairing)
 
 
-def _fp32_conversion(case: Case, options: Options) -> Fp32Conversion:
+def _fp32_conversion(case: Case, options: Options, samples: Sequence[Sample]) -> Fp32Conversion:
+    """R2 of ``samples``, those in use first: a fresh conversion is traced on the first of them and has to hold on all others."""
     if options.fp32_package is not None or case.module is None:
         return Fp32Conversion(program=None if options.fp32_package is None else read_program(options.fp32_package))
-    return try_fp32(case.opened, case.module, case.recipe, case.draw)
+    target = None if case.recipe is None else case.recipe.target
+    return try_fp32(case.opened, case.module, target, [sample.inputs for sample in samples])
 
 
 def _weights(fp32: Fp32Conversion, module: nn.Module) -> Iterator[Weight]:

@@ -39,8 +39,10 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     2. The whole is the worst of its outputs.
     3. Samples that cannot carry a verdict make it incomplete, unless it fails all the same.
     4. Without R2 small errors of translation are not seen: a pass is a warning.
-    5. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
-    6. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
+    5. Where the reference decides by a value that a conversion freezes, other inputs than those compared may show another error: a pass is
+       a warning.
+    6. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
+    7. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
     """
     if isinstance(judgement, Obstacle):
         text = judgement.text or "; ".join(judgement.problems)
@@ -52,7 +54,7 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
     if ambiguity and outcome != "fail":
         outcome = "incomplete"
-    if judgement.missing_fp32 and outcome == "pass":
+    if (judgement.missing_fp32 or judgement.frozen_reads) and outcome == "pass":
         outcome = "warn"
     if compression is not None and outcome in ("pass", "warn"):
         outcome = "fail" if compression.in_vain else "warn"
@@ -155,6 +157,11 @@ def _notes(judgement: Judgement) -> tuple[str, ...]:
     notes = [] if judgement.compression is None else [judgement.compression.text]
     if judgement.missing_fp32:
         notes.append(f"R2 was not run, so that small errors of translation would not be seen: {judgement.missing_fp32}")
+    if judgement.frozen_reads:
+        notes.append(
+            f"the reference reads a value at {judgement.frozen_reads}, which a conversion freezes; no sample showed that it matters: give "
+            "some that reach the other values (inputs=, --inputs)"
+        )
     if judgement.unpaired:
         notes.append(judgement.unpaired)
     if judgement.other_ops:

@@ -76,6 +76,10 @@ RULES: dict[str, tuple[dict[str, Any], Cause | None, tuple[Outcome, Cause | None
     "R2 not run: fp16-unsafe stays": ({"outputs": outputs("fp16-unsafe"), "missing_fp32": "no"}, None, ("fp16-unsafe", None)),
     "R2 not run: a failure stays": ({"outputs": outputs("fail"), "missing_fp32": "no"}, "fp16", ("fail", "fp16")),
     "R2 not run, too ambiguous: incomplete": ({"missing_fp32": "no", "samples": UNDECIDED}, None, ("incomplete", None)),
+    "a value that a conversion freezes: a pass is a warning": ({"frozen_reads": "model.py:12"}, None, ("warn", None)),
+    "a value that a conversion freezes: a failure stays": (
+        {"outputs": outputs("fail"), "frozen_reads": "model.py:12"}, "fp16", ("fail", "fp16"),
+    ),
     "a weight that grew: a pass is a warning": ({"compression": SWOLLEN}, None, ("warn", None)),
     "all weights grew: a pass is a failure of translation": ({"compression": IN_VAIN}, None, ("fail", "translation")),
     "all weights grew: so is a warning": ({"outputs": outputs("warn"), "compression": IN_VAIN}, None, ("fail", "translation")),

@@ -132,6 +132,31 @@ def test_a_padding_mask_that_torch_export_inverts(tmp_path: Path) -> None:
     assert at_line(report.culprits[0], Padded, "src_key_padding_mask=mask")
 
 
+class PaddedWords(nn.Module):
+    """``Padded`` over token ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.padded = nn.Embedding(50, 16), Padded()
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.padded(self.embedding(ids), mask)
+
+
+def padded_words(seed: int) -> Arrays:
+    return {"ids": np.random.default_rng(seed).integers(0, 50, (1, 8)).astype(WHOLE), "mask": padded(seed)["mask"]}
+
+
+def test_a_fresh_conversion_is_made_of_the_callers_samples(tmp_path: Path) -> None:
+    """Nobody has recorded bounds for the ids, so that none can be drawn; the inverted mask was called wrong weights."""
+    module = PaddedWords()
+    shapes: Shapes = {"ids": ((1, 8), WHOLE), "mask": ((1, 8), FLOAT16)}
+    report = validate(convert(module, tmp_path, shapes, front_end="export"), module, [padded_words(seed) for seed in range(4)])
+    assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+    assert "R2" in report.outputs["y"].rungs and not any("R2 was not run" in note for note in report.notes)
+    assert at_line(report.culprits[0], Padded, "src_key_padding_mask=mask")
+
+
 def test_the_own_export_of_the_same_mask_is_right(tmp_path: Path) -> None:
     recipe = recipe_of(Padded().eval(), padded)
     assert validate(build(recipe, tmp_path), recipe).verdict == "pass"
@@ -376,7 +401,44 @@ def test_a_position_read_by_item_is_frozen_by_a_trace(tmp_path: Path) -> None:
     assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "slice_by_index")
     assert at_line(report.culprits[0], Positioned, "row = table")
     right = validate(package, module, [looked_up(0)])
-    assert right.verdict == "warn", "at the position traced nothing is wrong, and no second conversion could tell"
+    assert right.verdict == "warn", "at the position traced nothing is wrong, and no other was given"
+    assert f"test_wrong_conversions.py:{line_of(Positioned, 'position.item()')}" in right.text
+
+
+class Branching(nn.Module):
+    """A branch that inputs of everyday size do not take, beside two that say nothing of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.isfinite(x).all():
+            raise ValueError("not finite")
+        assert self.out.weight.sum() < 1e6
+        y = self.out(x)
+        if x.max() > 50:
+            y = torch.tanh(y) * 2.0
+        return y
+
+
+def everyday(seed: int) -> Arrays:
+    return {"x": normal(seed, 4, 8)}
+
+
+def large(seed: int) -> Arrays:
+    return {"x": normal(seed, 4, 8) * 60}
+
+
+def test_a_branch_that_no_draw_takes_is_a_warning_and_a_sample_that_takes_it_a_failure(tmp_path: Path) -> None:
+    module = Branching()
+    package = convert(module, tmp_path, {"x": ((4, 8), FLOAT16)})
+    report = validate(package, module)
+    assert report.verdict == "warn", report.text
+    assert f"test_wrong_conversions.py:{line_of(Branching, 'if x.max()')}," in report.text, "the line, and no other one"
+    for samples in ([large(0)], [large(0), large(1)], [everyday(0), large(0)]):
+        reached = validate(package, module, samples)
+        assert (reached.verdict, reached.cause) == ("fail", "translation"), reached.text
 
 
 def test_the_own_export_refuses_a_value_that_is_read(tmp_path: Path) -> None:

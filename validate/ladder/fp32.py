@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert
-from coreflow.models.arrays import Arrays, Draw
-from coreflow.models.errors import BundleError, CoreflowError, ExportError
+from coreflow.export.value_reads import ValueRead
+from coreflow.models.arrays import Arrays
+from coreflow.models.errors import BundleError, CoreflowError, ExportError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import TemporaryFolder
 from coreflow.runtime.cache import Cache
@@ -43,14 +44,18 @@ class Fp32Conversion:
 
     program: Program | None = None  # its weights stay in the file
     problem: str = ""
+    frozen: tuple[ValueRead, ...] = ()  # values read by the module that are constants of the program, right for all samples
     temporary: TemporaryFolder | None = None  # which holds that file where the cache cannot, for as long as this value lives
 
 
-def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> Fp32Conversion:
-    """The module converted at FLOAT32, if that can be converted, executed and compared with ``opened``."""
+def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samples: Sequence[Arrays]) -> Fp32Conversion:
+    """The module converted at FLOAT32, if that can be converted, executed and compared with ``opened``.
+
+    ``samples`` are inputs of the package; ``target`` is that of its opset where None.
+    """
     try:
-        package, temporary = convert_fp32(opened, module, recipe, draw)
-        program = read_program(package)
+        fresh = convert_fp32(opened, module, target, samples)
+        program = read_program(fresh.package)
         graph, interface = program.function()
         load_lowerings()
         require_all(graph, program.path.name)
@@ -58,35 +63,48 @@ def try_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw
     except (CoreflowError, OSError) as error:
         logger.info("no R2 for %s: %s", opened.path.name, error)
         return Fp32Conversion(problem=str(error))
-    fresh, saved = ([spec.shape for spec in outputs.values()] for outputs in (specs, opened.model.outputs))
-    if fresh != saved:
-        return Fp32Conversion(problem=f"a fresh conversion gives outputs of shapes {fresh}, the package {saved}")
-    return Fp32Conversion(program=program, temporary=temporary)
+    shapes, saved = ([spec.shape for spec in outputs.values()] for outputs in (specs, opened.model.outputs))
+    if shapes != saved:
+        return Fp32Conversion(problem=f"a fresh conversion gives outputs of shapes {shapes}, the package {saved}")
+    return Fp32Conversion(program=program, temporary=fresh.temporary, frozen=fresh.frozen)
 
 
-def convert_fp32(opened: OpenPackage, module: nn.Module, recipe: Recipe | None, draw: Draw | None) -> tuple[Path, TemporaryFolder | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshPackage:
+    """A module converted anew, on disk.
+
+    >>> read_program(convert_fp32(opened, module, "iOS17", samples).package)
+    """
+
+    package: Path
+    temporary: TemporaryFolder | None  # which holds it where the cache cannot
+    frozen: tuple[ValueRead, ...]
+
+
+def convert_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samples: Sequence[Arrays]) -> FreshPackage:
     """The package of R2: the module converted at FLOAT32; kept in the cache by all that decides its bytes.
 
-    Where the cache cannot be written it lies in the temporary folder that is returned with it, since a verdict is not to depend on a cache.
+    Where the cache cannot be written it lies in a temporary folder, since a verdict is not to depend on a cache.
     Inputs and outputs are those of the package, in order, under other names. Raises ``CoreflowError`` where the module cannot be converted.
     """
     specs = {f"input_{place}": spec for place, spec in enumerate(opened.model.inputs.values())}
-    drawing = draw if draw is not None else recipe.inputs_for if recipe is not None else None
-    fp32_recipe = Recipe(
+    recipe = Recipe(
         name=_NAME,
         module=module,
         inputs={name: TensorSpec(spec.shape, spec.dtype, spec.bounds) for name, spec in specs.items()},
         outputs=tuple(f"output_{place}" for place in range(len(opened.model.outputs))),
-        target=recipe.target if recipe is not None else _TARGETS.get(opened.graph.opset, "iOS17"),
+        target=target or _TARGETS.get(opened.graph.opset, "iOS17"),
         precision="fp32",
-        draw=None if drawing is None else _under_names(drawing, opened.model.inputs, tuple(specs)),
     )
-    captured = capture(fp32_recipe)
-    conversion, file = conversion_of(captured), f"{_NAME}.mlpackage"
+    fitting = [sample for sample in samples if _fits(sample, opened.model.inputs)]
+    if not fitting:
+        raise InputError("no sample has the shapes of the package; give some that do (inputs=, --inputs)")
+    captured = capture(recipe, [_under_names(sample, opened.model.inputs, tuple(specs)) for sample in fitting])
+    frozen, conversion, file = captured.frozen, conversion_of(captured), f"{_NAME}.mlpackage"
     folder, temporary = _cached_or_temporary(captured.fingerprint, partial(_convert_into, conversion, file))
     del captured, conversion
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
-    return folder / file, temporary
+    return FreshPackage(package=folder / file, temporary=temporary, frozen=frozen)
 
 
 def _cached_or_temporary(key: str, make: Callable[[Path], object]) -> tuple[Path, TemporaryFolder | None]:
@@ -121,11 +139,10 @@ def differing_ops(saved: Graph, conversion: Program) -> str:
     return f"the saved program {' and '.join(differences)}" if differences else ""
 
 
-def _under_names(draw: Draw, inputs: Mapping[str, TensorSpec], names: tuple[str, ...]) -> Draw:
-    """``draw`` under other names, and in the dtypes that the package takes."""
+def _fits(inputs: Arrays, specs: Mapping[str, TensorSpec]) -> bool:
+    return all(name in inputs and np.shape(inputs[name]) == spec.shape for name, spec in specs.items())
 
-    def renamed(seed: int) -> Arrays:
-        arrays = draw(seed)
-        return {name: np.asarray(arrays[old]).astype(spec.dtype) for name, (old, spec) in zip(names, inputs.items(), strict=True)}
 
-    return renamed
+def _under_names(inputs: Arrays, specs: Mapping[str, TensorSpec], names: tuple[str, ...]) -> Arrays:
+    """``inputs`` under other names, and in the dtypes that the package takes."""
+    return {name: np.asarray(inputs[old]).astype(spec.dtype) for name, (old, spec) in zip(names, specs.items(), strict=True)}
