@@ -15,6 +15,7 @@ from coreflow.runtime.lift.plan.policy import GeneralPolicy
 from coreflow.validate.pairing.rounding import is_rounding_of, slack_of
 
 _FLOATS = ("float16", "float32")
+_BLUR = 0.02  # of a step: what coremltools' own palettes and scales are off by
 _CODES = ("quantized_data", "data", "nonzero_data")  # arguments that hold steps of a scale
 
 
@@ -42,9 +43,11 @@ class Stored:
         """(N,) whether each of ``values`` (N,) may have been stored as the number at its place; ``places`` (N,) count in a flat array."""
         if self.low is None or self.high is None:
             return is_rounding_of(self.numbers.reshape(-1)[places], values)
-        reference = values.astype(np.float64)
-        slack = slack_of(reference, self.value.dtype)
-        return (self.low[places] - slack <= reference) & (reference <= self.high[places] + slack)
+        reference, low, high = values.astype(np.float64), self.low[places], self.high[places]
+        # Scales and tables were rounded, too, and codes computed in fp16, by which the borders between two of them moved.
+        ends = [np.where(np.isfinite(end), np.abs(end), 0.0) for end in (reference, low, high)]
+        slack = 2 * slack_of(np.maximum.reduce(ends), self.value.dtype) + _BLUR * np.where(np.isfinite(high - low), high - low, 0.0)
+        return (low - slack <= reference) & (reference <= high + slack)
 
 
 def stored_constants(graph: Graph) -> Iterator[Stored]:
