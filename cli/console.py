@@ -7,7 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 WIDTH = 160  # where the output is no terminal: a pipe or a file has no width of its own, and a table is not to be cut to 80
 
@@ -38,13 +47,16 @@ def print_json(plain: Any) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on standard error while the block runs; nothing is drawn where that is not a terminal."""
+def progress_bar(title: str, total: float | None = None, *, counts: bool = True) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar on standard error while the block runs; nothing is drawn where that is not a terminal.
+
+    It counts up to ``total``, as far as that is known, or shows the share of it.
+    """
     console = err()
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        MofNCompleteColumn() if counts else TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),

@@ -1,6 +1,7 @@
 """``coreflow validate`` with its ``diff`` and ``replay``: compare packages with torch, two reports, one sample again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from coreflow.runtime.backend import Backend, ComputeUnits
-    from coreflow.validate.options import Options
+    from coreflow.validate.options import Options, Phase
     from coreflow.validate.report.diff import ReportDiff
     from coreflow.validate.report.model import BundleReport, Report
 
@@ -43,6 +44,8 @@ def validate(
     within: Annotated[
         float | None, typer.Option(help="Judge by this share of the output's RMS alone, as for compressed packages.", show_default=False)
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two seeds, and no op is looked at; a note of the report says so.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Samples to draw [default: 8, or 2 with --quick].", show_default=False)] = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
     compute_units: ComparedUnitsOption = "all",
@@ -76,6 +79,8 @@ def validate(
         tolerance=None if within is None else by_share(within),
         sweep=sweep,
         evidence=Evidence(folder=evidence),
+        quick=quick,
+        seeds=seeds,
     )
     named = reference if against is None else str(against)
     report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
@@ -129,15 +134,21 @@ def replay(
 def validate_with_bar(
     path: Path, options: "Options", *, reference: str | None = None, inputs: Path | None = None, verify: bool = True
 ) -> "BundleReport | Report":
-    """The report of ``validate_files``, which takes the same arguments, while a bar counts the parts."""
+    """The report of ``validate_files``, which takes the same arguments, while a bar shows the phase and the share that is done."""
     from coreflow.validate.from_files import validate_files
     from coreflow.validate.report.model import BundleReport, Report
 
-    with progress_bar("validating") as (bar, task):
-        for event in validate_files(path, options, reference=reference, inputs=inputs, verify=verify):
+    with progress_bar("validating", total=1.0, counts=False) as (bar, task):
+        done = 0.0
+
+        def show(phase: "Phase") -> None:
+            nonlocal done
+            done = max(done, phase.share)  # seeds that are drawn later begin again
+            bar.update(task, completed=done, detail=f"{phase.part}: {phase.name}")
+
+        for event in validate_files(path, replace(options, progress=show), reference=reference, inputs=inputs, verify=verify):
             if isinstance(event, BundleReport | Report):
                 return event
-            bar.update(task, total=event.total, completed=event.done, detail=event.part)
             if bar.disable:
                 err().print(f"{event.part}: {event.verdict} in {event.seconds:.1f} s")
     raise AssertionError("a validation ends with its report")

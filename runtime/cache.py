@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from coreflow.models.storage import write_atomically, write_folder_atomically
+from coreflow.models.storage import TemporaryFolder, write_atomically, write_folder_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,16 @@ class Cache:
         _forget_unused(path.parent)
         return path
 
+    def entry_or_temporary(self, key: str, make: Callable[[Path], object]) -> tuple[Path, TemporaryFolder | None]:
+        """``entry``; where it cannot be written, a temporary folder that ``make`` filled and that lasts as long as the second value."""
+        try:
+            return self.entry(key, make), None
+        except OSError as error:
+            logger.info("%s cannot be cached: %s", self.kind, error)
+        temporary = TemporaryFolder()
+        make(temporary.path)
+        return temporary.path, temporary
+
     def knows(self, key: str) -> bool:
         """Whether ``key`` has an entry, or a reason why it has none; a cache that cannot be read knows nothing."""
         try:
@@ -83,13 +93,16 @@ class Cache:
             return False
 
     def refusal(self, key: str) -> str | None:
-        """The reason why ``key`` has no entry; None where none was given."""
-        path = self._refusal(key)
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        """The reason why ``key`` has no entry; None where none was given, or none can be read."""
+        try:
+            return self._refusal(key).read_text(encoding="utf-8")
+        except OSError:
+            return None
 
     def refuse(self, key: str, reason: str) -> None:
-        """Keeps the reason why ``key`` has no entry."""
-        write_atomically(self._refusal(key), lambda temporary: temporary.write_text(reason, encoding="utf-8"))
+        """Keeps the reason why ``key`` has no entry, where the cache can be written."""
+        with suppress(OSError):
+            write_atomically(self._refusal(key), lambda temporary: temporary.write_text(reason, encoding="utf-8"))
 
     def _folder(self) -> Path:
         return cache_folder() / self.kind

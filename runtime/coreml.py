@@ -3,6 +3,7 @@
 Written against the documented API of coremltools 9.0; its tests are marked ``coreml``.
 """
 
+import logging
 import platform
 import shutil
 import tempfile
@@ -19,8 +20,12 @@ from coreflow.export.package.mlpackage import package_digest
 from coreflow.models.arrays import Array
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
+from coreflow.models.storage import TemporaryFolder
 from coreflow.runtime.backend import DEFAULT, LoadOptions, State
+from coreflow.runtime.cache import cache_folder
 from coreflow.runtime.interface import check_inputs, check_state, input_specs, output_specs, program_metadata, state_specs
+
+logger = logging.getLogger(__name__)
 
 
 class CoreMLModel:
@@ -47,7 +52,7 @@ class CoreMLModel:
         coremltools = quiet_coremltools()
         # Only a program with several functions may be asked for one by name.
         function = graph.name if len(program.functions) > 1 else None
-        compiled = compiled_copy(program.path, cache_dir or default_cache_dir())
+        compiled, self._temporary = kept_or_temporary(program.path, cache_dir)
         try:
             self._model = coremltools.models.CompiledMLModel(
                 str(compiled), compute_units=coremltools.ComputeUnit[self.compute_units.upper()], function_name=function
@@ -104,9 +109,19 @@ class CoreMLState:
         self.handle.write_state(name, check_state(name, value, self._specs).astype(np.float32))
 
 
-def default_cache_dir() -> Path:
-    """Folder of the compiled copies; Core ML deletes its own when the process ends."""
-    return Path.home() / "Library" / "Caches" / "coreflow" / "compiled"
+def kept_or_temporary(package: Path, cache_dir: Path | None = None) -> tuple[Path, TemporaryFolder | None]:
+    """The compiled copy of ``package`` in ``cache_dir``, by default in the cache, where Core ML keeps none when the process ends.
+
+    Where the cache cannot be written it lies in the temporary folder that is returned with it.
+    """
+    if cache_dir is not None:
+        return compiled_copy(package, cache_dir), None
+    try:
+        return compiled_copy(package, cache_folder() / "compiled"), None
+    except (OSError, UnsupportedError) as error:
+        logger.info("%s: nothing can be cached: %s", package.name, error)
+    temporary = TemporaryFolder()
+    return compiled_copy(package, temporary.path), temporary
 
 
 def compiled_copy(package: Path, cache_dir: Path) -> Path:

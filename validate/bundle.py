@@ -15,7 +15,7 @@ from coreflow.models.stage import Stage
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.chain import judge_chain
-from coreflow.validate.gates.tolerance import SEEDS, Tolerance
+from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.sample_files import read_samples
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.opening import OpenPackage, open_package
@@ -54,6 +54,8 @@ def validate_bundle(
     texts: Path | None = None,
     sweep: bool = False,
     evidence: Path | None = None,
+    quick: bool = False,
+    seeds: int | None = None,
 ) -> BundleReport:
     """The verdict on a bundle: every stage against torch, and the chain that they form.
 
@@ -63,7 +65,8 @@ def validate_bundle(
     The reference of a family's bundle comes with it; a bundle of recipes needs ``recipes``, found by their names. A package whose files
     differ from the manifest is compared all the same, to show the effect of the change, but it never passes; with ``verify=False`` the
     change is a warning. A changed reference is refused. ``texts``, a file of sentences, joins the golden ones of a bundle that takes texts;
-    ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays.
+    ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays. ``quick`` draws two seeds per stage and looks at
+    no op, which notes of the report say; ``seeds`` draws another number.
     """
     options = Options(
         backend=backend,
@@ -72,6 +75,8 @@ def validate_bundle(
         tolerance=tolerance,
         sweep=sweep,
         evidence=None if evidence is None else Evidence(folder=evidence),
+        quick=quick,
+        seeds=seeds,
     )
     *_, report = judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
     assert isinstance(report, BundleReport)
@@ -90,6 +95,8 @@ def judge_bundle(
     texts: Path | None = None,
     sweep: bool = False,
     evidence: Path | None = None,
+    quick: bool = False,
+    seeds: int | None = None,
 ) -> Iterator[PartDone | BundleReport]:
     """A ``PartDone`` per stage and for the chain, then the report; the arguments are those of ``validate_bundle``."""
     options = Options(
@@ -99,6 +106,8 @@ def judge_bundle(
         tolerance=tolerance,
         sweep=sweep,
         evidence=None if evidence is None else Evidence(folder=evidence),
+        quick=quick,
+        seeds=seeds,
     )
     yield from judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
 
@@ -115,7 +124,7 @@ def judge_parts(
         read_manifest(folder, verify=True)  # which refuses it
     changed = tuple(problem.text for problem in damaged)
     judging = _Judging(folder, manifest, recipes, texts, options)
-    total = len(manifest.stages) + judging.has_chain
+    total = judging.parts
     reports: dict[str, Report] = {}
     for name in manifest.stages:
         reports[name] = judging.stage(name)
@@ -170,26 +179,34 @@ class _Judging:
         """Whether the stages form a chain that can be run."""
         return self._companions is not None
 
+    @property
+    def parts(self) -> int:
+        """Number of stages, and the chain."""
+        return len(self.manifest.stages) + self.has_chain
+
     def stage(self, name: str) -> Report:
         """The verdict on one package."""
-        opened = open_package(read_program(self.folder / self.manifest.stages[name].package), self._options)
+        options = self._options.as_part(list(self.manifest.stages).index(name), self.parts)
+        options.announce(name, "opening")
+        opened = open_package(read_program(self.folder / self.manifest.stages[name].package), options)
         self._opened[name] = opened
         recipe = self.recipes.get(name)
         if recipe is None:
-            return judge_package(Case(opened=opened, name=name), self._options)
+            return judge_package(Case(opened=opened, name=name), options)
         given = [] if self._companions is None else _golden(self._companions, name)
         if self._entry is not None and name == self._entry.stage:
             given += self._read_texts(self._entry)
-        return judge_package(make_case(opened, recipe, given), self._options)
+        return judge_package(make_case(opened, recipe, given), options)
 
     def chain(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
         assert self._companions is not None
+        self._options.as_part(self.parts - 1, self.parts).announce("cascade", "chain")
         models = {name: opened.model for name, opened in self._opened.items()}
         references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
         tolerance = next(iter(self._opened.values())).tolerance
         texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
-        trial = self._companions.trial(self._stages, range(SEEDS), texts)
+        trial = self._companions.trial(self._stages, range(self._options.first_seeds), texts)
         return judge_chain(trial, self.recipes, references, models, reports, tolerance)
 
     def _text_entry(self) -> TextEntry | None:

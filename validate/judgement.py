@@ -10,7 +10,7 @@ from coreflow.models.arrays import Bools
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.case import Case
 from coreflow.validate.gates.comparison import Comparison
-from coreflow.validate.gates.compression import UselessCompression, find_useless_compression
+from coreflow.validate.gates.compression import UselessCompression, describe_compression, find_useless_compression
 from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
 from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.plots import plots_of, worst_elements
@@ -42,10 +42,13 @@ class Judgement:
     comparisons: tuple[Comparison, ...] = ()
     samples: Samples = NO_SAMPLES
     foreign_samples: str = ""  # why the recorded outputs are not those of this reference
+    foreign_weights: str = ""  # why the reference cannot have made the package
     missing_fp32: str = ""  # why R2 was not run, where small errors of translation hide below fp16's
     frozen_reads: str = ""  # lines of the module that read a value, which a conversion freezes and no sample showed to matter
     compression: UselessCompression | None = None
     unpaired: str = ""  # which share of the weights was compared with the module's, where not all
+    compressed: str = ""  # how weights are compressed
+    omissions: str = ""  # what a quick look leaves out
     other_ops: str = ""  # how the saved program differs from a fresh conversion
     rho_by_unit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     missing_units: tuple[str, ...] = ()  # why compute units were not compared
@@ -82,6 +85,8 @@ def judge(case: Case, observations: Observations) -> Judgement:
         unpaired=_unpaired(observations),
         frozen_reads=", ".join(dict.fromkeys(map(str, fp32.frozen))),
         compression=find_useless_compression(opened.graph),
+        compressed=describe_compression(opened.graph),
+        omissions=observations.omissions,
         other_ops="" if fp32.program is None else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
         missing_units=tuple(missing_units),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -33,6 +34,7 @@ class Observations:
     decisions: Decisions
     ladder: Ladder  # as it was climbed: it knows what every op lost
     fp32: Fp32Conversion
+    omissions: str  # what the options left out
     pairing: Pairing | None = None  # of the saved constants with the module's weights; None without a module
 
     @property
@@ -54,23 +56,27 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     first = (*case.from_seeds(range(1)), *case.samples)[:1] if case.module is not None else ()
     if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
         return obstacle
-    drawn = case.from_seeds(range(SEEDS))
+    drawn = case.from_seeds(range(options.first_seeds))
     swept = case.sweeps() if options.sweep else ()
     if not (*drawn, *case.samples, *swept):
         return NO_INPUTS
+    announce = partial(options.announce, case.name)
+    announce("converting anew")
     fp32 = _fp32_conversion(case, options, (*case.samples, *drawn))
     pairing = None if case.module is None else pair(case.opened.graph, _weights(fp32, case.module))
-    ladder = Ladder(case.opened, case.open_reference, fp32.program, pairing)
+    ladder = Ladder(case.opened, case.open_reference, fp32.program, pairing, walks=not options.quick, announce=announce)
     observations = ladder.observe((*drawn, *case.samples, *swept))
     if obstacle := find_output_obstacle(model.outputs, case.opened.precision, observations, is_converted=case.module is not None):
         return obstacle
     decisions = find_decisions(observations, outputs)
-    for start in range(SEEDS, MAX_SEEDS, SEEDS):
-        if case.draw is None or _decided_seeds(observations, decisions) >= MIN_DECIDED:
+    for start in range(options.first_seeds, MAX_SEEDS, SEEDS):
+        if case.draw is None or _decided_seeds(observations, decisions) >= min(MIN_DECIDED, options.first_seeds):
             break
         observations += ladder.observe(case.from_seeds(range(start, start + SEEDS)))
         decisions = find_decisions(observations, outputs)
-    return Observations(by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32, pairing=pairing)
+    return Observations(
+        by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32, omissions=options.omissions, pairing=pairing
+    )
 
 
 def _fp32_conversion(case: Case, options: Options, samples: Sequence[Sample]) -> Fp32Conversion:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -17,6 +18,7 @@ from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.diagnosis.cause import find_cause
 from coreflow.validate.diagnosis.explanation import Explanation, diagnose
+from coreflow.validate.diagnosis.foreign import find_foreign_weights
 from coreflow.validate.gates.structure import Obstacle
 from coreflow.validate.gates.tolerance import Tolerance
 from coreflow.validate.inputs.samples import Sample
@@ -42,6 +44,8 @@ def validate(
     sweep: bool = False,
     evidence: Evidence | None = None,
     wide_package: Path | None = None,
+    quick: bool = False,
+    seeds: int | None = None,
 ) -> Report:
     """The verdict on ``package``, with ``reference`` executed in float64 on the same inputs.
 
@@ -55,7 +59,8 @@ def validate(
     and recorded outputs include them, as ``NAME_out``. A module is called with the inputs in the package's order, and its outputs are the
     package's, in order. A recipe also fixes names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes,
     padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
-    FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2).
+    FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2). ``quick`` draws two seeds and looks
+    at no op, which a note of the report says; ``seeds`` draws another number.
     """
     options = Options(
         backend=backend,
@@ -65,6 +70,8 @@ def validate(
         sweep=sweep,
         evidence=evidence,
         fp32_package=wide_package,
+        quick=quick,
+        seeds=seeds,
     )
     samples = [
         sample if isinstance(sample, Sample) else Sample(label=f"input {number}", inputs=sample)
@@ -82,6 +89,7 @@ def validate_package(
     draw: Draw | None = None,
 ) -> Report:
     """``validate`` of a package that was read, with its options as one value."""
+    options.announce(program.path.stem, "opening")
     case = make_case(open_package(program, options), reference, samples, draw)
     if options.sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
@@ -94,9 +102,13 @@ def judge_package(case: Case, options: Options) -> Report:
     observations = observe(case, options)
     if isinstance(observations, Obstacle):
         return _report(case, conclude(observations), started)
-    judgement = judge(case, observations)
-    cause = _find_cause(case, observations, judgement) if judgement.has_failure else None
+    options.announce(case.name, "gates")
+    judgement, cause = judge(case, observations), None
+    if judgement.has_failure:
+        cause = _find_cause(case, observations, judgement)
+        judgement = replace(judgement, foreign_weights=find_foreign_weights(case.opened.model.metadata, case.module))
     verdict = conclude(judgement, cause)
+    options.announce(case.name, "ops")
     explanation = diagnose(observations.ladder, case.module, observations.by_sample, verdict.outcome, verdict.cause, judgement.outputs)
     report = _report(case, verdict, started, judgement, explanation)
     is_sound = verdict.outcome != "incomplete" and all(output.outcome in ("pass", "warn") for output in judgement.outputs.values())

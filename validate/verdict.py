@@ -15,6 +15,10 @@ _MEANINGS: Mapping[Cause | None, str] = {
     "fp16": "; in wide arithmetic the program is right: its fp16 arithmetic loses more than torch's",
     "device": "; the program itself is right: the device is off",
 }
+_COMPRESSED = (
+    "wide arithmetic does not help: its weights are compressed ({}). A package that is meant to differ is judged by --within SHARE "
+    "(tolerance=by_share(SHARE)), 0.05 for 5 % of the output"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
        a warning.
     6. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
     7. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
+    8. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
     """
     if isinstance(judgement, Obstacle):
         text = judgement.text or "; ".join(judgement.problems)
@@ -63,11 +68,14 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     elif not judgement.has_failure:
         cause = "translation"
     notes = _notes(judgement)
+    compressed = judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else ""
+    text = verdict_text(outcome, cause, judgement.outputs, judgement.tolerance, ambiguity, notes, judgement.budget, compressed=compressed)
+    foreign = judgement.foreign_weights if judgement.has_failure else ""
     return Verdict(
         outcome=outcome,
         cause=cause,
-        text=verdict_text(outcome, cause, judgement.outputs, judgement.tolerance, ambiguity, notes, judgement.budget),
-        problems=(ambiguity,) if ambiguity else (),
+        text=f"{foreign}; {text}" if foreign else text,
+        problems=tuple(filter(None, (foreign, ambiguity))),
         notes=(*notes, *judgement.missing_units),
     )
 
@@ -141,14 +149,18 @@ def verdict_text(
     ambiguity: str = "",
     notes: Sequence[str] = (),
     budget: str = "torch's own fp16",
+    *,
+    compressed: str = "",
 ) -> str:
-    """The verdict in one line: how large the errors are, and where they are largest."""
+    """The verdict in one line: how large the errors are, and where they are largest; ``compressed`` says how weights are."""
     if verdict == "incomplete" and ambiguity:
         return ambiguity
     if verdict in ("warn", "fail") and all(output.outcome != verdict for output in outputs.values()):
         return notes[0] if notes else "a part of the checks did not run"
     if verdict == "pass":
         return _text_of_pass(outputs, tolerance, budget)
+    if cause == "weights" and compressed:
+        return f"{_text_of_worst_gate(verdict, outputs)}; {_COMPRESSED.format(compressed)}"
     return _text_of_worst_gate(verdict, outputs) + _MEANINGS.get(cause, "")
 
 
@@ -164,6 +176,8 @@ def _notes(judgement: Judgement) -> tuple[str, ...]:
         )
     if judgement.unpaired:
         notes.append(judgement.unpaired)
+    if judgement.omissions:
+        notes.append(judgement.omissions)
     if judgement.other_ops:
         notes.append(f"{judgement.other_ops}, compared with a fresh conversion of the reference")
     return tuple(notes)

@@ -37,7 +37,7 @@ class StageEntry:
     fingerprint: str  # of the recipe, the traced operations, the weights and the versions
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
-    recipe: Mapping[str, Any]  # ``Recipe.to_json``
+    recipe: Mapping[str, Any]  # ``Recipe.to_json``, and "weights": digest of the module's parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

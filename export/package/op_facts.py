@@ -112,6 +112,7 @@ _FEW_DIGITS = _near_zero("x", "of which fp16 holds few digits or none")
 
 _UNLISTED = OpFacts()
 _ROUNDS_NEVER = OpFacts(rounds="never")
+_BOOKKEEPING = OpFacts(is_bookkeeping=True)
 _ROUNDS_ONCE = OpFacts(rounds="once")
 _REDUCES = OpFacts(terms=reduced_terms)
 _RECURRENT = OpFacts(multiply_adds=recurrent_multiply_adds)
@@ -147,7 +148,7 @@ FACTS: Mapping[str, OpFacts] = {
     **_for_all("softplus softplus_parametric", OpFacts(risks=_SOFTPLUS)),
     **_for_all("log rsqrt inverse", OpFacts(risks=_FEW_DIGITS)),
     **_for_all("abs ceil floor maximum minimum round select sign", _ROUNDS_NEVER),
-    "cast": OpFacts(is_bookkeeping=True),
+    "cast": _BOOKKEEPING,
     # Not rounds="never": since iOS17 the limits may be finer than x.
     **_for_all("clip threshold clamped_relu", OpFacts(is_limit=True)),
     # activations
@@ -162,6 +163,9 @@ FACTS: Mapping[str, OpFacts] = {
     "non_maximum_suppression": OpFacts(rounds="never", computes_to_pick=True),
     # images
     **_for_all("crop resize_nearest_neighbor upsample_nearest_neighbor", _ROUNDS_NEVER),
+    # weights as they are stored
+    **_for_all("constexpr_affine_dequantize constexpr_blockwise_shift_scale constexpr_cast constexpr_lut_to_dense", _BOOKKEEPING),
+    **_for_all("constexpr_lut_to_sparse constexpr_sparse_blockwise_shift_scale constexpr_sparse_to_dense", _BOOKKEEPING),
     # control flow, lists, states
     **_for_all("cond while_loop list_gather list_read list_scatter list_write make_list", _ROUNDS_NEVER),
     **_for_all("coreml_update_state read_state write_state", OpFacts(rounds="never", is_bookkeeping=True)),

@@ -1,14 +1,17 @@
 """The Core ML backend: on a Mac it predicts what the lifted backend predicts; elsewhere it is refused."""
 
+import gc
 import platform
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.backend import LoadOptions
-from coreflow.runtime.coreml import CoreMLModel, compiled_copy
+from coreflow.runtime.coreml import CoreMLModel, compiled_copy, kept_or_temporary
 from coreflow.runtime.load import load_model
 
 IDS = np.arange(16, dtype=np.int32)[None]
@@ -50,3 +53,35 @@ class TestOnAMac:
 
         model = CoreMLModel(read_program(small_package), LoadOptions(compute_units="cpu_only"), cache_dir=tmp_path)
         assert model.backend == "coreml" and list(model.predict({"ids": IDS, "mask": MASK})) == ["probabilities", "best"]
+
+
+@pytest.mark.parametrize("surroundings", ["no home", "a cache below a file"])
+def test_a_compiled_copy_needs_no_cache(small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surroundings: str) -> None:
+    """The framework's compiler, which is on macOS alone, is replaced: what is looked at is where the copy lies, and for how long."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    def compile_model(package: str, target: str) -> str:
+        Path(target).mkdir()
+        return target
+
+    monkeypatch.setattr(
+        "coreflow.runtime.coreml.quiet_coremltools", lambda: SimpleNamespace(utils=SimpleNamespace(compile_model=compile_model))
+    )
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    if surroundings == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", home)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    copy, temporary = kept_or_temporary(small_package)
+    assert copy.is_dir() and temporary is not None and copy.parent == temporary.path
+    del temporary
+    gc.collect()
+    assert not copy.exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy, temporary = kept_or_temporary(small_package)
+    assert temporary is None and copy.parent == tmp_path / "cache" / "coreflow" / "compiled"

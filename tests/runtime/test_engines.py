@@ -1,6 +1,8 @@
 """Three engines, one result: every engine against the interpreter, and what ``auto`` takes."""
 
+import gc
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,20 +153,31 @@ class TestAuto:
                 assert actual.tolist() == reference
         assert model.engine == "interpreter" and "cannot be written as ONNX" in caplog.text
 
-    def test_falls_back_where_nothing_can_be_cached(self, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        model = lifted(small_package, numerics="fp32")
-        assert model.predict(INPUTS) and model.engine == "interpreter"
-
-    def test_falls_back_where_there_is_no_home(self, small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
+    @pytest.mark.parametrize("has_home", [True, False], ids=["a cache below a file", "no home"])
+    def test_needs_no_cache(
+        self, small_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool, engine: EngineName
+    ) -> None:
         def home() -> Path:
             raise RuntimeError("Could not determine home directory.")
 
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "home", home)
-        model = lifted(small_package, numerics="fp32")
-        assert model.predict(INPUTS) and model.engine == "interpreter"
+        (tmp_path / "file").write_text("")
+        if has_home:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        else:
+            monkeypatch.delenv("XDG_CACHE_HOME")
+            monkeypatch.setattr(Path, "home", home)
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        model = lifted(small_package, numerics="fp32", engine=engine)
+        expected = lifted(small_package, numerics="fp32", engine="interpreter").predict(INPUTS)
+        for _ in range(2):
+            for name, array in model.predict(INPUTS).items():
+                np.testing.assert_allclose(array, expected[name], rtol=0, atol=ATOL["fp32"], err_msg=name)
+        assert model.engine == "onnxruntime"
+        del model
+        gc.collect()
+        assert not list((tmp_path / "temporary").iterdir())
 
     def test_flexible_shapes_stay_with_the_interpreter(self, save: Callable[..., Path]) -> None:
         import warnings

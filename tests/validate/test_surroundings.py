@@ -11,7 +11,6 @@ import pytest
 from coreflow.cli.main import main
 from coreflow.export.bundle import build
 from coreflow.export.user_files import load_recipes
-from coreflow.models.errors import ExportError
 from coreflow.runtime.cache import Cache
 
 SOURCE = """
@@ -54,7 +53,7 @@ def cache_is_a_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def cache_without_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def entry(self: Cache, key: str, make: Any) -> Path:
-        raise ExportError("could not be written: No space left on device") from OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Cache, "entry", entry)
     return []

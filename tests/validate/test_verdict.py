@@ -249,6 +249,10 @@ def test_eight_clear_samples_are_enough_or_half_of_at_least_four(kept: int, tota
     assert (too_ambiguous(kept, total) == "") == is_enough
 
 
+def told(findings: dict[str, Any], cause: Cause) -> str:
+    return conclude(judgement(**findings), cause).text
+
+
 class TestText:
     def test_a_pass_tells_the_largest_ratio_and_whose_error_it_is_divided_by(self) -> None:
         both = {"a": output(gate("pass"), rho_rms=0.9), "b": output(gate("pass"), rho_rms=1.25)}
@@ -264,6 +268,17 @@ class TestText:
         }
         assert verdict_text("fail", None, failing, LIFTED) == "b: rho_max 9, above its limit of 1 (and 1 more of 3 outputs)"
         assert verdict_text("fail", "device", failing, LIFTED).endswith("; the program itself is right: the device is off")
+
+    def test_a_compressed_package_that_was_not_meant_to_be_is_told_of_its_limit(self) -> None:
+        findings = {"outputs": outputs("fail"), "compressed": "lut_to_dense 4-bit"}
+        assert "are compressed (lut_to_dense 4-bit). A package that is meant to differ is judged by --within" in told(findings, "weights")
+        assert "--within" not in told(findings, "fp16")
+        assert "--within" not in told({**findings, "tolerance": by_share(0.05)}, "weights"), "that is how it was judged"
+
+    def test_other_weights_than_the_exported_ones_come_first(self) -> None:
+        findings = {"outputs": outputs("fail"), "foreign_weights": "other weights"}
+        assert told(findings, "weights").startswith("other weights; y0: rho_rms 2, above its limit of 1; wide arithmetic does not help")
+        assert conclude(judgement(**findings), "weights").problems == ("other weights",)
 
     def test_a_gates_own_words_come_first_and_a_slice_has_its_place(self) -> None:
         worded = {"y": output(gate("fail", name="finite", value=3, limit=0, text="3 values are NaN"))}

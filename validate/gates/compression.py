@@ -18,6 +18,11 @@ class UselessCompression:
     in_vain: bool  # all that is compressed takes no less than it would plain: nothing of what was asked for was done
 
 
+def describe_compression(graph: Graph) -> str:
+    """How weights are compressed, ``lut_to_dense (4 bits)``; empty where none are."""
+    return ", ".join(sorted({weight.compression for weight in stored_weights(graph) if weight.compression}))
+
+
 def find_useless_compression(graph: Graph) -> UselessCompression | None:
     """The weights that a compression made larger, as pruning does that prunes nothing; None where there are none."""
     compressed = [weight for weight in stored_weights(graph) if weight.compression]

@@ -19,6 +19,7 @@ FP32_NOISE = 5e-5
 # Relative RMS error of a fresh conversion at FLOAT32 above which something was translated wrongly.
 TRANSLATION = 1e-6
 SEEDS = 8
+QUICK_SEEDS = 2  # of a quick look
 MAX_SEEDS = 64
 MIN_DECIDED = 4  # samples whose decisions are all clear, without which the verdict is incomplete
 MAX_AMBIGUOUS_SHARE = 0.5

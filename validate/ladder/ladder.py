@@ -13,7 +13,7 @@ R5     the saved program on a device                                       devic
 =====  ==================================================================  =======================================
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from coreflow.validate.inputs.states import StatelessLifted
 from coreflow.validate.ladder.localise import Localiser
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage
+from coreflow.validate.options import PhaseName
 from coreflow.validate.pairing.pairs import Pairing
 from coreflow.validate.references.choices import margins_of
 from coreflow.validate.references.reference import Reference
@@ -51,12 +52,15 @@ class Ladder:
         open_reference: Callable[[], Reference],
         program_fp32: Program | None = None,
         pairing: Pairing | None = None,
+        *,
+        walks: bool = True,
+        announce: Callable[[PhaseName, float], None] = lambda name, done: None,
     ) -> None:
         self.opened, self.program_fp32, self._open_reference = opened, program_fp32, open_reference
-        self.pairing = pairing
+        self.pairing, self._announce = pairing, announce
         model_fp16, model_fp64 = opened.rungs.get("R4"), opened.rungs.get("R3")
         self.localiser: Localiser | None = None
-        if isinstance(model_fp16, LiftedModel) and isinstance(model_fp64, LiftedModel):
+        if walks and isinstance(model_fp16, LiftedModel) and isinstance(model_fp64, LiftedModel):
             self.localiser = Localiser(model_fp16, model_fp64)
         self._walked_samples = 0
 
@@ -77,6 +81,7 @@ class Ladder:
     def observe(self, samples: Iterable[Sample]) -> list[Observation]:
         """Run every rung and the reference on every sample; inputs that do not fit are refused."""
         taken = tuple(samples)
+        self._announce("saved program", 0.0)
         walked = self._walk(taken)
         observations = [self._run_package(sample, walked[place] if place < len(walked) else {}) for place, sample in enumerate(taken)]
         for model in self.opened.rungs.values():
@@ -84,16 +89,22 @@ class Ladder:
                 model.interpreter.rest()
         if observations:
             reference = self._open_reference()
-            observations = [self._run_reference(observation, reference) for observation in observations]
+            observations = [self._run_reference(observation, reference) for observation in self._announced("reference", observations)]
             del reference
         if observations and self.program_fp32 is not None:
             model_fp32 = self.open_fp32()
-            observations = [self._run_program(observation, "R2", model_fp32) for observation in observations]
+            observations = [self._run_program(seen, "R2", model_fp32) for seen in self._announced("fresh conversion", observations)]
             del model_fp32
         if observations and self.pairing is not None and self.pairing.is_complete:
             unrounded = self.open_unrounded()
-            observations = [self._run_program(observation, "R2s", unrounded) for observation in observations]
+            observations = [self._run_program(seen, "R2s", unrounded) for seen in self._announced("unrounded program", observations)]
         return [replace(observation, squares=dict(sorted(observation.squares.items()))) for observation in observations]
+
+    def _announced(self, phase: PhaseName, observations: Sequence[Observation]) -> Iterator[Observation]:
+        """``observations``, each announced before it is taken."""
+        for place, observation in enumerate(observations):
+            self._announce(phase, place / len(observations))
+            yield observation
 
     def _walk(self, samples: Sequence[Sample]) -> list[dict[RungName, Arrays]]:
         """R3 and R4 of the first samples, with every op measured; more samples would add little to what is known of an op."""
@@ -101,7 +112,11 @@ class Ladder:
             return []
         chosen = [sample.inputs for sample in samples[: SEEDS - self._walked_samples]]
         self._walked_samples += len(chosen)
-        return [{"R3": _to_float32(outputs_fp64), "R4": outputs_fp16} for outputs_fp16, outputs_fp64 in self.localiser.run(chosen)]
+        walked: list[dict[RungName, Arrays]] = []
+        for outputs_fp16, outputs_fp64 in self.localiser.run(chosen):
+            walked.append({"R3": _to_float32(outputs_fp64), "R4": outputs_fp16})
+            self._announce("saved program", len(walked) / len(samples))
+        return walked
 
     def _run_package(self, sample: Sample, walked: Mapping[RungName, Arrays]) -> Observation:
         """The saved program on a sample; ``walked`` has the outputs of rungs that have run already."""

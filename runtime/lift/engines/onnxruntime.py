@@ -39,7 +39,8 @@ class OnnxEngine:
             raise UnsupportedError(
                 f"{program.path.name}: {', '.join(flexible)} may have several shapes, and ONNX holds one; take engine='interpreter'"
             )
-        self._session = open_session(cached_onnx(program, numerics, options.function_name), tuned=True)
+        path, self._temporary = cached_onnx(program, numerics, options.function_name)  # large weights are read from there
+        self._session = open_session(path, tuned=True)
         self._dtypes = float_dtypes(self._session)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

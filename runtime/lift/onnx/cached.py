@@ -11,6 +11,7 @@ import torch
 from coreflow.export.package.graph import Program
 from coreflow.export.package.mlpackage import package_digest
 from coreflow.models.errors import UnsupportedError
+from coreflow.models.storage import TemporaryFolder
 from coreflow.models.versions import version
 from coreflow.runtime.backend import NumericsName
 from coreflow.runtime.cache import Cache
@@ -21,17 +22,23 @@ _MODEL = "model.onnx"  # in an entry of the cache
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "coreflow")
 
 
-def cached_onnx(program: Program, numerics: NumericsName, function_name: str | None = None) -> Path:
-    """The tuned ONNX file of a function, made if the cache has none; a refusal is kept too, since finding it out takes seconds."""
+def cached_onnx(program: Program, numerics: NumericsName, function_name: str | None = None) -> tuple[Path, TemporaryFolder | None]:
+    """The tuned ONNX file of a function, made if the cache has none; a refusal is kept too, since finding it out takes seconds.
+
+    Where the cache cannot be written the file lies in the temporary folder that is returned with it.
+    """
     key = _key(program, numerics, function_name)
     refusal = _CACHE.refusal(key)
     if refusal is not None:
         raise UnsupportedError(refusal)
     try:
-        return _CACHE.entry(key, lambda folder: write_onnx(program, folder / _MODEL, numerics, function_name, tuned=True)) / _MODEL
+        folder, temporary = _CACHE.entry_or_temporary(
+            key, lambda folder: write_onnx(program, folder / _MODEL, numerics, function_name, tuned=True)
+        )
     except UnsupportedError as error:
         _CACHE.refuse(key, str(error))
         raise
+    return folder / _MODEL, temporary
 
 
 def is_cached(program: Program, numerics: NumericsName, function_name: str | None = None) -> bool:

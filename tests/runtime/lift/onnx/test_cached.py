@@ -34,8 +34,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_second_session_takes_the_file_of_the_first(small_package: Path, cache: Path, made: list[str]) -> None:
     program = read_program(small_package)
-    first = cached_onnx(program, "fp32")
-    assert first.parent.parent == cache and cached_onnx(program, "fp32") == first and made == ["fp32"]
+    first, temporary = cached_onnx(program, "fp32")
+    assert temporary is None and first.parent.parent == cache and cached_onnx(program, "fp32") == (first, None) and made == ["fp32"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_second_session_takes_the_file_of_the_first(small_package: Path, cache
 )
 def test_a_damaged_entry_is_made_again(small_package: Path, cache: Path, made: list[str], damage: str) -> None:
     program = read_program(small_package)
-    path = cached_onnx(program, "fp32")
+    path, _ = cached_onnx(program, "fp32")
     whole, note = path.read_bytes(), path.with_name("sha256")
     if damage == "cut":
         path.write_bytes(whole[: len(whole) // 2])
@@ -60,7 +60,7 @@ def test_a_damaged_entry_is_made_again(small_package: Path, cache: Path, made: l
         path.parent.write_bytes(b"x")
     else:
         note.write_text("0" * 64 if damage == "other digest" else "")
-    assert cached_onnx(program, "fp32") == path and path.read_bytes() == whole and len(made) == 2
+    assert cached_onnx(program, "fp32") == (path, None) and path.read_bytes() == whole and len(made) == 2
     assert [entry.name for entry in cache.iterdir()] == [path.parent.name]  # and nothing half-done beside it
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "sha256"]
 
