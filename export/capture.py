@@ -58,12 +58,14 @@ def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
                 f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output"
             )
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
+        copies = tuple(tensor.clone() for tensor in example.values())
+        with ValueReads(copies) as reads:  # not while tracing: under a dispatch mode a convolution is traced as a constant
+            recipe.module(*copies)
         with warnings.catch_warnings():
             # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
             # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
             warnings.simplefilter("ignore")
-            with ValueReads(tuple(example.values())) as reads:
-                traced = torch.jit.trace(recipe.module, tuple(example.values()), check_trace=False, strict=True)
+            traced = torch.jit.trace(recipe.module, tuple(example.values()), check_trace=False, strict=True)
             for inputs, results in runs:
                 _check_replay(recipe, results, _as_tuple(recipe, traced(*inputs.values())), reads.values)
     return Captured(recipe, traced, outputs, fingerprint(recipe, traced), tuple(dict.fromkeys(reads.values)))

@@ -111,3 +111,10 @@ def test_the_fingerprint_covers_weights_operations_constants_and_recipe() -> Non
         capture(recipe(Adds(2.0))).fingerprint,
     ]
     assert len({base, *others}) == len(others) + 1
+
+
+def test_convolutions_are_traced_as_operations() -> None:
+    inputs = {"x": TensorSpec((1, 3, 8, 8))}
+    traced = capture(recipe(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), inputs=inputs)).traced
+    x = torch.randn(1, 3, 8, 8)
+    assert not torch.equal(traced(x), traced(x + 1))
