@@ -81,7 +81,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         comparisons=comparisons,
         samples=_samples(observations, comparisons, outputs),
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
-        missing_fp32=fp32.problem if opened.precision == "fp16" else "",
+        missing_fp32="" if opened.precision == "fp32" or "R2s" in by_sample[0].squares else fp32.problem,
         unpaired=_unpaired(observations),
         frozen_reads=", ".join(dict.fromkeys(map(str, fp32.frozen))),
         compression=find_useless_compression(opened.graph),

@@ -71,28 +71,28 @@ def pair(graph: Graph, weights: Iterable[Weight]) -> Pairing:
     """``graph`` with the weight of ``weights`` in the place of each constant that was stored for it.
 
     A constant of one element is an attribute: an epsilon, a factor. It becomes the number that a fresh conversion has for such an argument
-    if it is the rounding of that, and stays as it is otherwise. All other floating constants are weights.
+    if it is the rounding of that, and stays as it is otherwise; without a fresh conversion nobody knows what it was, unless it is a short
+    decimal number. All other floating constants are weights.
     """
     index = _Index(weights)
     replacements: dict[int, Value] = {}
     unpaired: list[Stored] = []
-    elements = paired = 0
+    elements = unpaired_elements = 0
     for stored in stored_constants(graph):
         is_number = stored.numbers.size == 1
         unrounded = index.number(stored) if is_number else index.weight(stored)
         if unrounded is not None:
             replacements[id(stored.value)] = replace(stored.value, data=unrounded, dtype=unrounded.dtype.name)
+        elif not (is_number and (index.has_numbers or _is_short(stored.numbers))):
+            unpaired.append(stored)
         if not is_number:
             elements += stored.numbers.size
-            if unrounded is None:
-                unpaired.append(stored)
-            else:
-                paired += stored.numbers.size
+            unpaired_elements += stored.numbers.size if unrounded is None else 0
     nearest = [(stored, index.nearest(stored)) for stored in unpaired]
     return Pairing(
         graph=graph.with_values(replacements),
         elements=elements,
-        paired=paired,
+        paired=elements - unpaired_elements,
         altered=tuple(altered for _, altered in nearest if altered is not None),
         unknown=tuple(stored.name for stored, altered in nearest if altered is None),
     )
@@ -107,10 +107,12 @@ class _Index:
         self._numbers: dict[tuple[str, str], list[float]] = {}
         self._parameters: set[str] = set()  # names that the module gives; those of other constants say nothing
         self._used: set[int] = set()  # ids of weights that are paired
+        self.has_numbers = False  # whether there are numbers as a conversion wrote them
         for weight in weights:
             if weight.reader is None:
                 self._parameters.add(_plain_name(weight.name))
             if weight.values.size == 1:
+                self.has_numbers |= weight.reader is not None
                 self._numbers.setdefault(weight.reader or ("", ""), []).append(float(weight.values.reshape(-1)[0]))
             elif weight.values.size:
                 self._by_name.setdefault(_plain_name(weight.name), weight)
@@ -189,6 +191,11 @@ def _spread(stored: Stored, count: int) -> "np.ndarray[tuple[int], np.dtype[np.i
 def _at(values: Array, places: "np.ndarray[tuple[int], np.dtype[np.intp]]") -> Array:
     """Elements of ``values`` by their places in a flat copy, which is not made."""
     return values[np.unravel_index(places, values.shape)]
+
+
+def _is_short(number: Array) -> bool:
+    """Whether the shortest decimal that rounds to ``number`` is this very number, as of 0.5 and 64 but not of 0.1."""
+    return float(str(number.reshape(-1)[0])) == float(number.reshape(-1)[0])
 
 
 def _plain_name(name: str) -> str:

@@ -25,7 +25,7 @@ class Weight:
 
 
 def weights_of_module(module: nn.Module) -> Iterator[Weight]:
-    """Parameters, buffers and plain tensor attributes of ``module``, and the scale and shift that each batch norm amounts to.
+    """Parameters, buffers, other tensors and numbers that ``module`` has, and the scale and shift that a batch norm amounts to.
 
     A batch norm in eval mode is x * scale + shift, with scale = weight / sqrt(running_var + eps) and shift = bias - running_mean * scale.
     """
@@ -36,6 +36,8 @@ def weights_of_module(module: nn.Module) -> Iterator[Weight]:
                 if isinstance(value, Tensor) and value.is_floating_point() and id(value) not in seen:
                     seen.add(id(value))
                     yield Weight(name=_joined(path, name), values=_array(value))
+                elif isinstance(value, float):  # an epsilon, a slope
+                    yield Weight(name=_joined(path, name), values=np.array(value))
         if isinstance(part, _BatchNorm) and part.running_var is not None and part.running_mean is not None:
             scale = torch.rsqrt(part.running_var.double() + part.eps) * (1.0 if part.weight is None else part.weight.detach().double())
             shift = (0.0 if part.bias is None else part.bias.detach().double()) - part.running_mean.double() * scale

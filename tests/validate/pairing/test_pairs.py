@@ -120,3 +120,26 @@ def test_weights_of_another_network_are_none_of_this(converted: "Converted") -> 
     saved = read_program(converted.package).function()[0]
     pairing = pair(saved, weights_of_module(other))
     assert pairing.share < 0.5 and pairing.altered
+
+
+class Scaled(nn.Module):
+    """A norm, a linear layer and a factor that is an attribute or not."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.norm, self.linear, self.factor = nn.LayerNorm(16, eps=3e-5), nn.Linear(16, 16), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x)) * self.factor
+
+
+@pytest.mark.parametrize(("factor", "attribute", "unknown"), [(0.5, 2.0, 0), (0.3, 0.3, 0), (0.3, 2.0, 1)])
+def test_without_a_fresh_conversion_a_number_is_an_attribute_or_a_short_decimal(
+    factor: float, attribute: float, unknown: int, tmp_path: Path
+) -> None:
+    module = Scaled(factor).eval()
+    saved = graph_of(module, (1, 16), tmp_path)
+    module.factor = attribute
+    pairing = pair(saved, weights_of_module(module))
+    assert (pairing.share, len(pairing.unknown), pairing.altered) == (1.0, unknown, ())
+    assert numbers(pairing.graph)["layer_norm.epsilon"] == [3e-5]
