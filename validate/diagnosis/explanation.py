@@ -11,6 +11,7 @@ from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Arrays
 from coreflow.validate.diagnosis.constants import find_fp16_constants, find_harmed_ops
 from coreflow.validate.diagnosis.lossy_ops import find_lossy_ops
+from coreflow.validate.diagnosis.lost_writes import find_lost_writes
 from coreflow.validate.diagnosis.matching import Matcher, match_ops
 from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
 from coreflow.validate.diagnosis.translation import find_translation_errors
@@ -112,8 +113,12 @@ def _find_faults(
     assert ladder.localiser is not None
     ops, graph = ladder.localiser.ops, ladder.opened.graph
     ratio = max((output.rho_rms for output in outputs.values() if output.rho_rms == output.rho_rms), default=0.0)
-    matches = match_ops(ops, results, Matcher(traced, _SAVED_FAULT if ladder.opened.precision == "fp16" else _FP32_MATCH))
-    departures = find_translation_errors(graph, ops, matches, traced, ratio)
+    is_fp16 = ladder.opened.precision == "fp16"
+    tolerance = _SAVED_FAULT if is_fp16 else _FP32_MATCH
+    lost = find_lost_writes(
+        module, ladder.rounded(sample), ladder.localiser.model_fp64, ops, results, tolerance, ratio, fp16_weights=is_fp16
+    )
+    departures = lost or find_translation_errors(graph, ops, match_ops(ops, results, Matcher(traced, tolerance)), traced, ratio)
     gates = [gate for output in outputs.values() for gate in output.gates]
     fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
     if not fails_translation and any(gate.name == "program" and gate.outcome == "fail" for gate in gates):
@@ -122,7 +127,7 @@ def _find_faults(
     if not fails_translation and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
     fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
-    translation = (fresh.translation or departures) if fails_translation else departures
+    translation = lost or (fresh.translation or departures if fails_translation else departures)
     harmed = tuple(_under_saved_names(fresh.constants, ops))
     explained = {culprit.name for culprit in harmed}
     translation = tuple(culprit for culprit in _under_saved_names(translation, ops) if culprit.name not in explained)
@@ -140,7 +145,8 @@ def _faults_of_fresh_conversion(
     traced = trace_values(module, inputs)
     walked = walk(model, dict(zip(model.inputs, inputs.values(), strict=True)), {constant.op for constant in constants})
     matches = match_ops(walked.ops, walked.values, Matcher(traced, _FP32_MATCH))
-    translation = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
+    lost = find_lost_writes(module, inputs, model, walked.ops, walked.values, _FP32_MATCH, ratio)
+    translation = lost or find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
 
 

@@ -4,7 +4,7 @@ import functools
 import sys
 import sysconfig
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from coreflow.export.capture import tensors
 from coreflow.models.arrays import Arrays
@@ -21,7 +22,7 @@ from coreflow.runtime import lift
 from coreflow.validate.diagnosis.fingerprints import Fingerprint, fingerprint, scaled
 from coreflow.validate.inputs.states import StatelessModule
 from coreflow.validate.references.fp16_rounding import round_to_fp16
-from coreflow.validate.references.torch_module import converted_copy, plain_torch
+from coreflow.validate.references.torch_module import as_tuple, converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
 
 
@@ -38,27 +39,62 @@ class TracedValue:
     origin: Origin
     fingerprint: Fingerprint
     constant: bool = False  # the same for all inputs; a converter computes most of these itself
+    write: "Write | None" = None  # of a whole tensor, after a write into it or into a part of it
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """An operation in place, or one that is told where to put its result.
+
+    >>> [value.write for value in trace_values(module, inputs) if value.write]
+    [Write(number=0, before=4)]
+    """
+
+    number: int  # in the order of execution
+    before: int  # index of the whole tensor's value until then; -1 if that is an input or a constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """All values of one execution, what it was given and what it returned.
+
+    >>> trace(module, inputs).outputs[0].shape
+    torch.Size([4, 16])
+    """
+
+    inputs: tuple[Fingerprint, ...]
+    values: tuple[TracedValue, ...]
+    outputs: tuple[Tensor, ...]
 
 
 def trace_values(module: nn.Module, inputs: Arrays, *, fp16_weights: bool = False) -> tuple[TracedValue, ...]:
+    """The values of ``trace``."""
+    return trace(module, inputs, fp16_weights=fp16_weights).values
+
+
+def trace(module: nn.Module, inputs: Arrays, *, fp16_weights: bool = False, lost: Collection[int] = ()) -> Trace:
     """Every result of every aten operation of ``module`` on one sample, in float64 on the CPU; the module is left as it was.
 
     ``inputs`` are passed in their order. ``fp16_weights`` rounds weights and buffers to fp16 first, as an fp16 package does.
     Views count as operations, unless they are views of constants. A write into a part of a tensor also gives the whole of it.
+    The writes of the numbers in ``lost`` are done as a converter that loses them does: they reach the view that they are done through, and
+    not the tensor that it is a view of; without a view, nothing.
     Raises ``ConfigError`` when the module cannot be copied or does not run.
     """
     copied = converted_copy(module, (lambda tensor: round_to_fp16(tensor).double()) if fp16_weights else Tensor.double)
     arguments = [tensor.clone() for tensor in tensors(inputs, torch.float64).values()]  # a module may write to them
-    recorder = _Recorder(copied)
+    given = tuple(map(fingerprint, arguments))
+    recorder = _Recorder(copied, lost)
     with plain_torch(torch.float64), recorder:
         try:
-            copied(*arguments)
+            result = copied(*arguments)
         except CoreflowError:
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ConfigError(f"the reference {type(module).__name__} does not run in float64 on {shapes}: {error}") from error
-    return tuple(recorder.traced)
+    outputs = recorder.with_stand_ins(as_tuple(result, type(module).__name__))
+    return Trace(inputs=given, values=tuple(recorder.traced), outputs=tuple(outputs))
 
 
 def _aten(names: str) -> frozenset[str]:
@@ -75,9 +111,12 @@ _OF_SHAPES = _UNINITIALISED | _aten("full_like new_full new_ones new_zeros ones_
 class _Recorder(TorchDispatchMode):
     """Records every result of an aten operation."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, lost: Collection[int]) -> None:
         super().__init__()
         self.traced: list[TracedValue] = []
+        self._lost, self._writes = lost, 0
+        self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}  # id of a view -> itself, and what it holds after a write that was lost
+        self._wholes: dict[int, int] = {}  # storage -> index of the latest value of the tensor that is all of it
         whole = module.module if isinstance(module, StatelessModule) else module
         self._paths = {id(part): path for path, part in whole.named_modules()}  # a module used twice has its first name
         self._constants = {_storage(tensor) for tensor in _constants(module)}  # storages of tensors that depend on no input
@@ -86,27 +125,51 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run ``func`` and record its results and what it wrote."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        args, kwargs = self.with_stand_ins((args, kwargs or {}))
         name, writes, is_view = _schema_facts(func)
-        written = [tensor for place, key in writes for tensor in _tensors_in(args[place] if place < len(args) else kwargs.get(key))]
+        if not writes:
+            return self._run(func, args, kwargs, name, is_view)
+        targets = [tensor for place, key in writes for tensor in _tensors_in(args[place] if place < len(args) else kwargs.get(key))]
+        self._writes += 1
+        if self._writes - 1 not in self._lost:
+            return self._run(func, args, kwargs, name, is_view, targets)
+        copies = {id(tensor): tensor.clone() for tensor in targets}
+        args, kwargs = tree_map_only(Tensor, lambda tensor: copies.get(id(tensor), tensor), (args, kwargs))
+        self._run(func, args, kwargs, name, is_view)
+        self._stand_ins.update((id(tensor), (tensor, copies[id(tensor)])) for tensor in targets if tensor._base is not None)
+        return targets[0] if len(targets) == 1 else tuple(targets)
+
+    def with_stand_ins(self, values: Any) -> Any:
+        """``values`` with the stand-ins of views whose writes were lost."""
+        if not self._stand_ins:
+            return values
+        return tree_map_only(Tensor, lambda tensor: self._stand_ins.get(id(tensor), (tensor, tensor))[1], values)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, name: str, is_view: bool, written: Sequence[Tensor] = ()) -> Any:
+        result = func(*args, **kwargs)
         bases = [tensor._base for tensor in written if tensor._base is not None]
         made = {id(tensor): tensor for tensor in (*_tensors_in(result), *written, *bases)}
         constant = name in _OF_SHAPES or all(_storage(tensor) in self._constants for tensor in _tensors_in((*args, *kwargs.values())))
         # A new storage may lie where another one was.
         (self._constants.update if constant else self._constants.difference_update)(map(_storage, made.values()))
+        if name in _UNINITIALISED:
+            self._wholes.update((_storage(tensor), -1) for tensor in made.values())
         if name in _UNINITIALISED or (constant and is_view):
             return result
         source = args[0] if name in _REARRANGING else None
-        origin = self._origin(str(func), sys._getframe(1))
+        origin = self._origin(str(func), sys._getframe(2))
         for tensor in (tensor for tensor in made.values() if tensor.numel()):
-            sums = self._fingerprint(tensor, source)
-            self.traced.append(TracedValue(index=len(self.traced), origin=origin, fingerprint=sums, constant=constant))
+            index, sums, write = len(self.traced), self._fingerprint(tensor, source), None
+            if tensor._base is None and not is_view:  # the result of a view has no base yet
+                if written:
+                    write = Write(self._writes - 1, self._wholes.get(_storage(tensor), -1))
+                self._wholes[_storage(tensor)] = index
+            self.traced.append(TracedValue(index=index, origin=origin, fingerprint=sums, constant=constant, write=write))
             if func is torch.ops.aten.mul.Scalar:
                 # Torch's attention scales queries and keys by the root of its factor each, and nothing else calls this overload.
                 # Programs scale the queries by the whole factor.
                 sums = scaled(sums, float(args[1]))
-                self.traced.append(TracedValue(index=len(self.traced), origin=origin, fingerprint=sums, constant=constant))
+                self.traced.append(TracedValue(index=index + 1, origin=origin, fingerprint=sums, constant=constant))
         return result
 
     def _fingerprint(self, tensor: Tensor, source: Tensor | None) -> Fingerprint:

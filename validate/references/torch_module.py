@@ -81,10 +81,11 @@ class TorchReference:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
                 raise ConfigError(f"the reference {type(module).__name__} does not run in {dtype} on {shapes}: {error}") from error
         self.choices = recorder.choices if isinstance(recorder, ChoiceRecorder) else []
-        return tuple(tensor.detach().numpy() for tensor in _as_tuple(result, type(module).__name__))
+        return tuple(tensor.detach().numpy() for tensor in as_tuple(result, type(module).__name__))
 
 
-def _as_tuple(result: object, label: str) -> Sequence[Tensor]:
+def as_tuple(result: object, label: str) -> Sequence[Tensor]:
+    """The tensors that a module returned; ``ConfigError`` where they are none."""
     if isinstance(result, Mapping):
         result = tuple(result.values())
     outputs = (result,) if isinstance(result, Tensor) else result
