@@ -123,7 +123,7 @@ def _find_faults(
     fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
     if not fails_translation and any(gate.name == "program" and gate.outcome == "fail" for gate in gates):
         error = max(output.rungs["R2s"].relative_rms for output in outputs.values() if "R2s" in output.rungs)
-        return Faults(translation=_faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
+        return Faults(translation=lost or _faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
     if not fails_translation and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
     fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
