@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from coreflow.runtime.backend import Backend, ComputeUnits
+    from coreflow.validate.gates.tolerance import Limits, Tolerance
     from coreflow.validate.options import Options, Phase
     from coreflow.validate.report.diff import ReportDiff
     from coreflow.validate.report.model import BundleReport, Report
@@ -24,6 +25,26 @@ Reports = Annotated[
     list[Path] | None,
     typer.Option("--report", help=f"Also write the report to FILE; its suffix chooses: {describe_formats()}. Several times."),
 ]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="Samples beside the seeds: .npz, .safetensors, .jsonl, pictures or a folder of them; for a bundle texts, .txt or .jsonl."
+    ),
+]
+Within = Annotated[
+    float | None, typer.Option(help="Judge by this share of the output's RMS alone, as for compressed packages.", show_default=False)
+]
+Contract = Annotated[
+    float | None, typer.Option(help="Largest RMS error, as a share of the output's RMS [default: 0.01; fp32 0.0001].", show_default=False)
+]
+Ceiling = Annotated[
+    float | None, typer.Option(help="The same for torch's own fp16 [default: 0.01, or --contract if that is more].", show_default=False)
+]
+LimitsFile = Annotated[
+    Path | None, typer.Option(help="FILE.toml or .json of contract and ceiling by output: [NAME] and contract = 0.02.", show_default=False)
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Two seeds, and no op is looked at; a note of the report says so.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Samples to draw [default: 8, or 2 with --quick].", show_default=False)]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning fails.")]
 AsJson = Annotated[bool, json_option("the report")]
 
@@ -34,18 +55,14 @@ def validate(
         Path | None, typer.Argument(help="What one package is compared with: another package or an ONNX file.", show_default=False)
     ] = None,
     reference: Annotated[str | None, typer.Option(help="FILE.py:NAME of the recipes that your own packages were made from.")] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Samples beside the seeds: .npz, .safetensors, .jsonl, pictures or a folder of them; for a bundle texts, .txt or .jsonl."
-        ),
-    ] = None,
+    inputs: Inputs = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Add extreme inputs: bounds, magnitudes, padding patterns, ids.")] = False,
-    within: Annotated[
-        float | None, typer.Option(help="Judge by this share of the output's RMS alone, as for compressed packages.", show_default=False)
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two seeds, and no op is looked at; a note of the report says so.")] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Samples to draw [default: 8, or 2 with --quick].", show_default=False)] = None,
+    within: Within = None,
+    contract: Contract = None,
+    ceiling: Ceiling = None,
+    limits: LimitsFile = None,
+    quick: Quick = False,
+    seeds: Seeds = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
     compute_units: ComparedUnitsOption = "all",
@@ -63,7 +80,7 @@ def validate(
     A folder that is called diff or replay is given as ./diff or ./replay.
     """
     from coreflow.models.errors import ConfigError
-    from coreflow.validate.gates.tolerance import by_share
+    from coreflow.validate.gates.tolerance import Limits
     from coreflow.validate.options import Evidence, Options
     from coreflow.validate.report.diff import compare
     from coreflow.validate.report.json import to_json
@@ -73,10 +90,13 @@ def validate(
     old = _read_baseline(baseline, update_baseline, path)
     if against is not None and reference is not None:
         raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
+    tolerance, output_limits = _read_limits(within, contract, ceiling, limits)
     options = Options(
         backend=cast("Backend", backend),  # both are checked where a package is opened
         compute_units=cast("ComputeUnits", compute_units),
-        tolerance=None if within is None else by_share(within),
+        tolerance=tolerance,
+        limits=Limits(contract=contract, ceiling=ceiling),
+        output_limits=output_limits,
         sweep=sweep,
         evidence=Evidence(folder=evidence),
         quick=quick,
@@ -152,6 +172,19 @@ def validate_with_bar(
             if bar.disable:
                 err().print(f"{event.part}: {event.verdict} in {event.seconds:.1f} s")
     raise AssertionError("a validation ends with its report")
+
+
+def _read_limits(
+    within: float | None, contract: float | None, ceiling: float | None, file: Path | None
+) -> tuple["Tolerance | None", "dict[str, Limits]"]:
+    """The tolerance of ``--within``, and the limits in ``file`` by output; ``--within`` allows no other limit."""
+    from coreflow.models.errors import ConfigError
+    from coreflow.validate.gates.limits import read_limits
+    from coreflow.validate.gates.tolerance import by_share
+
+    if within is not None and (contract, ceiling, file) != (None, None, None):
+        raise ConfigError("--within is a contract by itself; leave out --contract, --ceiling and --limits")
+    return None if within is None else by_share(within), {} if file is None else read_limits(file)
 
 
 def _read_baseline(baseline: Path | None, update: bool, path: Path) -> dict[str, Any] | None:

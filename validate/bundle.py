@@ -15,7 +15,8 @@ from coreflow.models.stage import Stage
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.chain import judge_chain
-from coreflow.validate.gates.tolerance import Tolerance
+from coreflow.validate.gates.limits import check_outputs
+from coreflow.validate.gates.tolerance import Limits, Tolerance
 from coreflow.validate.inputs.sample_files import read_samples
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.opening import OpenPackage, open_package
@@ -50,6 +51,9 @@ def validate_bundle(
     numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
+    contract: float | None = None,
+    ceiling: float | None = None,
+    output_limits: Mapping[str, Limits] | None = None,
     verify: bool = True,
     texts: Path | None = None,
     sweep: bool = False,
@@ -66,13 +70,15 @@ def validate_bundle(
     differ from the manifest is compared all the same, to show the effect of the change, but it never passes; with ``verify=False`` the
     change is a warning. A changed reference is refused. ``texts``, a file of sentences, joins the golden ones of a bundle that takes texts;
     ``sweep`` adds extreme inputs to every stage; ``evidence`` is the folder for replays. ``quick`` draws two seeds per stage and looks at
-    no op, which notes of the report say; ``seeds`` draws another number.
+    no op, which notes of the report say; ``seeds`` draws another number. The other options are those of ``validate``.
     """
     options = Options(
         backend=backend,
         numerics=numerics,
         compute_units=compute_units,
         tolerance=tolerance,
+        limits=Limits(contract=contract, ceiling=ceiling),
+        output_limits=output_limits or {},
         sweep=sweep,
         evidence=None if evidence is None else Evidence(folder=evidence),
         quick=quick,
@@ -91,6 +97,9 @@ def judge_bundle(
     numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
+    contract: float | None = None,
+    ceiling: float | None = None,
+    output_limits: Mapping[str, Limits] | None = None,
     verify: bool = True,
     texts: Path | None = None,
     sweep: bool = False,
@@ -104,6 +113,8 @@ def judge_bundle(
         numerics=numerics,
         compute_units=compute_units,
         tolerance=tolerance,
+        limits=Limits(contract=contract, ceiling=ceiling),
+        output_limits=output_limits or {},
         sweep=sweep,
         evidence=None if evidence is None else Evidence(folder=evidence),
         quick=quick,
@@ -118,6 +129,7 @@ def judge_parts(
     """``judge_bundle`` with its options as one value."""
     started = time.monotonic()
     manifest = read_manifest(folder, verify=False)
+    check_outputs(options.output_limits, [name for stage in manifest.stages.values() for name in stage.outputs], str(folder))
     damaged = damaged_files(folder, manifest)
     packages = [stage.package for stage in manifest.stages.values()]
     if verify and any(problem.kind in ("outside", "unlisted") or not any(map(problem.is_in, packages)) for problem in damaged):
@@ -204,10 +216,10 @@ class _Judging:
         self._options.as_part(self.parts - 1, self.parts).announce("cascade", "chain")
         models = {name: opened.model for name, opened in self._opened.items()}
         references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
-        tolerance = next(iter(self._opened.values())).tolerance
+        tolerance_of = next(iter(self._opened.values())).tolerance_of
         texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
         trial = self._companions.trial(self._stages, range(self._options.first_seeds), texts)
-        return judge_chain(trial, self.recipes, references, models, reports, tolerance)
+        return judge_chain(trial, self.recipes, references, models, reports, tolerance_of)
 
     def _text_entry(self) -> TextEntry | None:
         """The stage at which the texts of the caller enter; None without any."""

@@ -43,17 +43,17 @@ def judge_chain(
     references: Mapping[str, TorchReference],
     models: Mapping[str, Model],
     stages: Mapping[str, Report],
-    tolerance: Tolerance,
+    tolerance_of: Callable[[str], Tolerance],
 ) -> ChainReport:
-    """The verdict on the chain of ``models``; ``stages`` are the reports on each of them alone."""
+    """The verdict on the chain of ``models``; ``stages`` are the reports on each alone, ``tolerance_of`` gives an output's limits."""
     started = time.monotonic()
     runs = _run_all(trial.samples, recipes, references, models)
     near = [np.inf] * len(runs) if trial.decider is None else _nearness(runs, trial.decider, references[trial.decider.stage])
     clear = np.array(near) >= 1
     kept = [bool(keeps) for keeps in clear | _agreeing(trial, runs, clear)]
-    outputs = {comparison.name: judge_output(comparison, tolerance, {}) for comparison in _compare(trial, runs, kept)}
+    outputs = {comparison.name: judge_output(comparison, tolerance_of(comparison.name), {}) for comparison in _compare(trial, runs, kept)}
     tokens = _token_agreement(trial, runs, kept)
-    verdict = conclude_chain(outputs, tokens, kept, tolerance, backend=next(iter(models.values())).backend)
+    verdict = conclude_chain(outputs, tokens, kept, tolerance_of(""), backend=next(iter(models.values())).backend)
     return ChainReport(
         verdict=verdict.outcome,
         cause=verdict.cause,

@@ -17,6 +17,7 @@ from coreflow.validate.gates.plots import plots_of, worst_elements
 from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, Tolerance
 from coreflow.validate.ladder.fp32 import differing_ops
 from coreflow.validate.ladder.observation import Observation
+from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.observations import Observations
 from coreflow.validate.references.heuristic import heuristic_budget
@@ -62,12 +63,11 @@ class Judgement:
 def judge(case: Case, observations: Observations) -> Judgement:
     """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
-    tolerance = opened.tolerance
-    if not observations.is_simulated:
-        tolerance = replace(HEURISTIC, atol=tolerance.atol, rtol=tolerance.rtol)
     comparisons = _compare(opened.model.outputs, by_sample, kept, opened.graph)
     outputs = {
-        comparison.name: _judge_comparison(comparison, tolerance, _rung_errors(place, by_sample, comparison))
+        comparison.name: _judge_comparison(
+            comparison, _tolerance(opened, observations, comparison.name), _rung_errors(place, by_sample, comparison)
+        )
         for place, comparison in enumerate(comparisons)
     }
     rho, missing_units = rho_by_unit(opened.units, by_sample, kept, outputs)
@@ -76,7 +76,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
     fp32 = observations.fp32
     return Judgement(
         outputs=outputs,
-        tolerance=tolerance,
+        tolerance=_tolerance(opened, observations),
         budget=case.budget_label,
         comparisons=comparisons,
         samples=_samples(observations, comparisons, outputs),
@@ -91,6 +91,12 @@ def judge(case: Case, observations: Observations) -> Judgement:
         rho_by_unit=rho,
         missing_units=tuple(missing_units),
     )
+
+
+def _tolerance(opened: OpenPackage, observations: Observations, output: str = "") -> Tolerance:
+    """The limits of an output; where nothing was simulated its contract and the size of a heuristic error are all there is."""
+    tolerance = opened.tolerance_of(output)
+    return tolerance if observations.is_simulated else replace(HEURISTIC, contract=tolerance.contract)
 
 
 def _compare(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], kept: Bools, graph: Graph) -> tuple[Comparison, ...]:

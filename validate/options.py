@@ -1,13 +1,13 @@
 """Options of a validation: one value from the public functions down to the ladder."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from coreflow.models.errors import ConfigError
 from coreflow.runtime.backend import Backend, ComputeUnits, LoadOptions, NumericsName
-from coreflow.validate.gates.tolerance import QUICK_SEEDS, SEEDS, Tolerance
+from coreflow.validate.gates.tolerance import QUICK_SEEDS, SEEDS, Limits, Tolerance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,8 @@ class Options:
     numerics: NumericsName = "fp16"
     compute_units: ComputeUnits = "all"
     tolerance: Tolerance | None = None  # None: the one for the package's precision and the backend
+    limits: Limits = field(default_factory=Limits)  # of every output, instead of the tolerance's
+    output_limits: Mapping[str, Limits] = field(default_factory=dict)  # by output, instead of those
     sweep: bool = False  # whether extreme inputs join the samples
     evidence: Evidence | None = None
     fp32_package: Path | None = None  # the module converted at FLOAT32 (R2); None: it is converted anew

@@ -1,7 +1,7 @@
 """One package against its reference: open it, observe, judge, conclude, diagnose, report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from coreflow.validate.case import Case, make_case
 from coreflow.validate.diagnosis.cause import find_cause
 from coreflow.validate.diagnosis.explanation import Explanation, diagnose
 from coreflow.validate.diagnosis.foreign import find_foreign_weights
+from coreflow.validate.gates.limits import check_outputs
 from coreflow.validate.gates.structure import Obstacle
-from coreflow.validate.gates.tolerance import Tolerance
+from coreflow.validate.gates.tolerance import Limits, Tolerance
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.judgement import NO_SAMPLES, Judgement, judge
 from coreflow.validate.ladder.opening import open_package
@@ -41,6 +42,9 @@ def validate(
     numerics: NumericsName = "fp16",
     compute_units: ComputeUnits = "all",
     tolerance: Tolerance | None = None,
+    contract: float | None = None,
+    ceiling: float | None = None,
+    output_limits: Mapping[str, Limits] | None = None,
     sweep: bool = False,
     evidence: Evidence | None = None,
     wide_package: Path | None = None,
@@ -57,28 +61,34 @@ def validate(
     another is passed; without a recipe inputs are drawn within the bounds that the package records. ``inputs`` without a ``draw`` of their
     own stand alone. A package that keeps states is judged as a function of them (``inputs.states``): inputs without any start from zeros,
     and recorded outputs include them, as ``NAME_out``. A module is called with the inputs in the package's order, and its outputs are the
-    package's, in order. A recipe also fixes names, and so do packages and ONNX files. ``sweep`` adds extreme inputs (bounds, magnitudes,
-    padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
-    FLOAT32, its inputs and outputs in the package's order; without it a module is converted anew (R2). ``quick`` draws two seeds and looks
-    at no op, which a note of the report says; ``seeds`` draws another number.
+    package's, in order. A recipe also fixes names, and so do packages and ONNX files. ``contract`` is the largest RMS error of the package
+    and ``ceiling`` that of torch's own fp16, as shares of the output's RMS; ``output_limits`` sets them by output. ``sweep`` adds extreme
+    inputs (bounds, magnitudes, padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it.
+    ``wide_package`` is the module converted at FLOAT32, its inputs and outputs in the package's order; without it a module is converted
+    anew (R2). ``quick`` draws two seeds and looks at no op, which a note of the report says; ``seeds`` draws another number.
     """
     options = Options(
         backend=backend,
         numerics=numerics,
         compute_units=compute_units,
         tolerance=tolerance,
+        limits=Limits(contract=contract, ceiling=ceiling),
+        output_limits=output_limits or {},
         sweep=sweep,
         evidence=evidence,
         fp32_package=wide_package,
         quick=quick,
         seeds=seeds,
     )
-    samples = [
-        sample if isinstance(sample, Sample) else Sample(label=f"input {number}", inputs=sample)
-        for number, sample in enumerate(inputs or ())
-    ]
     program = read_program(package)
-    return validate_package(program, Path(reference) if isinstance(reference, str) else reference, samples, options, draw)
+    return validate_package(program, Path(reference) if isinstance(reference, str) else reference, _labelled(inputs or ()), options, draw)
+
+
+def _labelled(inputs: Sequence[Arrays | Sample]) -> list[Sample]:
+    """``inputs`` as samples, each labelled by its place unless it has a label."""
+    return [
+        sample if isinstance(sample, Sample) else Sample(label=f"input {number}", inputs=sample) for number, sample in enumerate(inputs)
+    ]
 
 
 def validate_package(
@@ -90,7 +100,9 @@ def validate_package(
 ) -> Report:
     """``validate`` of a package that was read, with its options as one value."""
     options.announce(program.path.stem, "opening")
-    case = make_case(open_package(program, options), reference, samples, draw)
+    opened = open_package(program, options)
+    check_outputs(options.output_limits, opened.model.outputs, opened.path.name)
+    case = make_case(opened, reference, samples, draw)
     if options.sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
     return judge_package(case, options)

@@ -310,5 +310,16 @@ class TestOnePackage:
         assert main([*command, "--within", "1e-5"]) == 6  # nor does torch in fp16 keep to it
         assert main([*command, "--within", "3"]) == 2 and "between 0 and 1 is right" in capsys.readouterr().err
 
+    def test_contract_and_ceiling_are_set_for_all_outputs_or_by_name(
+        self, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command, limits = ["validate", str(package), "--reference", SOURCE], tmp_path / "limits.toml"
+        assert main([*command, "--contract", "1e-5"]) == 6 and "contract of 0.001 %" in capsys.readouterr().out
+        assert main([*command, "--ceiling", "1e-5"]) == 6
+        limits.write_text("[nothing]\ncontract = 0.02\n")
+        assert main([*command, "--limits", str(limits)]) == 2 and "limits for nothing; the outputs of" in capsys.readouterr().err
+        assert main([*command, "--within", "0.01", "--contract", "0.02"]) == 2
+        assert main([*command, "--ceiling", "0"]) == 2 and "a share of the output's RMS is right" in capsys.readouterr().err
+
     def test_a_package_without_a_reference_is_refused_with_the_choices(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["validate", str(package)]) == 2 and "another package or an ONNX file" in capsys.readouterr().err

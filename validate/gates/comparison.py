@@ -1,5 +1,6 @@
 """One output over all samples: the arrays compared, and their differences."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from coreflow.models import fp16
 from coreflow.models.arrays import Array, Bools, Floats
 from coreflow.models.spec import TensorSpec
-from coreflow.validate.gates.metrics import as_float64, max_abs, non_finite, ratio, rms
+from coreflow.validate.gates.metrics import as_float64, independent_share, max_abs, non_finite, ratio, rms
 from coreflow.validate.gates.tolerance import Tolerance
 
 
@@ -65,6 +66,14 @@ class Errors:
     budget: float
     rho_rms: float
     rho_max: float
+    shares: tuple[
+        float, ...
+    ]  # of each axis, how many of its errors are independent, by the noise alone: a fault cannot widen its own limit
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the mean square of all errors."""
+        return self.error.size * math.prod(self.shares)
 
 
 def measure(comparison: Comparison, tolerance: Tolerance) -> Errors:
@@ -97,6 +106,7 @@ def measure(comparison: Comparison, tolerance: Tolerance) -> Errors:
         budget=budget,
         rho_rms=ratio(rms(error), budget),
         rho_max=ratio(max_abs(error), max(max_abs(noise), relative_floor * max_abs(kept_reference))),
+        shares=tuple(1.0 if comparison.heuristic else independent_share(noise, axis) for axis in range(noise.ndim)),
     )
 
 

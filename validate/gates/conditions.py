@@ -1,5 +1,7 @@
 """Conditions on an output, one per gate. They return values and never raise; every one is written so that NaN fails."""
 
+import math
+
 import numpy as np
 
 from coreflow.models import fp16
@@ -70,11 +72,15 @@ def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
     return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
 
 
-def contract_gate(errors: Errors, tolerance: Tolerance) -> Gate:
-    """The error is within the contract; where torch's own fp16 breaks that too, the package is not to blame."""
-    error_rms, limit = rms(errors.error), tolerance.contract(errors.reference_rms)
-    if not error_rms <= limit and errors.noise_rms > limit:
-        text = f"an RMS error of {error_rms:.2g} breaks the contract of {limit:.2g}, and torch's own fp16 breaks it too"
+def contract_gate(errors: Errors, tolerance: Tolerance, rho_limit: float) -> Gate:
+    """The error is within the contract. Where torch's own fp16 breaks it too, or makes errors as large, the package is not to blame.
+
+    ``rho_limit`` is the limit of ``rho_rms``; without one the caller judges by the contract alone.
+    """
+    error_rms, limit = rms(errors.error), tolerance.contract * errors.reference_rms
+    if error_rms > limit and (errors.noise_rms > limit or (math.isfinite(rho_limit) and errors.rho_rms <= rho_limit)):
+        shares = [f"{100 * share:.3g} %" for share in (ratio(error_rms, errors.reference_rms), tolerance.contract)]
+        text = f"an error of {shares[0]} breaks the contract of {shares[1]}, and torch's own fp16 makes errors of that size too"
         return Gate(name="contract", outcome="fp16-unsafe", value=error_rms, limit=limit, text=text)
     return Gate(name="contract", outcome=within(error_rms, limit), value=error_rms, limit=limit)
 

@@ -36,7 +36,7 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         gates.append(reacting)
     rho_slice, where = math.nan, ""
     if comparison.kept.any():
-        worst = worst_slice(errors.error, errors.noise, errors.floor)
+        worst = worst_slice(errors.error, errors.noise, errors.floor, errors.shares)
         rho_slice, where = worst.ratio, _where(worst, errors.error.ndim, comparison.kept_labels)
         gates += _error_gates(comparison, errors, tolerance, worst, where)
         if "R2" in rungs:
@@ -57,7 +57,7 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         rho_slice=rho_slice,
         worst_slice=where,
         max_abs=max_abs(errors.error),
-        contract=tolerance.contract(errors.reference_rms),
+        contract=tolerance.contract * errors.reference_rms,
         mean_drift=float(np.mean(errors.error)) if errors.error.size else math.nan,
         std_drift=_std_drift(np.where(errors.comparable, errors.actual, 0.0), errors.reference),
         non_finite=errors.missing,
@@ -72,7 +72,7 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
 
 def _error_gates(comparison: Comparison, errors: Errors, tolerance: Tolerance, worst: WorstSlice, where: str) -> list[Gate]:
     """The gates on the size of errors; ``where`` is the place of the ``worst`` slice in words."""
-    factor = few_elements_factor(errors.error.size)
+    factor = few_elements_factor(errors.freedom)
     limit = tolerance.rms_pass * factor
     gates = [_ratio_gate("rho_rms", errors.rho_rms, limit, warn=tolerance.rms_warn * factor)]
     if not comparison.heuristic:  # an assumed error has a size, but neither a largest element nor a worst row
@@ -81,7 +81,7 @@ def _error_gates(comparison: Comparison, errors: Errors, tolerance: Tolerance, w
             _ratio_gate("rho_slice", worst.ratio, tolerance.slice_ratio * worst.factor, text=where),
             ceiling_gate(errors, tolerance),
         ]
-    gates.append(contract_gate(errors, tolerance))
+    gates.append(contract_gate(errors, tolerance, limit))
     if _EMBEDDING.search(comparison.name) and not comparison.heuristic and np.isfinite(errors.actual).all():
         gates += embedding_gates(errors.reference, errors.simulated, errors.actual, tolerance.slice_ratio * factor)
     return gates

@@ -11,7 +11,7 @@ from coreflow.models.spec import Precision, TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import open_model
-from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, Tolerance
+from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, Limits, Tolerance
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
 from coreflow.validate.options import Options
 from coreflow.validate.report.model import RungName
@@ -33,8 +33,14 @@ class OpenPackage:
     tolerance: Tolerance
     numerics: NumericsName | Literal["device"]
     compute_units: ComputeUnits
+    output_limits: Mapping[str, Limits] = field(default_factory=dict)  # of outputs whose limits are not the tolerance's
     states: Mapping[str, TensorSpec] = field(default_factory=dict)  # which are inputs and outputs of the rungs
     units: Mapping[str, Callable[[], Model]] = field(default_factory=dict)  # to compare, beside the one under test
+
+    def tolerance_of(self, output: str) -> Tolerance:
+        """The limits of one output."""
+        limits = self.output_limits.get(output)
+        return self.tolerance if limits is None else limits.on(self.tolerance)
 
     @property
     def path(self) -> Path:
@@ -74,7 +80,8 @@ def open_package(program: Program, options: Options) -> OpenPackage:
         model=model,
         rungs=rungs,
         precision=precision,
-        tolerance=options.tolerance or (FP32 if precision == "fp32" else LIFTED if is_lifted else DEVICE),
+        tolerance=options.limits.on(options.tolerance or (FP32 if precision == "fp32" else LIFTED if is_lifted else DEVICE)),
+        output_limits=options.output_limits,
         numerics=options.numerics if is_lifted else "device",
         compute_units=options.compute_units,
         states=states,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,31 @@ def test_a_module_that_loses_too_much_in_fp16_is_unsafe_however_well_the_package
         simulated[:] = reference + 0.02 * (simulated - reference) / NOISE
 
     assert compare(coarse).outcome == "fp16-unsafe"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3], ids=["small", "large"])
+@pytest.mark.parametrize(("share", "outcome"), [(0.009, "pass"), (0.011, "fail")], ids=["within", "beyond"])
+def test_the_contract_is_a_share_of_the_output_however_small_or_large_that_is(scale: float, share: float, outcome: str) -> None:
+    def scaled(reference: Array, simulated: Array, actual: Array) -> None:
+        actual[:] = reference * (1 + share)  # an error that only the contract gate measures against the output
+        for array in (reference, simulated, actual):
+            np.multiply(array, scale, out=array)
+
+    gates = {gate.name: gate for gate in compare(scaled).gates}
+    assert gates["contract"].outcome == outcome
+    assert gates["contract"].value == pytest.approx(share * scale, rel=0.05)
+
+
+def test_an_error_that_fp16_makes_too_breaks_the_contract_without_being_the_packages_fault() -> None:
+    strict = replace(LIFTED, contract=NOISE / 2)
+    report = compare(tolerance=strict)
+    assert [(gate.name, gate.outcome) for gate in report.failed_gates] == [("contract", "fp16-unsafe")]
+    assert report.outcome == "fp16-unsafe"
+    worse = compare(worsen(1.8), strict)
+    assert {(gate.name, gate.outcome) for gate in worse.failed_gates} == {
+        ("contract", "fp16-unsafe"),
+        ("rho_rms", "fail"),
+    } and worse.outcome == "fail"
 
 
 def test_exact_outputs_have_half_a_roundoff_as_their_budget() -> None:
