@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from coreflow.export.capture import Captured, capture, serialised, weights_digest
 from coreflow.export.package.manifest import (
@@ -205,7 +206,7 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 def conversion_of(captured: Captured) -> Conversion:
     """The converter's work for a captured recipe."""
-    return Conversion(traced=serialised(captured.traced), entry=stage_entry(captured))
+    return Conversion(program=serialised(captured), is_exported=isinstance(captured.program, ExportedProgram), entry=stage_entry(captured))
 
 
 def stage_entry(captured: Captured) -> StageEntry:

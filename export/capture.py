@@ -1,22 +1,24 @@
-"""Traces a module by its recipe; refuses modules that a trace would change silently."""
+"""Captures a module by its recipe, as a trace or an exported program; refuses modules that this would change silently."""
 
 import contextlib
 import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from coreflow.export.decompositions import ignored_keywords, safe_decompositions
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.export.value_reads import ValueRead, ValueReads
 from coreflow.models.arrays import Arrays
-from coreflow.models.errors import CoreflowError, ExportError
+from coreflow.models.errors import CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
 
@@ -26,14 +28,14 @@ SEEDS = range(8)  # of the inputs that a recipe draws: the first is traced, the 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A recipe with its module traced, its outputs as they will be declared, and a digest of everything that decides the package.
+    """A recipe with its module as a program, its outputs as they will be declared, and a digest of everything that decides the package.
 
     >>> captured = capture(recipe)
     >>> captured.outputs, captured.fingerprint
     """
 
     recipe: Recipe
-    traced: torch.jit.ScriptModule
+    program: torch.jit.ScriptModule | ExportedProgram
     outputs: dict[str, TensorSpec]
     fingerprint: str
     frozen: tuple[ValueRead, ...] = ()  # values that depend on the inputs and are constants of the trace; no sample showed that it matters
@@ -48,8 +50,30 @@ def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
-    with _evaluating(recipe.module):
-        buffers = {name: buffer.clone() for name, buffer in recipe.module.named_buffers()}
+    return _capture(recipe, samples, _trace)
+
+
+def capture_by_export(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
+    """``capture`` by ``torch.export``, for modules that a trace cannot follow, or of whose trace the converter lacks an operation.
+
+    >>> captured = capture_by_export(recipe)
+
+    What the converter would misread is rewritten first (``export.decompositions``); ``ExportError`` names what cannot be.
+    """
+    return _capture(recipe, samples, _export)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A module as a program, the function that runs it, and the values that it froze."""
+
+    program: torch.jit.ScriptModule | ExportedProgram
+    call: Callable[..., object]
+    frozen: tuple[ValueRead, ...] = ()
+
+
+def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, tuple[Tensor, ...]], _Form]) -> Captured:
+    with evaluating(recipe.module) as buffers, warnings.catch_warnings():
         runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), skips=bool(samples))
         example, results = next(runs)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
@@ -58,52 +82,68 @@ def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
                 f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output"
             )
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
-        copies = tuple(tensor.clone() for tensor in example.values())
+        # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
+        # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
+        warnings.simplefilter("ignore")
+        form = to_form(recipe, tuple(example.values()))
+        for inputs, results in runs:
+            _check_replay(recipe, results, _as_tuple(recipe, form.call(*inputs.values())), form.frozen)
+    return Captured(recipe, form.program, outputs, fingerprint(recipe, form.program), form.frozen)
+
+
+def _trace(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
+    try:
+        copies = tuple(tensor.clone() for tensor in example)
         with ValueReads(copies) as reads:  # not while tracing: under a dispatch mode a convolution is traced as a constant
             recipe.module(*copies)
-        with warnings.catch_warnings():
-            # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
-            # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(recipe.module, tuple(example.values()), check_trace=False, strict=True)
-            for inputs, results in runs:
-                _check_replay(recipe, results, _as_tuple(recipe, traced(*inputs.values())), reads.values)
-    return Captured(recipe, traced, outputs, fingerprint(recipe, traced), tuple(dict.fromkeys(reads.values)))
+        traced = torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
+    except Exception as error:
+        raise ExportError(f"{recipe.name}: torch.jit.trace gave up: {first_line(error)}") from error
+    return _Form(traced, traced, tuple(dict.fromkeys(reads.values)))
 
 
-def serialised(traced: torch.jit.ScriptModule) -> bytes:
-    """A traced module for another process. In memory: torch's file writer aborts the process when the disk is full."""
+def _export(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
+    try:
+        exported = torch.export.export(recipe.module, example, strict=False).run_decompositions(safe_decompositions())
+    except Exception as error:
+        raise ExportError(f"{recipe.name}: torch.export gave up: {first_line(error)}") from error
+    if ignored := ignored_keywords(exported):
+        raise ExportError(f"{recipe.name}: of what torch.export gives the converter would ignore {', '.join(ignored)}")
+    return _Form(exported, exported.module())
+
+
+def serialised(captured: Captured) -> bytes:
+    """A captured program for another process. In memory: torch's file writer aborts the process when the disk is full."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # see ``capture``
-        torch.jit.save(traced, buffer)
+        warnings.simplefilter("ignore")  # see ``_capture``
+        if isinstance(captured.program, ExportedProgram):
+            torch.export.save(captured.program, buffer)
+        else:
+            torch.jit.save(captured.program, buffer)
     return buffer.getvalue()
 
 
-def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[Tensor, ...], reads: Sequence[ValueRead]) -> None:
+def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[Tensor, ...], frozen: Sequence[ValueRead]) -> None:
     for name, expected, result in zip(recipe.outputs, reference, actual, strict=True):
         if expected.shape != result.shape or not torch.allclose(expected, result, rtol=1e-4, atol=1e-5, equal_nan=True):
-            where = f" at {', '.join(dict.fromkeys(map(str, reads)))}" if reads else ""
+            where = f" at {', '.join(dict.fromkeys(map(str, frozen)))}" if frozen else ""
             raise ExportError(
                 f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor)"
                 f"{where or ' or draws random numbers'}"
             )
 
 
-def fingerprint(recipe: Recipe, traced: torch.jit.ScriptModule) -> str:
-    """SHA-256 of the recipe, the traced operations, every weight and constant, and the versions and passes of what converts."""
+def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram) -> str:
+    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions and passes of what converts."""
     digest = hashlib.sha256()
     for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, REMOVED_PASSES):
         digest.update(repr(part).encode())
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
-    graph = traced.inlined_graph
-    # Without the paths and lines of the source, and the numbers that tell classes of one name apart within a process.
-    digest.update(re.sub(r"#.*|___torch_mangle_\d+\.", "", str(graph)).encode())
-    for node in graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
-        if "value" in node.attributeNames() and node.kindOf("value") == "t":
-            _update(digest, node.t("value"))
-    for name, tensor in (*traced.named_parameters(), *traced.named_buffers()):
+    operations, constants = _parts_of_export(program) if isinstance(program, ExportedProgram) else _parts_of_trace(program)
+    digest.update(operations.encode())
+    for name, tensor in constants:
         digest.update(name.encode())
         _update(digest, tensor)
     return digest.hexdigest()
@@ -117,6 +157,25 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _parts_of_trace(traced: torch.jit.ScriptModule) -> tuple[str, list[tuple[str, Tensor]]]:
+    """The operations in words, and all tensors with their names."""
+    graph = traced.inlined_graph
+    # Without the paths and lines of the source, and the numbers that tell classes of one name apart within a process.
+    operations = re.sub(r"#.*|___torch_mangle_\d+\.", "", str(graph))
+    literals = [
+        ("", node.t("value"))
+        for node in graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
+        if "value" in node.attributeNames() and node.kindOf("value") == "t"
+    ]
+    return operations, [*literals, *traced.named_parameters(), *traced.named_buffers()]
+
+
+def _parts_of_export(exported: ExportedProgram) -> tuple[str, list[tuple[str, Tensor]]]:
+    constants = {**exported.state_dict, **exported.constants}
+    operations = f"torch.export {exported.graph} {exported.graph_signature}"
+    return operations, [(name, tensor) for name, tensor in constants.items() if isinstance(tensor, Tensor)]
+
+
 def _update(digest: "hashlib._Hash", tensor: Tensor) -> None:
     array = tensor.detach().cpu().contiguous().numpy()
     digest.update(f"{array.dtype} {array.shape}".encode())
@@ -124,19 +183,28 @@ def _update(digest: "hashlib._Hash", tensor: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards."""
+def evaluating(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards, buffers as well.
+
+    Gives copies of the buffers, as they were.
+    """
     modes = {submodule: submodule.training for submodule in module.modules()}
+    buffers = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     module.eval()
     try:
         with torch.no_grad():
-            yield
+            yield {name: copied for name, _, copied in buffers}
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for submodule, training in modes.items():
             submodule.training = training
+        for name, buffer, copied in buffers:
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = buffer
+            if not torch.equal(buffer, copied):
+                buffer.copy_(copied)
 
 
 def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

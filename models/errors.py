@@ -105,3 +105,8 @@ class ExportError(CoreflowError):
     ... except ExportError as error:
     ...     print(error)
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says anything, or the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Converts a traced program to a saved ML program; the only caller of the converter."""
+"""Converts a captured program to a saved ML program; the only caller of the converter."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.manifest import StageEntry
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.targets.passes import REMOVED_PASSES
-from coreflow.models.errors import BundleError, ExportError
+from coreflow.models.errors import BundleError, ExportError, first_line
 from coreflow.models.spec import BOUNDS_KEY, Precision, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class Conversion:
     >>> package = convert(conversion_of(capture(recipe)), Path("head.mlpackage"))
     """
 
-    traced: bytes  # torch.jit.save's
+    program: bytes  # torch.jit.save's, or torch.export.save's
+    is_exported: bool
     entry: StageEntry  # what a manifest says of the package
 
     @property
@@ -41,7 +42,7 @@ class Conversion:
 
 
 def convert(conversion: Conversion, package: Path) -> Path:
-    """Convert a traced module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
+    """Convert a captured module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
     ct = quiet_coremltools()
     entry = conversion.entry
     target, precision = entry.recipe["target"], entry.recipe["precision"]
@@ -52,7 +53,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
             import torch
 
             model = ct.convert(
-                torch.jit.load(io.BytesIO(conversion.traced)),
+                (torch.export if conversion.is_exported else torch.jit).load(io.BytesIO(conversion.program)),
                 inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, precision)) for name, spec in entry.inputs.items()],
                 outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in entry.outputs.items()],
                 convert_to="mlprogram",
@@ -66,7 +67,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
     except OSError as error:
         raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
     except Exception as error:
-        raise ExportError(f"{conversion.name}: the converter gave up: {_first_line(error)}") from error
+        raise ExportError(f"{conversion.name}: the converter gave up: {first_line(error)}") from error
     _check_interface(model.get_spec(), conversion)
     try:
         # The converter's own writer does not tell of a disk that was full: what was saved has to be readable to its end.
@@ -117,7 +118,3 @@ def _silenced() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

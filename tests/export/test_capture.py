@@ -1,11 +1,12 @@
 """What would convert into something else is refused before it is converted."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from coreflow.export import Recipe, TensorSpec
-from coreflow.export.capture import capture
+from coreflow.export.capture import capture, capture_by_export
 from coreflow.models.errors import ExportError
 
 VECTOR = {"x": TensorSpec((1, 4))}
@@ -85,6 +86,39 @@ def test_the_module_is_left_in_the_mode_it_was_in() -> None:
     assert [part.training for part in module.modules()] == [True, False, True]
 
 
+def test_a_buffer_that_forward_changes_is_put_back() -> None:
+    module = Counts()
+    with pytest.raises(ExportError, match="changes the buffer calls"):
+        capture(recipe(module))
+    assert module.calls.item() == 0
+
+
+def test_a_trace_is_checked_on_the_samples_given() -> None:
+    """None of the draws is as large; the module does not run on the first sample, which says nothing of the trace."""
+
+    class Clips(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.min() < -1e3:
+                raise ValueError("out of range")
+            return x * 2 if x.max() > 50 else x
+
+    everyday, large, wrong = (np.full((1, 4), value, np.float32) for value in (1, 60, -1e4))
+    assert len(capture(recipe(Clips())).frozen) == 1, "the read that guards an error is none"
+    capture(recipe(Clips()), [{"x": wrong}, {"x": everyday}])
+    with pytest.raises(ExportError, match=r"reads a value .* at .*test_capture.py:\d+"):
+        capture(recipe(Clips()), [{"x": everyday}, {"x": large}])
+
+
+def test_an_exported_program_has_a_fingerprint_of_its_own() -> None:
+    by_export = capture_by_export(recipe(make(0))).fingerprint
+    assert by_export == capture_by_export(recipe(make(0))).fingerprint
+    others = [
+        capture(recipe(make(0))).fingerprint,
+        *(capture_by_export(recipe(other)).fingerprint for other in (make(1), make(0, nn.ReLU))),
+    ]
+    assert by_export not in others and len(set(others)) == 3
+
+
 def make(seed: int, activation: type[nn.Module] = nn.GELU) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 4), activation(), nn.Linear(4, 4))
@@ -115,6 +149,7 @@ def test_the_fingerprint_covers_weights_operations_constants_and_recipe() -> Non
 
 def test_convolutions_are_traced_as_operations() -> None:
     inputs = {"x": TensorSpec((1, 3, 8, 8))}
-    traced = capture(recipe(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), inputs=inputs)).traced
+    traced = capture(recipe(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), inputs=inputs)).program
+    assert isinstance(traced, torch.jit.ScriptModule)
     x = torch.randn(1, 3, 8, 8)
     assert not torch.equal(traced(x), traced(x + 1))

@@ -177,16 +177,16 @@ def rows(seed: int) -> Arrays:
 
 
 def test_an_alpha_of_add_that_torch_export_loses(tmp_path: Path) -> None:
-    """No conversion at FLOAT32 can be had (a trace refuses alpha): the cause is found without it, for every weight is the module's."""
+    """The converter refuses the alpha of a trace: the conversion at FLOAT32 is by torch.export, with alpha as a product."""
     module = Scaled()
     report = validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}, front_end="export"), module, draw=rows)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
-    assert any("R2 was not run" in note for note in report.notes)
+    assert report.outputs["y"].rungs["R2"].relative_rms < 1e-6 and not any("R2 was not run" in note for note in report.notes)
     assert (report.culprits[0].kind, report.culprits[0].type) == ("translation", "add")
     assert at_line(report.culprits[0], Scaled, "alpha=0.5")
 
 
-def test_wrong_weights_are_not_taken_for_translation_where_there_is_no_second_conversion(tmp_path: Path) -> None:
+def test_wrong_weights_are_not_taken_for_translation_where_alpha_is_lost_too(tmp_path: Path) -> None:
     module = Scaled()
     package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}, front_end="export")
     with torch.no_grad():
@@ -363,6 +363,43 @@ class Buffered(nn.Module):
 
 def new_keys(seed: int) -> Arrays:
     return {"x": normal(seed, 1, 8), "position": np.array([seed % 6], WHOLE)}
+
+
+class Named(nn.Module):
+    """Outputs by name, as no converter takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.linear(x)
+        return {"y": y, "size": torch.tanh(y)}
+
+
+class NamedAsTuple(Named):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        y = self.linear(x)
+        return y, torch.tanh(y)
+
+
+def test_outputs_by_name_have_a_fresh_conversion(tmp_path: Path) -> None:
+    module = Named()
+    plain = NamedAsTuple()
+    plain.load_state_dict(module.state_dict())
+    report = validate(convert(plain, tmp_path, {"x": ((4, 16), FLOAT16)}, ("y", "size")), module, draw=rows)
+    assert not any("R2 was not run" in note for note in report.notes), report.notes
+    assert report.outputs["y"].rungs["R2"].relative_rms < 1e-6
+
+
+def test_a_module_without_a_fresh_conversion_says_how_to_get_one(tmp_path: Path) -> None:
+    class Inverted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.linalg.inv(x @ x.transpose(0, 1) + torch.eye(4) * 1e4).sum() * 0.0
+
+    report = validate(convert(nn.Sequential(nn.Identity()), tmp_path, {"x": ((4, 16), FLOAT16)}), Inverted(), draw=rows)
+    assert report.verdict == "warn"
+    assert "inv" in report.text and "wide_package=" in report.text, report.text
 
 
 def test_a_buffer_that_a_trace_forgets_to_write(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The fresh conversion of a module at FLOAT32 that rung R2 runs, and its ops beside those of a saved program."""
 
+import contextlib
 import gc
 import logging
 from collections import Counter
@@ -9,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from coreflow.export.bundle import conversion_of
-from coreflow.export.capture import capture
+from coreflow.export.capture import Captured, capture, capture_by_export, evaluating, tensors
 from coreflow.export.package.graph import Graph, Program
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
@@ -20,7 +21,7 @@ from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.export.value_reads import ValueRead
 from coreflow.models.arrays import Arrays
-from coreflow.models.errors import BundleError, CoreflowError, ExportError, InputError
+from coreflow.models.errors import BundleError, CoreflowError, ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import TemporaryFolder
 from coreflow.runtime.cache import Cache
@@ -49,62 +50,79 @@ class Fp32Conversion:
 
 
 def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samples: Sequence[Arrays]) -> Fp32Conversion:
-    """The module converted at FLOAT32, if that can be converted, executed and compared with ``opened``.
+    """The module converted at FLOAT32 by the first front end that can: what it gives is executed and compared with ``opened``.
 
-    ``samples`` are inputs of the package; ``target`` is that of its opset where None.
-    """
-    try:
-        fresh = convert_fp32(opened, module, target, samples)
-        program = read_program(fresh.package)
-        graph, interface = program.function()
-        load_lowerings()
-        require_all(graph, program.path.name)
-        specs = output_specs(program, graph, interface)  # not of a model, whose weights would be held beside those of all other rungs
-    except (CoreflowError, OSError) as error:
-        logger.info("no R2 for %s: %s", opened.path.name, error)
-        return Fp32Conversion(problem=str(error))
-    shapes, saved = ([spec.shape for spec in outputs.values()] for outputs in (specs, opened.model.outputs))
-    if shapes != saved:
-        return Fp32Conversion(problem=f"a fresh conversion gives outputs of shapes {shapes}, the package {saved}")
-    return Fp32Conversion(program=program, temporary=fresh.temporary, frozen=fresh.frozen)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FreshPackage:
-    """A module converted anew, on disk.
-
-    >>> read_program(convert_fp32(opened, module, "iOS17", samples).package)
-    """
-
-    package: Path
-    temporary: TemporaryFolder | None  # which holds it where the cache cannot
-    frozen: tuple[ValueRead, ...]
-
-
-def convert_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samples: Sequence[Arrays]) -> FreshPackage:
-    """The package of R2: the module converted at FLOAT32; kept in the cache by all that decides its bytes.
-
-    Where the cache cannot be written it lies in a temporary folder, since a verdict is not to depend on a cache.
-    Inputs and outputs are those of the package, in order, under other names. Raises ``CoreflowError`` where the module cannot be converted.
+    ``samples`` are inputs of the package, and ``target`` is that of its opset where None. Inputs and outputs are those of the package, in
+    order, under other names.
     """
     specs = {f"input_{place}": spec for place, spec in enumerate(opened.model.inputs.values())}
+    inputs = [_under_names(sample, opened.model.inputs, tuple(specs)) for sample in samples if _fits(sample, opened.model.inputs)]
+    if not inputs:
+        return Fp32Conversion(problem="no sample has the shapes of the package; give some that do (inputs=, --inputs)")
     recipe = Recipe(
         name=_NAME,
-        module=module,
+        module=_with_plain_outputs(module, inputs),
         inputs={name: TensorSpec(spec.shape, spec.dtype, spec.bounds) for name, spec in specs.items()},
         outputs=tuple(f"output_{place}" for place in range(len(opened.model.outputs))),
         target=target or _TARGETS.get(opened.graph.opset, "iOS17"),
         precision="fp32",
     )
-    fitting = [sample for sample in samples if _fits(sample, opened.model.inputs)]
-    if not fitting:
-        raise InputError("no sample has the shapes of the package; give some that do (inputs=, --inputs)")
-    captured = capture(recipe, [_under_names(sample, opened.model.inputs, tuple(specs)) for sample in fitting])
+    problems: dict[str, None] = {}  # those of all front ends, each once
+    for capture_by in (capture, capture_by_export):
+        try:
+            fresh = convert_fp32(capture_by(recipe, inputs))
+            shapes, saved = ([spec.shape for spec in outputs.values()] for outputs in (_outputs_of(fresh), opened.model.outputs))
+            if shapes == saved:
+                return fresh
+            problem = f"a fresh conversion gives outputs of shapes {shapes}, the package {saved}"
+        except (CoreflowError, OSError) as error:
+            problem = str(error).removeprefix(f"{_NAME}: ")
+        logger.info("no R2 of %s: %s", opened.path.name, problem)
+        problems[problem] = None
+    return Fp32Conversion(problem=f"{'; '.join(problems)} (wide_package= takes a conversion of your own at FLOAT32)")
+
+
+def convert_fp32(captured: Captured) -> Fp32Conversion:
+    """The program of a captured module at FLOAT32; kept in the cache by all that decides its bytes.
+
+    Where the cache cannot be written it lies in a temporary folder, since a verdict is not to depend on a cache. Raises ``CoreflowError``
+    where it cannot be converted or executed.
+    """
     frozen, conversion, file = captured.frozen, conversion_of(captured), f"{_NAME}.mlpackage"
     folder, temporary = Cache(_NAME).entry_or_temporary(captured.fingerprint, partial(_convert_into, conversion, file))
     del captured, conversion
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
-    return FreshPackage(package=folder / file, temporary=temporary, frozen=frozen)
+    program = read_program(folder / file)
+    load_lowerings()
+    require_all(program.function()[0], program.path.name)
+    return Fp32Conversion(program=program, temporary=temporary, frozen=frozen)
+
+
+def _outputs_of(conversion: Fp32Conversion) -> Mapping[str, TensorSpec]:
+    """Not of a model, whose weights would be held beside those of all other rungs."""
+    assert conversion.program is not None
+    return output_specs(conversion.program, *conversion.program.function())
+
+
+class _PlainOutputs(nn.Module):
+    """A module that returns its outputs as a tuple, as a converter takes them, and not by name."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """(*inputs) -> (*outputs)."""
+        return tuple(self.module(*inputs).values())
+
+
+def _with_plain_outputs(module: nn.Module, samples: Sequence[Arrays]) -> nn.Module:
+    """``module`` itself where its outputs are plain already, so that its ops keep their names."""
+    with evaluating(module):
+        for sample in samples:
+            with contextlib.suppress(Exception):  # the module may run on another sample, and what captures it says why not on any
+                return _PlainOutputs(module) if isinstance(module(*tensors(sample).values()), Mapping) else module
+    return module
 
 
 def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:
