@@ -29,7 +29,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.LayerNorm(64, eps=eps)
         self.expand, self.contract, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 16)
-        self.approximate, self.factor, self.axis, self.residual, self.slope = approximate, factor, axis, residual, slope
+        self.approximate, self.factor, self.axis, self.residual, self.slope, self.scale = approximate, factor, axis, residual, slope, 0.1
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.leaky_relu(self.conv(x), self.slope)
@@ -37,7 +37,7 @@ class Net(nn.Module):
         normed = self.norm(x)
         y = nn.functional.gelu(self.expand(normed), approximate=self.approximate)
         x = (x if self.residual == "before" else normed) + self.contract(y) * self.factor
-        return self.head((normed @ x.transpose(1, 2) * 0.1).softmax(self.axis) @ x)
+        return self.head((normed @ x.transpose(1, 2) * self.scale).softmax(self.axis) @ x)
 
 
 def recipe(**choices: object) -> Recipe:
@@ -108,3 +108,22 @@ def test_packages_in_fp32_are_looked_at_alike(reference: Recipe, tmp_path: Path)
     assert (wrong.verdict, wrong.cause) == ("fail", "translation")
     healthy = validate(build(in_fp32, tmp_path / "healthy"), in_fp32)
     assert healthy.verdict == "pass", healthy.text
+
+
+class Untraceable(Net):
+    """A module that cannot be converted anew."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            raise RuntimeError("this module runs eagerly only")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("choices", "verdict"), [({}, "pass"), ({"approximate": "tanh"}, "fail"), ({"eps": 2.0**-10}, "fail")])
+def test_without_a_fresh_conversion_the_module_alone_is_enough(choices: dict[str, object], verdict: str, tmp_path: Path) -> None:
+    package = build(recipe(**choices), tmp_path)
+    plain = recipe()
+    torch.manual_seed(0)
+    report = validate(package, replace(plain, module=Untraceable().eval()))
+    assert "R2" not in report.outputs["y"].rungs and "R2s" in report.outputs["y"].rungs
+    assert report.verdict == verdict, report.text
