@@ -93,9 +93,9 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
 
 def _trace(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
     try:
-        copies = tuple(tensor.clone() for tensor in example)
-        with ValueReads(copies) as reads:  # not while tracing: under a dispatch mode a convolution is traced as a constant
-            recipe.module(*copies)
+        # A trace of its own: modules do other things while they are traced, and under a dispatch mode a convolution becomes a constant.
+        with ValueReads(example) as reads:
+            torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
         traced = torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
     except Exception as error:
         raise ExportError(f"{recipe.name}: torch.jit.trace gave up: {first_line(error)}") from error
