@@ -45,6 +45,10 @@ LimitsFile = Annotated[
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Two seeds, and no op is looked at; a note of the report says so.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Samples to draw [default: 8, or 2 with --quick].", show_default=False)]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(help="OP:REASON: what every conversion of the module changes at this op does not matter. Several times."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="A warning fails.")]
 AsJson = Annotated[bool, json_option("the report")]
 
@@ -63,6 +67,7 @@ def validate(
     limits: LimitsFile = None,
     quick: Quick = False,
     seeds: Seeds = None,
+    accept: Accept = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
     compute_units: ComparedUnitsOption = "all",
@@ -101,6 +106,7 @@ def validate(
         evidence=Evidence(folder=evidence),
         quick=quick,
         seeds=seeds,
+        accepted=dict(_split(text) for text in accept or ()),
     )
     named = reference if against is None else str(against)
     report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
@@ -185,6 +191,12 @@ def _read_limits(
     if within is not None and (contract, ceiling, file) != (None, None, None):
         raise ConfigError("--within is a contract by itself; leave out --contract, --ceiling and --limits")
     return None if within is None else by_share(within), {} if file is None else read_limits(file)
+
+
+def _split(accepted: str) -> tuple[str, str]:
+    """OP and REASON."""
+    op, _, reason = accepted.partition(":")
+    return op.strip(), reason.strip()
 
 
 def _read_baseline(baseline: Path | None, update: bool, path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.family import Companions, TextEntry, find_family
 from coreflow.models.stage import Stage
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
+from coreflow.validate.acceptance import unseen
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.chain import judge_chain
 from coreflow.validate.gates.limits import check_outputs
@@ -60,6 +61,7 @@ def validate_bundle(
     evidence: Path | None = None,
     quick: bool = False,
     seeds: int | None = None,
+    accept: Mapping[str, str] | None = None,
 ) -> BundleReport:
     """The verdict on a bundle: every stage against torch, and the chain that they form.
 
@@ -83,6 +85,7 @@ def validate_bundle(
         evidence=None if evidence is None else Evidence(folder=evidence),
         quick=quick,
         seeds=seeds,
+        accepted=accept or {},
     )
     *_, report = judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
     assert isinstance(report, BundleReport)
@@ -106,6 +109,7 @@ def judge_bundle(
     evidence: Path | None = None,
     quick: bool = False,
     seeds: int | None = None,
+    accept: Mapping[str, str] | None = None,
 ) -> Iterator[PartDone | BundleReport]:
     """A ``PartDone`` per stage and for the chain, then the report; the arguments are those of ``validate_bundle``."""
     options = Options(
@@ -119,6 +123,7 @@ def judge_bundle(
         evidence=None if evidence is None else Evidence(folder=evidence),
         quick=quick,
         seeds=seeds,
+        accepted=accept or {},
     )
     yield from judge_parts(Path(bundle), options, recipes=recipes, texts=texts, verify=verify)
 
@@ -150,7 +155,8 @@ def judge_parts(
             chain = judging.chain(reports)
             yield PartDone(part="cascade", verdict=chain.verdict, seconds=chain.seconds, done=total, total=total)
     verdict = conclude_bundle(reports, chain, problems, changed if verify else ())
-    yield _report(folder, manifest, reports, chain, verdict, changed, time.monotonic() - started)
+    warnings = (*changed, *unseen(options.accepted, list(reports.values())))
+    yield _report(folder, manifest, reports, chain, verdict, warnings, time.monotonic() - started)
 
 
 class _Judging:

@@ -1,5 +1,6 @@
 """Second step of a judgement: every output at the gates, and all other findings on which a verdict depends."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,17 +12,17 @@ from coreflow.models.spec import TensorSpec
 from coreflow.validate.case import Case
 from coreflow.validate.gates.comparison import Comparison
 from coreflow.validate.gates.compression import UselessCompression, describe_compression, find_useless_compression
-from coreflow.validate.gates.metrics import as_float64, relative_rms, rms
+from coreflow.validate.gates.metrics import as_float64, ratio, relative_rms, rms
 from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.plots import plots_of, worst_elements
-from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, Tolerance
+from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, TRANSLATION, Tolerance
 from coreflow.validate.ladder.fp32 import differing_ops
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.observations import Observations
 from coreflow.validate.references.heuristic import heuristic_budget
-from coreflow.validate.report.model import AmbiguousSample, OutputReport, RungName, Samples
+from coreflow.validate.report.model import AcceptedDifference, AmbiguousSample, OutputReport, RungName, Samples
 
 NO_SAMPLES = Samples(seeds=(), drawn=0, given=0)
 
@@ -46,6 +47,7 @@ class Judgement:
     foreign_weights: str = ""  # why the reference cannot have made the package
     missing_fp32: str = ""  # why R2 was not run, where small errors of translation hide below fp16's
     frozen_reads: str = ""  # lines of the module that read a value, which a conversion freezes and no sample showed to matter
+    accepted: tuple[AcceptedDifference, ...] = ()  # whose gates of translation pass
     compression: UselessCompression | None = None
     unpaired: str = ""  # which share of the weights was compared with the module's, where not all
     compressed: str = ""  # how weights are compressed
@@ -64,11 +66,13 @@ def judge(case: Case, observations: Observations) -> Judgement:
     """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
     comparisons = _compare(opened.model.outputs, by_sample, kept, opened.graph)
+    rungs = [_rung_errors(place, by_sample, comparison) for place, comparison in enumerate(comparisons)]
+    wrong_fp32 = _wrong_fp32(comparisons, rungs)
+    if wrong_fp32:
+        rungs = [{rung: error for rung, error in errors.items() if rung != "R2"} for errors in rungs]
     outputs = {
-        comparison.name: _judge_comparison(
-            comparison, _tolerance(opened, observations, comparison.name), _rung_errors(place, by_sample, comparison)
-        )
-        for place, comparison in enumerate(comparisons)
+        comparison.name: _judge_comparison(comparison, _tolerance(opened, observations, comparison.name), errors)
+        for comparison, errors in zip(comparisons, rungs, strict=True)
     }
     rho, missing_units = rho_by_unit(opened.units, by_sample, kept, outputs)
     if rho:
@@ -81,13 +85,13 @@ def judge(case: Case, observations: Observations) -> Judgement:
         comparisons=comparisons,
         samples=_samples(observations, comparisons, outputs),
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
-        missing_fp32="" if opened.precision == "fp32" or "R2s" in by_sample[0].squares else fp32.problem,
+        missing_fp32="" if opened.precision == "fp32" or "R2s" in by_sample[0].squares else wrong_fp32 or fp32.problem,
         unpaired=_unpaired(observations),
         frozen_reads=", ".join(dict.fromkeys(map(str, fp32.frozen))),
         compression=find_useless_compression(opened.graph),
         compressed=describe_compression(opened.graph),
         omissions=observations.omissions,
-        other_ops="" if fp32.program is None else differing_ops(opened.graph, fp32.program),
+        other_ops="" if fp32.program is None or wrong_fp32 else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
         missing_units=tuple(missing_units),
     )
@@ -133,6 +137,23 @@ def _rung_errors(place: int, observations: Sequence[Observation], comparison: Co
         for rung in observations[0].squares
     }
     return {rung: float(np.sqrt(square / elements)) if elements else float("nan") for rung, square in squares.items()}
+
+
+def _wrong_fp32(comparisons: Sequence[Comparison], rungs: Sequence[Mapping[RungName, float]]) -> str:
+    """Where a fresh conversion is wrong and the saved program is not, which says nothing of the package; empty where it is nowhere so.
+
+    The saved program is in float64, with unrounded weights where they are known: an error that both have, it shows at its full size.
+    """
+    for comparison, errors in zip(comparisons, rungs, strict=True):
+        saved = next((errors[rung] for rung in ("R2s", "R3", "R4") if rung in errors), None)
+        if saved is None or "R2" not in errors or comparison.spec.dtype == "int32":
+            continue
+        size = rms(comparison.reference[comparison.kept])
+        limit = max(TRANSLATION * size, errors.get("R1", 0.0))
+        is_alone = saved < errors["R2"] / 2 if math.isfinite(errors["R2"]) else math.isfinite(saved)
+        if is_alone and not errors["R2"] <= limit:
+            return f"a fresh conversion is off by {ratio(errors['R2'], size):.2g} of {comparison.name}, and the saved program is not"
+    return ""
 
 
 def _judge_comparison(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[RungName, float]) -> OutputReport:

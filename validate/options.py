@@ -70,6 +70,7 @@ class Options:
     output_limits: Mapping[str, Limits] = field(default_factory=dict)  # by output, instead of those
     sweep: bool = False  # whether extreme inputs join the samples
     evidence: Evidence | None = None
+    accepted: Mapping[str, str] = field(default_factory=dict)  # op -> why what a conversion changes there does not matter
     fp32_package: Path | None = None  # the module converted at FLOAT32 (R2); None: it is converted anew
     quick: bool = False  # two seeds, and no op is looked at
     seeds: int | None = None  # samples that are drawn, more where too few are decided; None: 8, or 2 if ``quick``
@@ -78,6 +79,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.first_seeds < 1:
             raise ConfigError(f"{self.first_seeds} seeds; at least 1 is right")
+        if missing := [op or "an op without a name" for op, reason in self.accepted.items() if not (op.strip() and reason.strip())]:
+            raise ConfigError(f"{', '.join(missing)} cannot be accepted without a reason; give OP:REASON")
 
     @property
     def first_seeds(self) -> int:

@@ -15,6 +15,8 @@ from coreflow.models.arrays import Arrays, Draw
 from coreflow.models.errors import ConfigError
 from coreflow.models.versions import version
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
+from coreflow.validate.acceptance import accept as accept_differences
+from coreflow.validate.acceptance import unseen
 from coreflow.validate.case import Case, make_case
 from coreflow.validate.diagnosis.cause import find_cause
 from coreflow.validate.diagnosis.explanation import Explanation, diagnose
@@ -47,6 +49,7 @@ def validate(
     output_limits: Mapping[str, Limits] | None = None,
     sweep: bool = False,
     evidence: Evidence | None = None,
+    accept: Mapping[str, str] | None = None,
     wide_package: Path | None = None,
     quick: bool = False,
     seeds: int | None = None,
@@ -66,6 +69,7 @@ def validate(
     inputs (bounds, magnitudes, padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it.
     ``wide_package`` is the module converted at FLOAT32, its inputs and outputs in the package's order; without it a module is converted
     anew (R2). ``quick`` draws two seeds and looks at no op, which a note of the report says; ``seeds`` draws another number.
+    ``accept`` names ops, each with the reason why it does not matter that every conversion of the module changes it.
     """
     options = Options(
         backend=backend,
@@ -76,6 +80,7 @@ def validate(
         output_limits=output_limits or {},
         sweep=sweep,
         evidence=evidence,
+        accepted=accept or {},
         fp32_package=wide_package,
         quick=quick,
         seeds=seeds,
@@ -105,7 +110,8 @@ def validate_package(
     case = make_case(opened, reference, samples, draw)
     if options.sweep and reference is None:
         raise ConfigError("recorded outputs know no swept inputs; a sweep needs a reference that can be executed")
-    return judge_package(case, options)
+    report = judge_package(case, options)
+    return replace(report, notes=(*report.notes, *unseen(options.accepted, [report])))
 
 
 def judge_package(case: Case, options: Options) -> Report:
@@ -115,18 +121,29 @@ def judge_package(case: Case, options: Options) -> Report:
     if isinstance(observations, Obstacle):
         return _report(case, conclude(observations), started)
     options.announce(case.name, "gates")
-    judgement, cause = judge(case, observations), None
+    judgement = judge(case, observations)
+    verdict, explanation = _conclude(case, observations, judgement, options)
+    settled = accept_differences(judgement, explanation.culprits, options.accepted)
+    if settled is not judgement:
+        judgement = settled
+        verdict, explanation = _conclude(case, observations, judgement, options)
+    report = _report(case, verdict, started, judgement, explanation)
+    is_sound = verdict.outcome != "incomplete" and all(output.outcome in ("pass", "warn") for output in judgement.outputs.values())
+    if options.evidence is None or is_sound:
+        return report
+    return keep_evidence(options.evidence, report, case.opened, observations.by_sample)
+
+
+def _conclude(case: Case, observations: Observations, judgement: Judgement, options: Options) -> tuple[Verdict, Explanation]:
+    """The verdict by a judgement, and the ops that explain it."""
+    cause = None
     if judgement.has_failure:
         cause = _find_cause(case, observations, judgement)
         judgement = replace(judgement, foreign_weights=find_foreign_weights(case.opened.model.metadata, case.module))
     verdict = conclude(judgement, cause)
     options.announce(case.name, "ops")
     explanation = diagnose(observations.ladder, case.module, observations.by_sample, verdict.outcome, verdict.cause, judgement.outputs)
-    report = _report(case, verdict, started, judgement, explanation)
-    is_sound = verdict.outcome != "incomplete" and all(output.outcome in ("pass", "warn") for output in judgement.outputs.values())
-    if options.evidence is None or is_sound:
-        return report
-    return keep_evidence(options.evidence, report, case.opened, observations.by_sample)
+    return verdict, explanation
 
 
 def _find_cause(case: Case, observations: Observations, judgement: Judgement) -> Cause:
@@ -135,7 +152,7 @@ def _find_cause(case: Case, observations: Observations, judgement: Judgement) ->
         judgement.outputs,
         case.opened,
         observations.by_sample,
-        same_ops=None if observations.fp32.program is None else not judgement.other_ops,
+        same_ops=None if observations.fp32.program is None or judgement.missing_fp32 else not judgement.other_ops,
         module=case.module,
         has_altered_weights=observations.pairing is not None and bool(observations.pairing.altered),
     )
@@ -170,6 +187,7 @@ def _report(
         ops=explanation.ops,
         culprits=explanation.culprits,
         constants=explanation.constants,
+        accepted=judgement.accepted if judgement else (),
         compute_unit_rho=judgement.rho_by_unit if judgement else {},
     )
 

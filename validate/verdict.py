@@ -47,7 +47,8 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
        a warning.
     6. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
     7. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
-    8. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
+    8. Differences of a fresh conversion at ops that the caller accepts do not count (``acceptance``); they stay in the report.
+    9. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
     """
     if isinstance(judgement, Obstacle):
         text = judgement.text or "; ".join(judgement.problems)
@@ -174,6 +175,10 @@ def _notes(judgement: Judgement) -> tuple[str, ...]:
             f"the reference reads a value at {judgement.frozen_reads}, which a conversion freezes; no sample showed that it matters: give "
             "some that reach the other values (inputs=, --inputs)"
         )
+    notes += [
+        f"accepted at {difference.op} ({difference.reason}): a conversion at FLOAT32 is off by {difference.relative_rms:.2g} of the output"
+        for difference in judgement.accepted
+    ]
     if judgement.unpaired:
         notes.append(judgement.unpaired)
     if judgement.omissions:

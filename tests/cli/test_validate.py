@@ -134,13 +134,14 @@ def test_the_suffix_of_a_report_chooses_its_format(instant: Any, example: Path, 
     [
         (("--report", "report.pdf"), "--report report.pdf: the suffix chooses the format; .html (HTML), .json (JSON), .xml (JUnit XML)"),
         (("--report", "report"), "the suffix chooses the format"),
+        (("--accept", "norm"), "norm cannot be accepted without a reason; give OP:REASON"),
         (("--update-baseline",), "--update-baseline: which file? Give --baseline FILE.json too"),
         (("--baseline", "nowhere.json"), "--baseline nowhere.json is not there; --update-baseline writes it"),
         (("--baseline", "baseline.xml", "--update-baseline"), "a baseline is a report in JSON"),
         (("--baseline", "{package}"), "is of a package, and example is a bundle"),
         (("--baseline", "{broken}"), "is not JSON"),
     ],
-    ids=["pdf", "no suffix", "update what", "no baseline", "not JSON", "of a package", "broken"],
+    ids=["pdf", "no suffix", "no reason", "update what", "no baseline", "not JSON", "of a package", "broken"],
 )
 def test_bad_report_paths_and_baselines_are_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, healthy: BundleReport, tmp_path: Path, coreflow: Run, options: tuple[str, ...], said: str

@@ -21,10 +21,12 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.summary import stored_weights, summarize
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array, Arrays, Draw
-from coreflow.models.errors import ExportError
+from coreflow.models.errors import ConfigError, ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
-from coreflow.validate.options import Evidence
+from coreflow.validate.ladder.fp32 import try_fp32
+from coreflow.validate.ladder.opening import open_package
+from coreflow.validate.options import Evidence, Options
 from coreflow.validate.report.model import Culprit, Report
 
 Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic] | None]]
@@ -41,8 +43,9 @@ def convert(
     example: Callable[[], tuple[Tensor, ...]] | None = None,
     target: str = "iOS17",
     state: Mapping[str, tuple[int, ...]] | None = None,
+    precision: type[np.generic] = FLOAT16,
 ) -> Path:
-    """What a user saves without this project: traced or exported, converted at FLOAT16; ``None`` leaves out an input's dtype."""
+    """What a user saves without this project: traced or exported, converted; ``None`` leaves out an input's dtype."""
     ct = quiet_coremltools()
     given = example() if example is not None else tuple(_example(*specification) for specification in inputs.values())
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -60,13 +63,13 @@ def convert(
                 ct.TensorType(name=name, shape=shape, **({} if dtype is None else {"dtype": dtype}))
                 for name, (shape, dtype) in inputs.items()
             ],
-            outputs=[ct.TensorType(name=name, dtype=FLOAT16) for name in outputs],
+            outputs=[ct.TensorType(name=name, dtype=precision) for name in outputs],
             states=[
                 ct.StateType(wrapped_type=ct.TensorType(shape=shape, dtype=FLOAT16), name=name) for name, shape in (state or {}).items()
             ]
             or None,
             minimum_deployment_target=getattr(ct.target, target),
-            compute_precision=ct.precision.FLOAT16,
+            compute_precision=ct.precision.FLOAT16 if precision is FLOAT16 else ct.precision.FLOAT32,
             skip_model_load=True,
         )
     torch.backends.mha.set_fastpath_enabled(fast)
@@ -194,6 +197,23 @@ def test_wrong_weights_are_not_taken_for_translation_where_alpha_is_lost_too(tmp
     assert validate(package, module, draw=rows).cause == "weights"
 
 
+class ScaledByHand(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(x + torch.tanh(self.before(x)) * 0.5)
+
+
+def test_a_fresh_conversion_that_is_wrong_alone_is_no_fault_of_the_package(tmp_path: Path) -> None:
+    module = ScaledByHand()
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)})
+    exported = Scaled()
+    exported.load_state_dict(module.state_dict())
+    (tmp_path / "wide").mkdir()
+    fresh = convert(exported, tmp_path / "wide", {"x": ((4, 16), np.float32)}, front_end="export", precision=np.float32)
+    report = validate(package, module, draw=rows, wide_package=fresh)
+    assert report.verdict == "pass", report.text
+    assert "R2" not in report.outputs["y"].rungs and report.outputs["y"].rungs["R2s"].relative_rms < 1e-6
+
+
 def test_the_own_export_refuses_an_alpha_that_the_converter_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="does not support"):
         build(recipe_of(Scaled().eval(), rows), tmp_path)
@@ -264,6 +284,40 @@ def test_torchs_rms_norm_adds_its_epsilon_after_it_divided(tmp_path: Path) -> No
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
     assert failing_gates(report) == {"translation"}
     assert report.culprits[0].kind == "translation" and report.culprits[0].module == "norm"
+
+
+def test_what_every_conversion_has_is_a_warning_where_it_is_small_and_can_be_accepted(tmp_path: Path) -> None:
+    """The same epsilon a tenth as large: 1.3e-5 of the output, where fp16 may cost 4.9e-4."""
+    module = Normed(eps=1e-5)
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)})
+    report = validate(package, module, draw=rows)
+    assert (report.verdict, report.cause, failing_gates(report)) == ("warn", None, {"translation"})
+    assert "the converter's" in report.text
+    culprit = report.culprits[0]
+    assert (culprit.kind, culprit.module) == ("translation", "norm")
+
+    accepted = validate(package, module, draw=rows, accept={culprit.name: "rows are never as small", "other_op": "never seen"})
+    assert accepted.verdict == "pass" and not failing_gates(accepted)
+    (difference,) = accepted.accepted
+    assert (difference.op, difference.reason) == (culprit.name, "rows are never as small")
+    assert 1e-6 < difference.relative_rms < 1e-4
+    assert [note for note in accepted.notes if "never seen" in note] == ["accepted at other_op (never seen): no difference was found there"]
+    assert any("rows are never as small" in note for note in accepted.notes)
+
+    elsewhere = validate(package, module, draw=rows, accept={"other_op": "never seen"})
+    assert elsewhere.verdict == "warn" and not elsewhere.accepted
+    with pytest.raises(ConfigError, match="a reason"):
+        validate(package, module, draw=rows, accept={culprit.name: " "})
+
+
+def test_an_accepted_difference_hides_no_wrong_weight(tmp_path: Path) -> None:
+    module = Normed(eps=1e-5)
+    package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)})
+    name = validate(package, module, draw=rows).culprits[0].name
+    with torch.no_grad():
+        module.after.weight[0, 0] += 0.5
+    report = validate(package, module, draw=rows, accept={name: "rows are never as small"})
+    assert (report.verdict, report.cause) == ("fail", "weights"), report.text
 
 
 def test_without_zero_rows_the_same_package_is_right(tmp_path: Path) -> None:
@@ -397,9 +451,10 @@ def test_a_module_without_a_fresh_conversion_says_how_to_get_one(tmp_path: Path)
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.linalg.inv(x @ x.transpose(0, 1) + torch.eye(4) * 1e4).sum() * 0.0
 
-    report = validate(convert(nn.Sequential(nn.Identity()), tmp_path, {"x": ((4, 16), FLOAT16)}), Inverted(), draw=rows)
-    assert report.verdict == "warn"
-    assert "inv" in report.text and "wide_package=" in report.text, report.text
+    opened = open_package(read_program(convert(nn.Sequential(nn.Identity()), tmp_path, {"x": ((4, 16), FLOAT16)})), Options())
+    fresh = try_fp32(opened, Inverted(), None, [rows(0)])
+    assert fresh.program is None
+    assert "inv" in fresh.problem and "wide_package=" in fresh.problem, fresh.problem
 
 
 def test_a_buffer_that_a_trace_forgets_to_write(tmp_path: Path) -> None:

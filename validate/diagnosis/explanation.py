@@ -85,7 +85,9 @@ def diagnose(
     matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
     reports = ladder.localiser.reports(matches.origins)
     faults = Faults()
-    if verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"):
+    gates = [gate for output in outputs.values() for gate in output.gates]
+    warns = any(gate.name == "translation" and gate.outcome == "warn" for gate in gates)
+    if warns or (verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device")):
         faults = _find_faults(ladder, module, sample, traced, results, outputs, constants)
     op_culprits = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
     return Explanation(ops=reports, culprits=rank_culprits(cause, faults, op_culprits), constants=constants)
@@ -124,10 +126,11 @@ def _find_faults(
     if not fails_translation and any(gate.name == "program" and gate.outcome == "fail" for gate in gates):
         error = max(output.rungs["R2s"].relative_rms for output in outputs.values() if "R2s" in output.rungs)
         return Faults(translation=lost or _faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
-    if not fails_translation and (not constants or ladder.program_fp32 is None):
+    fp32_error = max((gate.value for gate in gates if gate.name == "translation" and gate.outcome != "pass"), default=0.0)
+    if not fp32_error and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
-    fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants)
-    translation = lost or (fresh.translation or departures if fails_translation else departures)
+    fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants, fp32_error)
+    translation = lost or (fresh.translation or departures if fp32_error else departures)
     harmed = tuple(_under_saved_names(fresh.constants, ops))
     explained = {culprit.name for culprit in harmed}
     translation = tuple(culprit for culprit in _under_saved_names(translation, ops) if culprit.name not in explained)
@@ -135,17 +138,18 @@ def _find_faults(
 
 
 def _faults_of_fresh_conversion(
-    ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: float, constants: Sequence[ConstantReport]
+    ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: float, constants: Sequence[ConstantReport], error: float
 ) -> Faults:
     """The ops at which a conversion at FLOAT32 leaves torch, and those at which it would with its ``constants`` in fp16.
 
-    Nothing else is rounded there, so that the smallest difference shows.
+    Nothing else is rounded there, so that the smallest difference shows; ``error`` is what its outputs are off by.
     """
     model = ladder.open_fp32()
     traced = trace_values(module, inputs)
     walked = walk(model, dict(zip(model.inputs, inputs.values(), strict=True)), {constant.op for constant in constants})
-    matches = match_ops(walked.ops, walked.values, Matcher(traced, _FP32_MATCH))
-    lost = find_lost_writes(module, inputs, model, walked.ops, walked.values, _FP32_MATCH, ratio)
+    tolerance = _match_for(error)
+    matches = match_ops(walked.ops, walked.values, Matcher(traced, tolerance))
+    lost = find_lost_writes(module, inputs, model, walked.ops, walked.values, tolerance, ratio)
     translation = lost or find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
 
@@ -159,8 +163,7 @@ def _faults_of_saved_program(ladder: Ladder, module: nn.Module, inputs: Arrays, 
     model = ladder.open_unrounded()
     traced = trace_values(module, inputs)
     walked = walk(model, inputs)
-    tolerance = min(_FP32_MATCH, max(_LEAST_MATCH, error / 4))
-    matches = match_ops(walked.ops, walked.values, Matcher(traced, tolerance))
+    matches = match_ops(walked.ops, walked.values, Matcher(traced, _match_for(error)))
     culprits = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     altered = {weight.op: weight for weight in ladder.pairing.altered}
     blamed = tuple(
@@ -173,6 +176,11 @@ def _faults_of_saved_program(ladder: Ladder, module: nn.Module, inputs: Arrays, 
         if weight.op not in named
     )
     return (*sorted(blamed, key=lambda culprit: culprit.kind != "weights"), *others)
+
+
+def _match_for(error: float) -> float:
+    """How near values have to be where nothing is rounded, to show what makes outputs differ by ``error``; 0 and NaN tell nothing."""
+    return min(_FP32_MATCH, max(_LEAST_MATCH, error / 4)) if error > 0 else _FP32_MATCH
 
 
 def _telling_sample(observations: Sequence[Observation], rung: RungName) -> Sample:

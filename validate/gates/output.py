@@ -40,7 +40,8 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         rho_slice, where = worst.ratio, _where(worst, errors.error.ndim, comparison.kept_labels)
         gates += _error_gates(comparison, errors, tolerance, worst, where)
         if "R2" in rungs:
-            gates.append(translation_gate(ratio(rungs["R2"], errors.reference_rms), ratio(rungs.get("R1", 0.0), errors.reference_rms)))
+            fp32_error, noise, budget = (ratio(size, errors.reference_rms) for size in (rungs["R2"], rungs.get("R1", 0.0), errors.budget))
+            gates.append(translation_gate(fp32_error, noise, min(budget, tolerance.ceiling)))
         if "R2s" in rungs:
             gates.append(program_gate(*(ratio(rungs.get(rung, 0.0), errors.reference_rms) for rung in ("R2s", "R1", "R2"))))
     return OutputReport(

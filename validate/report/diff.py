@@ -37,6 +37,7 @@ GROWTH: Mapping[str, Growth] = {
     "rho_max": Growth(share=0.50, step=0.50),
     "rho_slice": Growth(share=0.50, step=0.50),
 }
+ACCEPTED_GROWTH = Growth(share=0.10, step=0.0)  # of what was accepted: nothing in it is drawn but the inputs
 COUNTS = ("flips", "non_finite", "overflowed")  # any growth is worse
 
 
@@ -118,6 +119,7 @@ def compare(old: Plain, new: Plain) -> ReportDiff:
             changes += of_output
             outputs.append(_output(name, output, one, other, any(change.direction == "worse" for change in of_output)))
         changes += _culprits(name, old_part, new_part)
+        changes += _accepted(name, old_part, new_part)
         changes += _tokens(name, old_part, new_part)
     order = ("worse", "changed", "better")
     return ReportDiff(
@@ -241,6 +243,17 @@ def _culprits(part: str, old: Plain, new: Plain) -> Iterator[Change]:
             if _identity(item) not in known:
                 text = item.get("text") or item.get("problem", "")
                 yield Change(part=part, what=f"{kind} {item['name']}", before="new", after=text, direction="changed")
+
+
+def _accepted(part: str, old: Plain, new: Plain) -> Iterator[Change]:
+    """Differences that are newly accepted, and those that grew since."""
+    known = {item["op"]: item["relative_rms"] for item in old.get("accepted", ())}
+    for item in new.get("accepted", ()):
+        what, size = f"accepted at {item['op']}", item["relative_rms"]
+        if item["op"] not in known:
+            yield Change(part=part, what=what, before="not accepted", after=item["reason"], direction="changed")
+        elif ACCEPTED_GROWTH.exceeded(known[item["op"]], size):
+            yield Change(part=part, what=what, before=_number(known[item["op"]]), after=_number(size), direction="worse")
 
 
 def _identity(item: Plain) -> tuple[str, ...]:

@@ -274,6 +274,19 @@ class ConstantReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedDifference:
+    """An op that every conversion of the module changes, and why that does not matter; a caller said so.
+
+    >>> [f"{difference.op}: {difference.reason}" for difference in report.accepted]
+    ['input_1_abs: rows are never as small as epsilon']
+    """
+
+    op: str
+    reason: str
+    relative_rms: float  # of a fresh conversion at FLOAT32, at the output that it changes most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The verdict on one package.
 
@@ -304,6 +317,7 @@ class Report:
     ops: tuple[OpReport, ...] = ()  # in execution order; empty when they were not looked at
     culprits: tuple[Culprit, ...] = ()  # the worst first
     constants: tuple[ConstantReport, ...] = ()
+    accepted: tuple[AcceptedDifference, ...] = ()  # whose gates of translation pass
     compute_unit_rho: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     replay: str | None = None  # file that reproduces the worst sample alone
     replay_package: str | None = None  # where its package is, if a replay has to be told

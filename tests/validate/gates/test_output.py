@@ -11,6 +11,7 @@ import pytest
 from coreflow.models.arrays import Array
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.gates.comparison import Comparison
+from coreflow.validate.gates.conditions import translation_gate
 from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.structure import structure_problems
 from coreflow.validate.gates.tolerance import DEVICE, LIFTED, Tolerance
@@ -237,3 +238,19 @@ def test_without_names_outputs_are_compared_by_place() -> None:
     assert not structure_problems({"0": X, "1": Y}, {"a": X, "b": Y}, "output", names_known=False)
     assert structure_problems({"0": X, "1": Y}, {"a": X}, "output", names_known=False)
     assert structure_problems({"0": X, "1": Y}, {"a": Y, "b": X}, "output", names_known=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "noise", "budget", "outcome"),
+    [
+        (9e-7, 0.0, 5e-4, "pass"),
+        (2e-6, 3e-6, 5e-4, "pass"),
+        (2e-6, 0.0, 5e-4, "warn"),
+        (4.9e-5, 0.0, 5e-4, "warn"),
+        (5.1e-5, 0.0, 5e-4, "fail"),
+        (2e-6, 0.0, 1e-6, "fail"),  # of a package in fp32
+        (math.nan, 0.0, 5e-4, "fail"),
+    ],
+)
+def test_what_every_conversion_has_warns_below_a_tenth_of_the_budget(error: float, noise: float, budget: float, outcome: str) -> None:
+    assert translation_gate(error, noise, budget).outcome == outcome

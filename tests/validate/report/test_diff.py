@@ -11,7 +11,7 @@ import pytest
 from coreflow.models.errors import InputError
 from coreflow.validate.report.diff import GROWTH, ReportDiff, compare, direction_of
 from coreflow.validate.report.json import to_json
-from coreflow.validate.report.model import Gate, Samples, TokenAgreement
+from coreflow.validate.report.model import AcceptedDifference, Gate, Samples, TokenAgreement
 from coreflow.validate.report.terminal.diff import render_diff
 
 
@@ -155,3 +155,13 @@ def test_changes_for_the_worse_come_first(make: SimpleNamespace) -> None:
     diff = changed(old, make.stage(make.output(rho_rms=1.0), make.output("hidden", rho_rms=2.0), digest="cd" * 32))
     assert [change.direction for change in diff.changes] == ["worse", "changed", "better"]
     assert diff.to_json()["worse"] == 1 and diff.to_json()["changes"][0]["what"] == "hidden: rho_rms"
+
+
+def test_an_accepted_difference_is_told_when_it_is_new_and_is_worse_when_it_grew(make: SimpleNamespace) -> None:
+    def accepting(size: float) -> Any:
+        return replace(make.whole(), accepted=(AcceptedDifference(op="norm", reason="rows are large", relative_rms=size),))
+
+    (new,) = changed(make.whole(), accepting(1e-5)).changes
+    assert (new.what, new.after, new.direction) == ("accepted at norm", "rows are large", "changed")
+    assert worse(changed(accepting(1e-5), accepting(1.2e-5))) == {"accepted at norm"}
+    assert not changed(accepting(1e-5), accepting(1.05e-5)).changes
