@@ -1,6 +1,8 @@
 """The commands as a user meets them: what they print, and what they return."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -151,3 +153,14 @@ def test_a_reader_that_goes_away_is_no_error(exported: Path) -> None:
         process.stdin.close()
         assert process.wait() == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")], ids=["default", "chosen"])
+def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str, str], policy: str) -> None:
+    """OpenMP itself tells how it waits, once it is loaded with torch."""
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from coreflow.cli.main import main; main(['validate', 'nowhere.mlpackage'])"],
+        env={**unset, **chosen, "OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.search(rf"OMP_WAIT_POLICY\s*=\s*'{policy}'", done.stderr), done.stderr
