@@ -10,6 +10,7 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Bools
 from coreflow.validate.case import Case
 from coreflow.validate.gates.decisions import Decisions, find_decisions
+from coreflow.validate.gates.finite import find_infinite_weights
 from coreflow.validate.gates.structure import NO_INPUTS, NO_REFERENCE, Obstacle, find_interface_obstacle, find_output_obstacle
 from coreflow.validate.gates.tolerance import MAX_SEEDS, MIN_DECIDED, SEEDS
 from coreflow.validate.inputs.samples import Sample
@@ -52,6 +53,8 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     """The observations of ``case``, or the obstacle to a comparison."""
     if case.source is None:
         return NO_REFERENCE
+    if obstacle := find_infinite_weights(case.module, case.opened.graph):
+        return obstacle
     model, outputs = case.opened.model, list(case.opened.model.outputs)
     first = (*case.from_seeds(range(1)), *case.samples)[:1] if case.module is not None else ()
     if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):

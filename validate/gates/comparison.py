@@ -57,7 +57,7 @@ class Errors:
     error: Floats  # actual - reference
     noise: Floats  # simulated - reference; infinite where that is NaN: a budget without limit, which the ceiling refuses
     comparable: Bools
-    missing: int  # values of all samples that are not finite though the reference is
+    missing: int  # values of all samples that are not finite though the reference is, or finite though it is infinite
     overflowed: int  # values of all samples that fp16 does not hold
     simulated_missing: int
     reference_rms: float
@@ -80,7 +80,7 @@ def measure(comparison: Comparison, tolerance: Tolerance) -> Errors:
     """The errors of an output."""
     reference, simulated, actual = (as_float64(side) for side in (comparison.reference, comparison.simulated, comparison.actual))
     overflowed = _overflows(reference, actual)
-    is_fine = np.isfinite(actual) & np.isfinite(reference) | (np.isinf(actual) & (actual == reference)) | overflowed
+    is_fine = np.isfinite(actual) & np.isfinite(reference) | (np.isinf(actual) & (actual == reference)) | overflowed | np.isnan(reference)
     comparable = np.isfinite(reference) & ~overflowed
     error, noise = _difference(actual, reference, comparable), _difference(simulated, reference, comparable)
     noise = np.where(np.isnan(noise), np.inf, noise)

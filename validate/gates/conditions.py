@@ -6,8 +6,8 @@ import numpy as np
 
 from coreflow.models import fp16
 from coreflow.models.arrays import Floats
-from coreflow.validate.gates.comparison import Errors
-from coreflow.validate.gates.metrics import max_abs, ratio, rms
+from coreflow.validate.gates.comparison import Comparison, Errors
+from coreflow.validate.gates.metrics import as_float64, max_abs, ratio, rms
 from coreflow.validate.gates.tolerance import CONVERTERS_SHARE, TRANSLATION, Tolerance
 from coreflow.validate.report.model import Gate, Outcome
 
@@ -25,6 +25,21 @@ def finite_gate(errors: Errors) -> Gate:
         text = f"{errors.overflowed} values are beyond {fp16.MAX:.0f}, which fp16 does not hold"
         return Gate(name="finite", outcome="fp16-unsafe", value=errors.overflowed, limit=0, text=text)
     return Gate(name="finite", outcome="pass", value=0, limit=0)
+
+
+def reference_gate(comparison: Comparison) -> Gate | None:
+    """Refuses a reference that is NaN somewhere, or finite nowhere in some sample; None for all others."""
+    rows = as_float64(comparison.reference).reshape(len(comparison.reference), -1)
+    missing = np.isnan(rows)
+    silent = missing.any(1) | ~np.isfinite(rows).any(1)
+    if not silent.any():
+        return None
+    first, labels = int(np.argmax(silent)), comparison.labels
+    nature = f"NaN in {int(missing[first].sum())} of {rows.shape[1]} values" if missing[first].any() else "infinite throughout"
+    text = f"the reference itself is {nature} of {labels[first]}"
+    if silent.sum() > 1:
+        text += f", and not finite in {int(silent.sum()) - 1} more of {len(rows)} samples"
+    return Gate(name="reference", outcome="incomplete", value=int(silent.sum()), limit=0, text=f"{text}: nothing can be compared there")
 
 
 def reacting_gate(reference: Floats) -> Gate | None:
@@ -72,8 +87,10 @@ def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
     """The budget itself is small enough: the module keeps its meaning in fp16, on any backend."""
     share = ratio(errors.noise_rms, errors.reference_rms)
     outcome: Outcome = "pass" if share <= tolerance.ceiling else "fp16-unsafe"
-    text = "" if outcome == "pass" else f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
-    return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text=text)
+    text = f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
+    if errors.simulated_missing:
+        text = f"torch's own fp16 overflows: {errors.simulated_missing} of its values are infinite or NaN where the reference is not"
+    return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text="" if outcome == "pass" else text)
 
 
 def contract_gate(errors: Errors, tolerance: Tolerance, rho_limit: float) -> Gate:

@@ -14,6 +14,7 @@ from coreflow.validate.gates.conditions import (
     finite_gate,
     program_gate,
     reacting_gate,
+    reference_gate,
     translation_gate,
     within,
 )
@@ -32,6 +33,8 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         return _judge_integers(comparison)
     errors = measure(comparison, tolerance)
     gates = [finite_gate(errors)]
+    if (unusable := reference_gate(comparison)) is not None:
+        gates.append(unusable)
     if (reacting := reacting_gate(errors.reference)) is not None:
         gates.append(reacting)
     rho_slice, where = math.nan, ""

@@ -33,7 +33,7 @@ class Gate:
     0.8
     """
 
-    name: str  # finite, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, program, exact, cosine, neighbours
+    name: str  # finite, reference, reacts, rho_rms, rho_max, rho_slice, ceiling, contract, translation, program, exact, cosine, neighbours
     outcome: Outcome
     value: float
     limit: float
