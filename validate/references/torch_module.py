@@ -16,6 +16,7 @@ from coreflow.export.capture import tensors
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.models.spec import Precision
+from coreflow.validate.references.casts import CastsTo
 from coreflow.validate.references.choices import Choice, ChoiceRecorder
 from coreflow.validate.references.fp16_rounding import Fp16Rounding, round_to_fp16
 
@@ -118,16 +119,22 @@ def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn
 
 @contextlib.contextmanager
 def plain_torch(dtype: torch.dtype) -> Iterator[None]:
-    """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards."""
+    """No gradients, no fused fast paths that would hide operations, casts and new tensors in ``dtype``; all put back afterwards.
+
+    The limits of floats are those of float32, which the exported module has: ``torch.finfo(x.dtype).min`` is a constant of its program.
+    """
     default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), bool(torch.backends.mkldnn.enabled)
+    finfo = torch.finfo
     torch.backends.mha.set_fastpath_enabled(False)
     _set_onednn(False)  # it runs a whole LSTM as one operation
     torch.set_default_dtype(dtype)
+    torch.finfo = lambda of=None: finfo(torch.float32 if of in (None, torch.float64) else of)  # type: ignore[assignment,misc]
     try:
         # Not inference mode, in which composite operations reach the rounding whole.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), CastsTo(dtype):
             yield
     finally:
+        torch.finfo = finfo  # type: ignore[misc]
         torch.set_default_dtype(default)
         torch.backends.mha.set_fastpath_enabled(fast)
         _set_onednn(onednn)
