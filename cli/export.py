@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coreflow.cli.console import err, out, print_json, progress_bar
+from coreflow.cli.console import err, out, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
@@ -39,6 +39,8 @@ def export_with_bar(source: str, out_dir: Path, target: str | None = None, jobs:
             if isinstance(event, BundleDone):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.stage)
+            for text in event.warnings:
+                warn(f"{event.stage}: {text}")
             if bar.disable:
                 how = "kept, nothing it depends on has changed" if event.reused else f"converted in {event.seconds:.1f} s"
                 err().print(f"{event.stage}: {how}, {event.size_bytes / 1e6:.2f} MB")

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import multiprocessing
 import os
 import platform
@@ -37,6 +38,8 @@ from coreflow.models.errors import BundleError, ConfigError, ExportError
 from coreflow.models.storage import sync_folder
 from coreflow.models.versions import version
 
+logger = logging.getLogger(__name__)
+
 STAGING = ".staging-"
 
 
@@ -55,6 +58,7 @@ class StageDone:
     size_bytes: int
     done: int
     total: int
+    warnings: tuple[str, ...] = ()  # values that the trace froze, with the lines that read them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +75,16 @@ class BundleDone:
 
 
 def build(recipe: Recipe, out_dir: str | Path) -> Path:
-    """Convert one recipe into ``out_dir/NAME.mlpackage``, replacing what is there; returns the path."""
+    """Convert one recipe into ``out_dir/NAME.mlpackage``, replacing what is there; returns the path. Logs values that a trace froze."""
     out = Path(out_dir)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
             staging = Path(folder)
-            package = _convert(conversion_of(capture(recipe)), staging)
+            captured = capture(recipe)
+            for text in captured.warnings:
+                logger.warning("%s: %s", recipe.name, text)
+            package = _convert(conversion_of(captured), staging)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -131,6 +138,7 @@ def _export(
     _sweep(out, old)
     captures = [capture(recipe) for recipe in recipes]
     stages = {captured.recipe.name: stage_entry(captured) for captured in captures}
+    texts = {captured.recipe.name: captured.warnings for captured in captures}
     kept = {} if old is None else _reusable(out, old)
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
@@ -139,13 +147,14 @@ def _export(
             if stage.fingerprint in kept:
                 done += 1
                 size = _size(out / kept[stage.fingerprint])
-                yield StageDone(stage=name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(stages))
+                yield StageDone(stage=name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(stages), warnings=texts[name])
         todo = [captured for captured in captures if captured.fingerprint not in kept]
         for name, package, seconds in _convert_all(todo, staging, jobs):
             place = out / stages[name].package
             _move(package.parent, place.parent)
             done += 1
-            yield StageDone(stage=name, reused=False, seconds=seconds, size_bytes=_size(place), done=done, total=len(stages))
+            size = _size(place)
+            yield StageDone(stage=name, reused=False, seconds=seconds, size_bytes=size, done=done, total=len(stages), warnings=texts[name])
         companions = None
         if write_companions is not None:
             made = staging / COMPANIONS
@@ -206,7 +215,12 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 def conversion_of(captured: Captured) -> Conversion:
     """The converter's work for a captured recipe."""
-    return Conversion(program=serialised(captured), is_exported=isinstance(captured.program, ExportedProgram), entry=stage_entry(captured))
+    return Conversion(
+        program=serialised(captured),
+        is_exported=isinstance(captured.program, ExportedProgram),
+        entry=stage_entry(captured),
+        removed_passes=captured.removed_passes,
+    )
 
 
 def stage_entry(captured: Captured) -> StageEntry:

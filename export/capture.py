@@ -1,12 +1,13 @@
 """Captures a module by its recipe, as a trace or an exported program; refuses modules that this would change silently."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from coreflow.export.decompositions import ignored_keywords, safe_decompositions
+from coreflow.export.indices import IndexWatch
 from coreflow.export.recipe import Recipe
-from coreflow.export.targets.passes import REMOVED_PASSES
+from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
 from coreflow.export.value_reads import ValueRead, ValueReads
-from coreflow.models.arrays import Arrays
+from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.models.versions import version
@@ -39,13 +41,21 @@ class Captured:
     outputs: dict[str, TensorSpec]
     fingerprint: str
     frozen: tuple[ValueRead, ...] = ()  # values that depend on the inputs and are constants of the trace; no sample showed that it matters
+    removed_passes: tuple[str, ...] = REMOVED_PASSES  # of the converter
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Values that the trace froze, a line each."""
+        return tuple(
+            f"a value read at {read} is frozen as {read.value}; inputs that change it would compute something else" for read in self.frozen
+        )
 
 
 def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
     """Trace ``recipe.module`` in eval mode and in fp32, on the CPU; the module is left as it was.
 
     The first of ``samples`` is traced, and the trace is compared with the module on all others; without any the recipe draws them. Samples
-    on which the module does not run are passed over.
+    on which the module does not run are passed over. Weights of another precision are taken as the fp32 numbers that they are.
 
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
@@ -73,8 +83,9 @@ class _Form:
 
 
 def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, tuple[Tensor, ...]], _Form]) -> Captured:
+    given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
-        runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), skips=bool(samples))
+        runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), watch, skips=bool(samples))
         example, results = next(runs)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
         if changed:
@@ -88,7 +99,24 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         form = to_form(recipe, tuple(example.values()))
         for inputs, results in runs:
             _check_replay(recipe, results, _as_tuple(recipe, form.call(*inputs.values())), form.frozen)
-    return Captured(recipe, form.program, outputs, fingerprint(recipe, form.program), form.frozen)
+        if watch.indexes:
+            lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
+            with contextlib.suppress(ExportError):
+                next(_runs(recipe, [lowest], watch, skips=False))
+    guards = watch.may_be_negative(recipe.inputs.values())
+    removed = tuple(name for name in REMOVED_PASSES if not (guards and name == NEGATIVE_INDICES))
+    return Captured(given, form.program, outputs, fingerprint(recipe, form.program, removed), form.frozen, removed)
+
+
+def _lowest(spec: TensorSpec, example: Tensor) -> Array:
+    """The least whole numbers that an input may hold, of which an index is computed that may be negative; floats as in ``example``."""
+    return example.numpy() if spec.dtype != "int32" or spec.bounds is None else np.full(spec.shape, int(spec.bounds[0]), np.int32)
+
+
+def _in_fp32(module: nn.Module) -> nn.Module:
+    """``module``, or a copy in fp32 where its weights are of another precision."""
+    dtypes = {tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()}
+    return module if dtypes <= {torch.float32} else copy.deepcopy(module).float()
 
 
 def _trace(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
@@ -134,10 +162,10 @@ def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[T
             )
 
 
-def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram) -> str:
+def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram, removed_passes: Sequence[str]) -> str:
     """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions and passes of what converts."""
     digest = hashlib.sha256()
-    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, REMOVED_PASSES):
+    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, removed_passes):
         digest.update(repr(part).encode())
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
@@ -215,13 +243,16 @@ def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Ten
     }
 
 
-def _runs(recipe: Recipe, samples: Iterable[Arrays], *, skips: bool) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
-    """Inputs and outputs of the module; ``skips`` passes over samples on which it does not run, unless it runs on none."""
+def _runs(
+    recipe: Recipe, samples: Iterable[Arrays], watch: IndexWatch, *, skips: bool
+) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
+    """Inputs and outputs of the module under ``watch``; ``skips`` passes over samples on which it does not run, unless it runs on none."""
     problem, has_run = None, False
     for arrays in samples:
         inputs = {name: tensors({name: arrays[name]})[name] for name in recipe.inputs}
         try:
-            result = recipe.module(*(tensor.clone() for tensor in inputs.values()))  # a module may write to its inputs
+            with watch:
+                result = recipe.module(*(tensor.clone() for tensor in inputs.values()))  # a module may write to its inputs
         except CoreflowError:
             raise
         except Exception as error:

@@ -21,12 +21,13 @@ class Recipe(Stage):
 
     >>> Recipe(name="head", module=head, inputs={"x": TensorSpec((1, 64))}, outputs=("y",))
 
-    ``name``, ``module``, ``inputs``, ``outputs``, ``description`` and ``draw`` are those of a ``Stage``. ``ConfigError`` lists everything
-    that could not be converted as it is named.
+    ``name``, ``module``, ``inputs``, ``outputs``, ``description`` and ``draw`` are those of a ``Stage``. ``source`` is set by
+    ``load_recipes``. ``ConfigError`` lists everything that could not be converted as it is named.
     """
 
     target: Target = "iOS17"  # iOS18 where states, several functions or grouped palettes need it
     precision: Precision = "fp16"  # fp32 is for looking for faults; it never runs on the engine
+    source: str = ""  # FILE.py:NAME that it was loaded from
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", tuple(self.outputs))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from coreflow.export.recipe import Recipe
@@ -36,7 +37,7 @@ def load_recipes(source: str) -> tuple[Recipe, ...]:
         raise ConfigError(
             f"{source} is a {type(definitions[name]).__name__}; a Recipe, a list of them, or a function that gives them is right"
         )
-    return recipes
+    return tuple(replace(recipe, source=source) for recipe in recipes)
 
 
 def _execute(path: Path) -> object:

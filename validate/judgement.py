@@ -22,6 +22,7 @@ from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.observations import Observations
 from coreflow.validate.references.heuristic import heuristic_budget
+from coreflow.validate.references.unseeded import is_unseeded
 from coreflow.validate.report.model import AcceptedDifference, AmbiguousSample, OutputReport, RungName, Samples
 
 NO_SAMPLES = Samples(seeds=(), drawn=0, given=0)
@@ -52,6 +53,8 @@ class Judgement:
     unpaired: str = ""  # which share of the weights was compared with the module's, where not all
     compressed: str = ""  # how weights are compressed
     omissions: str = ""  # what a quick look leaves out
+    unseeded_weights: str = ""  # why the weights of the reference cannot be those that were exported
+    unseeded_draw: bool = False  # inputs differ from call to call
     other_ops: str = ""  # how the saved program differs from a fresh conversion
     rho_by_unit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     missing_units: tuple[str, ...] = ()  # why compute units were not compared
@@ -91,6 +94,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         compression=find_useless_compression(opened.graph),
         compressed=describe_compression(opened.graph),
         omissions=observations.omissions,
+        unseeded_draw=is_unseeded(case.draw),
         other_ops="" if fp32.program is None or wrong_fp32 else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
         missing_units=tuple(missing_units),

@@ -7,11 +7,20 @@ from functools import partial
 from torch import nn
 
 from coreflow.export.package.mlpackage import read_program
-from coreflow.models.arrays import Bools
+from coreflow.models.arrays import Arrays, Bools
+from coreflow.models.errors import UnsupportedError
+from coreflow.runtime.lift.ops.gather import NegativeIndexError
 from coreflow.validate.case import Case
 from coreflow.validate.gates.decisions import Decisions, find_decisions
 from coreflow.validate.gates.finite import find_infinite_weights
-from coreflow.validate.gates.structure import NO_INPUTS, NO_REFERENCE, Obstacle, find_interface_obstacle, find_output_obstacle
+from coreflow.validate.gates.structure import (
+    NO_INPUTS,
+    NO_REFERENCE,
+    Obstacle,
+    find_interface_obstacle,
+    find_output_obstacle,
+    find_unrepeatable_reference,
+)
 from coreflow.validate.gates.tolerance import MAX_SEEDS, MIN_DECIDED, SEEDS
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.fp32 import Fp32Conversion, try_fp32
@@ -51,25 +60,21 @@ class Observations:
 
 def observe(case: Case, options: Options) -> Observations | Obstacle:
     """The observations of ``case``, or the obstacle to a comparison."""
-    if case.source is None:
-        return NO_REFERENCE
-    if obstacle := find_infinite_weights(case.module, case.opened.graph):
-        return obstacle
-    model, outputs = case.opened.model, list(case.opened.model.outputs)
-    first = (*case.from_seeds(range(1)), *case.samples)[:1] if case.module is not None else ()
-    if obstacle := find_interface_obstacle(model, case.recipe, first, case.open_reference):
-        return obstacle
     drawn = case.from_seeds(range(options.first_seeds))
     swept = case.sweeps() if options.sweep else ()
-    if not (*drawn, *case.samples, *swept):
-        return NO_INPUTS
+    if obstacle := _find_obstacle(case, (*drawn, *case.samples, *swept)):
+        return obstacle
+    outputs = list(case.opened.model.outputs)
     announce = partial(options.announce, case.name)
     announce("converting anew")
     fp32 = _fp32_conversion(case, options, (*case.samples, *drawn))
     pairing = None if case.module is None else pair(case.opened.graph, _weights(fp32, case.module))
     ladder = Ladder(case.opened, case.open_reference, fp32.program, pairing, walks=not options.quick, announce=announce)
-    observations = ladder.observe((*drawn, *case.samples, *swept))
-    if obstacle := find_output_obstacle(model.outputs, case.opened.precision, observations, is_converted=case.module is not None):
+    try:
+        observations = ladder.observe((*drawn, *case.samples, *swept))
+    except UnsupportedError as error:
+        return _find_index_obstacle(case, [ladder.rounded(sample) for sample in (*drawn, *case.samples, *swept)], error)
+    if obstacle := _find_reference_obstacle(case, ladder, observations):
         return obstacle
     decisions = find_decisions(observations, outputs)
     for start in range(options.first_seeds, MAX_SEEDS, SEEDS):
@@ -80,6 +85,37 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
     return Observations(
         by_sample=tuple(observations), decisions=decisions, ladder=ladder, fp32=fp32, omissions=options.omissions, pairing=pairing
     )
+
+
+def _find_obstacle(case: Case, samples: Sequence[Sample]) -> Obstacle | None:
+    """The obstacle that shows before anything has run."""
+    if case.source is None:
+        return NO_REFERENCE
+    if obstacle := find_infinite_weights(case.module, case.opened.graph):
+        return obstacle
+    first = samples[:1] if case.module is not None else ()
+    if obstacle := find_interface_obstacle(case.opened.model, case.recipe, first, case.open_reference):
+        return obstacle
+    return None if samples else NO_INPUTS
+
+
+def _find_index_obstacle(case: Case, inputs: Sequence[Arrays], error: UnsupportedError) -> Obstacle:
+    """The obstacle of a program that gets a negative index which the reference counts from the end; every other error is raised."""
+    if not isinstance(error.__cause__, NegativeIndexError):
+        raise error
+    reference = case.open_reference()
+    for arrays in inputs:
+        reference.outputs(arrays)  # raises where the reference takes no such index either
+    text = f"{error}; the reference does count it so, and what a device gives is undefined"
+    return Obstacle(cause="translation", problems=(text,))
+
+
+def _find_reference_obstacle(case: Case, ladder: Ladder, observations: Sequence[Observation]) -> Obstacle | None:
+    """The obstacle that shows once the reference has run."""
+    specs, precision, first = case.opened.model.outputs, case.opened.precision, observations[0]
+    if obstacle := find_output_obstacle(specs, precision, observations, is_converted=case.module is not None):
+        return obstacle
+    return find_unrepeatable_reference(first, list(specs), lambda: case.open_reference().outputs(ladder.rounded(first.sample)))
 
 
 def _fp32_conversion(case: Case, options: Options, samples: Sequence[Sample]) -> Fp32Conversion:

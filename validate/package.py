@@ -29,6 +29,7 @@ from coreflow.validate.judgement import NO_SAMPLES, Judgement, judge
 from coreflow.validate.ladder.opening import open_package
 from coreflow.validate.observations import Observations, observe
 from coreflow.validate.options import Evidence, Options
+from coreflow.validate.references.unseeded import find_unseeded_weights
 from coreflow.validate.replay.evidence import keep_evidence
 from coreflow.validate.report.model import Cause, Report
 from coreflow.validate.verdict import Verdict, conclude
@@ -139,7 +140,11 @@ def _conclude(case: Case, observations: Observations, judgement: Judgement, opti
     cause = None
     if judgement.has_failure:
         cause = _find_cause(case, observations, judgement)
-        judgement = replace(judgement, foreign_weights=find_foreign_weights(case.opened.model.metadata, case.module))
+        judgement = replace(
+            judgement,
+            foreign_weights=find_foreign_weights(case.opened.model.metadata, case.module),
+            unseeded_weights=find_unseeded_weights(case.recipe) if cause == "weights" else "",
+        )
     verdict = conclude(judgement, cause)
     options.announce(case.name, "ops")
     explanation = diagnose(observations.ladder, case.module, observations.by_sample, verdict.outcome, verdict.cause, judgement.outputs)

@@ -49,6 +49,7 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     7. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
     8. Differences of a fresh conversion at ops that the caller accepts do not count (``acceptance``); they stay in the report.
     9. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
+    10. Weights that a recipe draws anew each time are not those that were exported: a failure by them is incomplete.
     """
     if isinstance(judgement, Obstacle):
         text = judgement.text or "; ".join(judgement.problems)
@@ -58,6 +59,8 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     samples, compression = judgement.samples, judgement.compression
     outcome = worst(output.outcome for output in judgement.outputs.values())
     ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
+    if judgement.unseeded_weights and outcome == "fail":
+        outcome, ambiguity = "incomplete", judgement.unseeded_weights
     if ambiguity and outcome != "fail":
         outcome = "incomplete"
     if (judgement.missing_fp32 or judgement.frozen_reads) and outcome == "pass":
@@ -71,7 +74,7 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     notes = _notes(judgement)
     compressed = judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else ""
     text = verdict_text(outcome, cause, judgement.outputs, judgement.tolerance, ambiguity, notes, judgement.budget, compressed=compressed)
-    foreign = judgement.foreign_weights if judgement.has_failure else ""
+    foreign = judgement.foreign_weights if outcome == "fail" and judgement.has_failure else ""
     return Verdict(
         outcome=outcome,
         cause=cause,
@@ -175,6 +178,8 @@ def _notes(judgement: Judgement) -> tuple[str, ...]:
             f"the reference reads a value at {judgement.frozen_reads}, which a conversion freezes; no sample showed that it matters: give "
             "some that reach the other values (inputs=, --inputs)"
         )
+    if judgement.unseeded_draw:
+        notes.append("the draw gives other inputs for the same seed when it is called again: no report on them can be repeated")
     notes += [
         f"accepted at {difference.op} ({difference.reason}): a conversion at FLOAT32 is off by {difference.relative_rms:.2g} of the output"
         for difference in judgement.accepted

@@ -34,6 +34,7 @@ class Conversion:
     program: bytes  # torch.jit.save's, or torch.export.save's
     is_exported: bool
     entry: StageEntry  # what a manifest says of the package
+    removed_passes: tuple[str, ...] = REMOVED_PASSES
 
     @property
     def name(self) -> str:
@@ -47,7 +48,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
     entry = conversion.entry
     target, precision = entry.recipe["target"], entry.recipe["precision"]
     pipeline = ct.PassPipeline.DEFAULT
-    pipeline.remove_passes(set(REMOVED_PASSES))
+    pipeline.remove_passes(set(conversion.removed_passes))
     try:
         with _silenced():
             import torch

@@ -1,11 +1,16 @@
 """What would convert into something else is refused before it is converted."""
 
+import inspect
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from coreflow.export import Recipe, TensorSpec
+from coreflow.export.bundle import StageDone, build, export_bundle
 from coreflow.export.capture import capture, capture_by_export
 from coreflow.models.errors import ExportError
 
@@ -153,3 +158,23 @@ def test_convolutions_are_traced_as_operations() -> None:
     assert isinstance(traced, torch.jit.ScriptModule)
     x = torch.randn(1, 3, 8, 8)
     assert not torch.equal(traced(x), traced(x + 1))
+
+
+class Guards(nn.Module):
+    """A branch that no drawn input takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().max() > 1000:
+            return x * 0
+        return x + 1
+
+
+def test_a_value_that_the_trace_froze_is_told_with_its_line(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is printed a second time
+        build(recipe(Guards()), tmp_path)
+        (event, _) = export_bundle([recipe(Guards())], tmp_path / "bundle", jobs=1)
+    assert isinstance(event, StageDone) and len(event.warnings) == len(caplog.messages) == 1
+    assert caplog.messages[0] == f"stage: {event.warnings[0]}"
+    line = inspect.getsourcelines(Guards)[1] + 4
+    assert f"a value read at tests/export/test_capture.py:{line} is frozen as False" in event.warnings[0]

@@ -21,6 +21,7 @@ from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime import lift
 from coreflow.validate.diagnosis.fingerprints import Fingerprint, fingerprint, scaled
 from coreflow.validate.inputs.states import StatelessModule
+from coreflow.validate.references.casts import CastsTo
 from coreflow.validate.references.fp16_rounding import round_to_fp16
 from coreflow.validate.references.torch_module import as_tuple, converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
@@ -85,7 +86,7 @@ def trace(module: nn.Module, inputs: Arrays, *, fp16_weights: bool = False, lost
     arguments = [tensor.clone() for tensor in tensors(inputs, torch.float64).values()]  # a module may write to them
     given = tuple(map(fingerprint, arguments))
     recorder = _Recorder(copied, lost)
-    with plain_torch(torch.float64), recorder:
+    with plain_torch(torch.float64), recorder, CastsTo(torch.float64):
         try:
             result = copied(*arguments)
         except CoreflowError:

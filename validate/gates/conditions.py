@@ -19,7 +19,10 @@ def finite_gate(errors: Errors) -> Gate:
     """Every value is finite where the reference is, but for what fp16 does not hold."""
     if errors.missing:
         also = f"; torch's own fp16 gives {errors.simulated_missing}: the module overflows in fp16" if errors.simulated_missing else ""
-        text = f"{errors.missing} values are NaN or infinite where the reference is not{also}"
+        wrong = (
+            "finite where the reference is infinite" if np.isfinite(errors.actual).all() else "NaN or infinite where the reference is not"
+        )
+        text = f"{errors.missing} values are {wrong}{also}"
         return Gate(name="finite", outcome="fail", value=errors.missing, limit=0, text=text)
     if errors.overflowed:
         text = f"{errors.overflowed} values are beyond {fp16.MAX:.0f}, which fp16 does not hold"

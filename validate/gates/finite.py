@@ -47,7 +47,7 @@ def _of_program(graph: Graph, module: nn.Module | None) -> Iterator[str]:
         is_table = facts.looks_up or op.type.startswith("constexpr_")
         if not (facts.is_contraction or is_table or op.type in _NORMALISES):
             continue
-        for argument, value in ((argument, value) for argument in op.inputs for value in op.argument(argument)):
+        for argument, value in ((name, value) for name in op.inputs for value in op.argument(name)):
             if id(value) in seen or not isinstance(value.data, np.ndarray) or value.data.dtype.kind != "f":
                 continue
             seen.add(id(value))

@@ -10,6 +10,7 @@ from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, Precision, TensorSpec
 from coreflow.runtime.backend import Model
+from coreflow.validate.gates.metrics import max_abs
 from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.references.reference import Reference
@@ -28,6 +29,8 @@ class Obstacle:
     text: str = ""  # in one line; empty: the problems themselves
 
 
+# What two runs of one module in float64 may differ by, as a share of the largest value: threads may add in another order.
+_REPEATED = 1e-9
 NO_REFERENCE = Obstacle(problems=("no reference: nothing was compared",))
 NO_INPUTS = Obstacle(problems=("give inputs, or a draw",), text="no inputs: nothing was compared")
 
@@ -55,6 +58,34 @@ def find_output_obstacle(
     if not problems:
         return None
     return _blame(problems, merged_outputs(observations[0].reference, specs) if is_converted else "")
+
+
+def find_unrepeatable_reference(first: Observation, outputs: Collection[str], run_anew: Callable[[], tuple[Array, ...]]) -> Obstacle | None:
+    """A reference that gives something else when it runs on the ``first`` sample again; ``run_anew`` runs a fresh copy of it there.
+
+    One that gives the same when it begins anew keeps a state, which a trace loses. Any other draws random numbers: it is one of many.
+    """
+    name = _differing(outputs, first.reference, first.again or first.reference)
+    if name is None:
+        return None
+    if _differing(outputs, first.reference, run_anew()) is None:
+        text = f"the reference gives another {name!r} when it is called again: it changes its own buffers, and the package keeps no state"
+        return Obstacle(cause="translation", problems=(text,))
+    text = (
+        f"the reference gives another {name!r} for the same inputs whenever it runs: it draws random numbers, or a dropout is on whatever "
+        "the mode; nothing can be compared with one draw of many"
+    )
+    return Obstacle(problems=(text,))
+
+
+def _differing(outputs: Collection[str], first: Sequence[Array], second: Sequence[Array]) -> str | None:
+    """The first output in which two runs differ by more than their order of summation."""
+    for name, before, after in zip(outputs, first, second, strict=True):
+        finite = before[np.isfinite(before)]
+        atol = _REPEATED * max_abs(finite) if finite.size else 0.0
+        if before.shape != after.shape or not np.allclose(before, after, rtol=0, atol=atol, equal_nan=True):
+            return name
+    return None
 
 
 def _blame(problems: Sequence[str], merged: str = "") -> Obstacle:

@@ -25,6 +25,7 @@ class Observation:
     margins: tuple[tuple[Array, Array] | None, ...]  # of outputs that are argmaxes: the margins, and fp16's noise in the scores
     reference_margins: Array | None = None  # of the decisions inside the module
     simulated_margins: Array | None = None
+    again: tuple[Array, ...] | None = None  # a second run of the reference on the same inputs, of the first sample
 
     @property
     def actual(self) -> Arrays:

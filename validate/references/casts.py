@@ -1,4 +1,4 @@
-"""Casts inside a module, in the precision of its run.
+"""Casts and epsilons inside a module, in the precision of its run.
 
 ``x.float()``, ``x.half()``, ``dtype=torch.float32`` of a constructor, an autocast: a module that computes in several precisions is one
 function, and the precision of a run is the run's. The reference is float64 throughout; the simulation of fp16 rounds every result, as a
@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+_EPSILON = torch.finfo(torch.float32).eps
 
 
 class CastsTo(TorchDispatchMode):
@@ -47,3 +51,19 @@ class CastsTo(TorchDispatchMode):
     def _cast(self, value: Any) -> Any:
         """A dtype, or the elements of a floating tensor, as the run has them."""
         return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else self._named(value)
+
+
+class Float32Epsilon(TorchFunctionMode):
+    """Gives an RMS norm without an epsilon float32's, which the exported module has; it would take that of the run's precision.
+
+    >>> with Float32Epsilon():
+    ...     nn.RMSNorm(64)(x.double())
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run ``func``, an RMS norm with an epsilon."""
+        kwargs = kwargs or {}
+        if func in (functional.rms_norm, torch.rms_norm):
+            named = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)) | kwargs
+            args, kwargs = (), {**named, "eps": _EPSILON if named.get("eps") is None else named["eps"]}
+        return func(*args, **kwargs)

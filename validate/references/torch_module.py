@@ -16,7 +16,7 @@ from coreflow.export.capture import tensors
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.models.spec import Precision
-from coreflow.validate.references.casts import CastsTo
+from coreflow.validate.references.casts import CastsTo, Float32Epsilon
 from coreflow.validate.references.choices import Choice, ChoiceRecorder
 from coreflow.validate.references.fp16_rounding import Fp16Rounding, round_to_fp16
 
@@ -73,7 +73,7 @@ class TorchReference:
         if not isinstance(rounding, contextlib.nullcontext):
             arguments = [round_to_fp16(tensor) if tensor.is_floating_point() else tensor for tensor in arguments]
         recorder = ChoiceRecorder() if self._records_choices else contextlib.nullcontext()
-        with plain_torch(dtype), rounding, recorder:
+        with plain_torch(dtype), rounding, recorder, CastsTo(dtype):  # the casts last: what the others do is no part of the module
             try:
                 result = getattr(module, method)(*arguments)
             except CoreflowError:
@@ -119,9 +119,9 @@ def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn
 
 @contextlib.contextmanager
 def plain_torch(dtype: torch.dtype) -> Iterator[None]:
-    """No gradients, no fused fast paths that would hide operations, casts and new tensors in ``dtype``; all put back afterwards.
+    """No gradients, no fused fast paths that would hide operations, and new tensors in ``dtype``; all put back afterwards.
 
-    The limits of floats are those of float32, which the exported module has: ``torch.finfo(x.dtype).min`` is a constant of its program.
+    The limits and the epsilon of floats are float32's: in the exported module ``torch.finfo(x.dtype).min`` is a constant of that.
     """
     default, fast, onednn = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled(), bool(torch.backends.mkldnn.enabled)
     finfo = torch.finfo
@@ -131,7 +131,7 @@ def plain_torch(dtype: torch.dtype) -> Iterator[None]:
     torch.finfo = lambda of=None: finfo(torch.float32 if of in (None, torch.float64) else of)  # type: ignore[assignment,misc]
     try:
         # Not inference mode, in which composite operations reach the rounding whole.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), CastsTo(dtype):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Float32Epsilon():
             yield
     finally:
         torch.finfo = finfo  # type: ignore[misc]

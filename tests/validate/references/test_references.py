@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coreflow.export.bundle import build
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
+from coreflow.export.user_files import load_recipes
 from coreflow.models.errors import BundleError, ConfigError, InputError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.onnx.write import write_onnx
@@ -126,3 +127,68 @@ class TestChoices:
             turned.second.bias[5] += 0.3
         report = validate(choosing, recipe("choosing", ("scores", "best"), turned))
         assert report.verdict == "fail" and report.outputs["best"].outcome == "fail" and report.outputs["best"].flips > 0
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 0.1 * torch.rand(64, 32)
+
+
+class Dropping(Noisy):
+    """A dropout that no mode switches off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.layer(x), 0.1, training=True)
+
+
+class Counting(Noisy):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+class TestUnrepeatable:
+    """A reference that gives something else each time is named, whatever the package is."""
+
+    @pytest.mark.parametrize("module", [Noisy(), Dropping()], ids=["rand", "dropout"])
+    def test_random_numbers_make_no_reference(self, module: nn.Module, package: Path) -> None:
+        report = validate(package, module)
+        assert (report.verdict, report.cause, report.exit_code) == ("incomplete", None, 5)
+        assert "for the same inputs whenever it runs: it draws random numbers, or a dropout is on" in report.text
+
+    def test_a_state_that_the_package_lacks_is_translation(self, package: Path) -> None:
+        report = validate(package, Counting())
+        assert (report.verdict, report.cause, report.exit_code) == ("fail", "translation", 4)
+        assert "changes its own buffers, and the package keeps no state" in report.text
+
+    @pytest.mark.parametrize("seeded", [False, True])
+    def test_weights_that_a_recipe_draws_when_it_is_loaded_are_not_called_wrong(self, seeded: bool, tmp_path: Path) -> None:
+        file = tmp_path / "recipes.py"
+        file.write_text(
+            "import torch\nfrom torch import nn\nfrom coreflow.export import Recipe, TensorSpec\n"
+            + ("torch.manual_seed(0)\n" if seeded else "")
+            + "NET = Recipe(name='net', module=nn.Linear(32, 32), inputs={'x': TensorSpec((64, 32))}, outputs=('y',))\n"
+        )
+        (exported,), (loaded,) = (load_recipes(f"{file}:NET") for _ in range(2))
+        report = validate(build(exported, tmp_path), loaded)
+        if seeded:
+            assert report.verdict == "pass", report.text
+            return
+        assert (report.verdict, report.cause, report.exit_code) == ("incomplete", None, 5)
+        assert f"{file}:NET draws its weights anew whenever it is loaded ('weight' differs)" in report.text
+
+    def test_inputs_that_no_seed_decides_are_noted(self, package: Path) -> None:
+        random = np.random.default_rng(0)
+        report = validate(package, recipe(), draw=lambda seed: {"x": random.standard_normal((64, 32)).astype(np.float16)})
+        assert report.verdict == "pass" and any("the draw gives other inputs for the same seed" in note for note in report.notes)
+        assert not any("same seed" in note for note in validate(package, recipe()).notes)
