@@ -8,7 +8,7 @@ from torch import nn
 
 from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Arrays, Bools
-from coreflow.models.errors import UnsupportedError
+from coreflow.models.errors import ConfigError, UnsupportedError
 from coreflow.runtime.lift.ops.gather import NegativeIndexError
 from coreflow.validate.case import Case
 from coreflow.validate.gates.decisions import Decisions, find_decisions
@@ -17,6 +17,7 @@ from coreflow.validate.gates.structure import (
     NO_INPUTS,
     NO_REFERENCE,
     Obstacle,
+    find_integer_obstacle,
     find_interface_obstacle,
     find_output_obstacle,
     find_unrepeatable_reference,
@@ -74,6 +75,12 @@ def observe(case: Case, options: Options) -> Observations | Obstacle:
         observations = ladder.observe((*drawn, *case.samples, *swept))
     except UnsupportedError as error:
         return _find_index_obstacle(case, [ladder.rounded(sample) for sample in (*drawn, *case.samples, *swept)], error)
+    except ConfigError:
+        if case.module is None or not (
+            obstacle := find_integer_obstacle(case.opened.model, (*drawn, *case.samples)[0], case.open_reference)
+        ):
+            raise
+        return obstacle
     if obstacle := _find_reference_obstacle(case, ladder, observations):
         return obstacle
     decisions = find_decisions(observations, outputs)

@@ -1,6 +1,7 @@
 """Structure: names, order, shapes and dtypes of a package's inputs and outputs against those of its reference."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +49,18 @@ def find_interface_obstacle(
         reference = open_reference().outputs(sample.inputs)
         return _blame(problems, merged_outputs(reference, model.outputs))
     return _blame(problems)
+
+
+def find_integer_obstacle(model: Model, sample: Sample, open_reference: Callable[[], Reference]) -> Obstacle | None:
+    """Why the reference does not run on a sample of floats: it runs where one of them, or all, are whole numbers."""
+    arrays = {name: np.asarray(sample.inputs[name]) for name in model.inputs}
+    floats = [name for name, array in arrays.items() if array.dtype.kind == "f"]
+    reference = open_reference()
+    for names in (*((name,) for name in floats), tuple(floats)):
+        with suppress(ConfigError):
+            reference.outputs(arrays | {name: np.zeros(arrays[name].shape, np.int32) for name in names})
+            return Obstacle(cause="translation", problems=tuple(_whole_numbers_only(model, name) for name in names))
+    return None
 
 
 def find_output_obstacle(
@@ -151,10 +164,12 @@ def _integer_problems(model: Model, sample: Sample, open_reference: Callable[[],
         reference.outputs({name: arrays[name].astype(np.float32) if name in as_floats else arrays[name] for name in model.inputs})
     except ConfigError:
         reference.outputs({name: arrays[name] for name in model.inputs})  # that it runs on neither is another fault, and is raised
-        return [
-            f"input {name!r} is {model.inputs[name].dtype}; int32 is right, the reference runs on whole numbers only" for name in as_floats
-        ]
+        return [_whole_numbers_only(model, name) for name in as_floats]
     return []
+
+
+def _whole_numbers_only(model: Model, name: str) -> str:
+    return f"input {name!r} is {model.inputs[name].dtype}; int32 is right, the reference runs on whole numbers only"
 
 
 def _output_problems(specs: Mapping[str, TensorSpec], precision: Precision, observations: Sequence[Observation]) -> list[str]:
