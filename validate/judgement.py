@@ -50,6 +50,7 @@ class Judgement:
     frozen_reads: str = ""  # lines of the module that read a value, which a conversion freezes and no sample showed to matter
     accepted: tuple[AcceptedDifference, ...] = ()  # whose gates of translation pass
     compression: UselessCompression | None = None
+    has_own_weights: bool = False  # whether all weights are seen to be the reference's, rounded
     unpaired: str = ""  # which share of the weights was compared with the module's, where not all
     compressed: str = ""  # how weights are compressed
     omissions: str = ""  # what a quick look leaves out
@@ -89,6 +90,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
         samples=_samples(observations, comparisons, outputs),
         foreign_samples=_foreign_samples(list(outputs), by_sample, kept),
         missing_fp32="" if opened.precision == "fp32" or "R2s" in by_sample[0].squares else wrong_fp32 or fp32.problem,
+        has_own_weights="R2s" in by_sample[0].squares and observations.pairing is not None and not observations.pairing.altered,
         unpaired=_unpaired(observations),
         frozen_reads=", ".join(dict.fromkeys(map(str, fp32.frozen))),
         compression=find_useless_compression(opened.graph),

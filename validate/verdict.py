@@ -21,6 +21,9 @@ _COMPRESSED = (
 )
 
 
+_ROUNDED = "; the weights are the reference's: their rounding, and that of constants, loses more than torch's fp16"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The outcome and its cause, and both in words.
@@ -73,7 +76,17 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
         cause = "translation"
     notes = _notes(judgement)
     compressed = judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else ""
-    text = verdict_text(outcome, cause, judgement.outputs, judgement.tolerance, ambiguity, notes, judgement.budget, compressed=compressed)
+    text = verdict_text(
+        outcome,
+        cause,
+        judgement.outputs,
+        judgement.tolerance,
+        ambiguity,
+        notes,
+        judgement.budget,
+        compressed=compressed,
+        has_own_weights=judgement.has_own_weights,
+    )
     foreign = judgement.foreign_weights if outcome == "fail" and judgement.has_failure else ""
     return Verdict(
         outcome=outcome,
@@ -155,8 +168,12 @@ def verdict_text(
     budget: str = "torch's own fp16",
     *,
     compressed: str = "",
+    has_own_weights: bool = False,
 ) -> str:
-    """The verdict in one line: how large the errors are, and where they are largest; ``compressed`` says how weights are."""
+    """The verdict in one line: how large the errors are, and where they are largest.
+
+    ``compressed`` says how weights are; ``has_own_weights`` that they are seen to be the reference's.
+    """
     if verdict == "incomplete" and ambiguity:
         return ambiguity
     if verdict in ("warn", "fail") and all(output.outcome != verdict for output in outputs.values()):
@@ -165,7 +182,7 @@ def verdict_text(
         return _text_of_pass(outputs, tolerance, budget)
     if cause == "weights" and compressed:
         return f"{_text_of_worst_gate(verdict, outputs)}; {_COMPRESSED.format(compressed)}"
-    return _text_of_worst_gate(verdict, outputs) + _MEANINGS.get(cause, "")
+    return _text_of_worst_gate(verdict, outputs) + (_ROUNDED if cause == "weights" and has_own_weights else _MEANINGS.get(cause, ""))
 
 
 def _notes(judgement: Judgement) -> tuple[str, ...]:

@@ -289,3 +289,10 @@ class TestText:
     def test_a_ratio_that_is_no_number_does_not_hide_the_gate(self) -> None:
         unknown = {"y": output(gate("fail", value=math.nan))}
         assert verdict_text("fail", None, unknown, LIFTED) == "y: rho_rms nan, above its limit of 1"
+
+
+def test_weights_that_are_the_references_are_not_called_wrong() -> None:
+    failing = judgement(outputs=outputs("fail"), has_own_weights=True)
+    assert "the weights are the reference's" in conclude(failing, "weights").text
+    assert "weights of the saved program are wrong" in conclude(judgement(outputs=outputs("fail")), "weights").text
+    assert "the weights are" not in conclude(failing, "fp16").text

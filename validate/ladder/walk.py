@@ -5,10 +5,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Op
+from coreflow.models import fp16
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.gates.metrics import ratio
 from coreflow.validate.ladder.tally import ROUNDING
@@ -52,10 +54,14 @@ def walk(model: LiftedModel, inputs: Mapping[str, Any], suspects: Collection[str
 
 
 def _through_fp16(value: Any) -> Any:
-    """A constant argument after a rounding to fp16; whole numbers stay."""
+    """A constant argument as an fp16 program holds it; whole numbers stay. coremltools raises a number that would vanish, an epsilon of
+    1e-12, to the smallest one.
+    """
     if isinstance(value, Tensor):
         return value.to(torch.float16).to(value.dtype) if value.is_floating_point() else value
-    return float(torch.tensor(value, dtype=torch.float64).to(torch.float16)) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(np.float16(value)) or math.copysign(fp16.SMALLEST_SUBNORMAL if value else 0.0, value)
 
 
 def _in_roundings(changed: Tensor, reference: Tensor) -> float:
