@@ -138,7 +138,7 @@ def recipes() -> tuple[Recipe, ...]:
         Recipe(
             name="text_encoder",
             module=encoder.eval(),
-            inputs={"ids": ids, "mask": TensorSpec((1, 128), bounds=(0, 1))},
+            inputs={"ids": ids, "mask": TensorSpec((1, 128), values=(0, 1))},
             outputs=("surface",),
         ),
         step,

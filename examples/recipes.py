@@ -32,7 +32,7 @@ torch.manual_seed(0)
 CLASSIFIER = Recipe(
     name="classifier",
     module=TextClassifier(),
-    inputs={"ids": TensorSpec((1, LENGTH), "int32", bounds=(0, VOCABULARY - 1)), "mask": TensorSpec((1, LENGTH), bounds=(0, 1))},
+    inputs={"ids": TensorSpec((1, LENGTH), "int32", bounds=(0, VOCABULARY - 1)), "mask": TensorSpec((1, LENGTH), values=(0, 1))},
     outputs=("scores",),
     description="Scores of eight classes for a text of up to 64 tokens",
 )

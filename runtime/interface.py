@@ -1,7 +1,7 @@
 """The inputs, outputs and states of a program as ``TensorSpec``s, and the check of every input before a backend sees it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,17 +11,17 @@ import numpy.typing as npt
 import torch
 
 from coreflow.export.package.graph import Feature, Graph, Interface, Program
-from coreflow.models.arrays import Array
+from coreflow.models.arrays import Array, Bools
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
-from coreflow.models.spec import BOUNDS_KEY, DTYPES, Dtype, TensorSpec
+from coreflow.models.spec import BOUNDS_KEY, DTYPES, VALUES_KEY, Dtype, TensorSpec
 
 # torch computes fewer elements than this on the calling thread alone.
 _ONE_THREAD = 2**15 - 1
 
 
 def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
-    """The inputs of a function with the bounds that the package records; an image is (1, C, H, W) from 0 to 255."""
-    bounds = _bounds(program)
+    """The inputs of a function with the bounds and values that the package records; an image is (1, C, H, W) from 0 to 255."""
+    bounds, values = _recorded(program, BOUNDS_KEY), _recorded(program, VALUES_KEY)
     declared = {value.name: value for value in graph.inputs}
     specs = {}
     for feature in interface.inputs:
@@ -31,7 +31,7 @@ def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[st
             limits = None if feature.colour == "GRAYSCALE_FLOAT16" else (0.0, 255.0)
             specs[feature.name] = _spec(program, replace(feature, dtype=declared[feature.name].dtype), shape, limits)
         elif feature.kind == "array":
-            specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name))
+            specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name), values.get(feature.name))
         else:
             raise UnsupportedError(
                 f"{program.path.name}: input {feature.name!r} is of kind {feature.kind}; arrays and images can be passed"
@@ -51,7 +51,7 @@ def output_specs(program: Program, graph: Graph, interface: Interface) -> dict[s
             continue
         known = declared[feature.name].shape
         shape = feature.shape if known is None else tuple(extent or 1 for extent in known)
-        specs[feature.name] = _spec(program, feature, shape, None)
+        specs[feature.name] = _spec(program, feature, shape)
     return specs
 
 
@@ -104,12 +104,26 @@ def check_state(name: str, value: npt.ArrayLike, specs: Mapping[str, TensorSpec]
 
 
 def describe(spec: TensorSpec) -> str:
-    """``float16 [1, 128]``, with the bounds if there are any."""
+    """``float16 [1, 128]``, with the values or bounds if there are any."""
+    if spec.values is not None:
+        return f"{spec.dtype} {list(spec.shape)} of {_listed(spec.values)}"
     bounds = "" if spec.bounds is None else f" in {spec.bounds[0]:g}..{spec.bounds[1]:g}"
     return f"{spec.dtype} {list(spec.shape)}{bounds}"
 
 
-def _spec(program: Program, feature: Feature, shape: tuple[int, ...], bounds: tuple[float, float] | None) -> TensorSpec:
+def _listed(values: Sequence[float]) -> str:
+    """``0, 1 or 2``."""
+    texts = [f"{value:g}" for value in values]
+    return " or ".join(part for part in (", ".join(texts[:-1]), texts[-1]) if part)
+
+
+def _spec(
+    program: Program,
+    feature: Feature,
+    shape: tuple[int, ...],
+    bounds: Sequence[float] | None = None,
+    values: Sequence[float] | None = None,
+) -> TensorSpec:
     # A caller of Core ML may pass doubles where "double" is declared; the program itself computes in float32 at most.
     dtype: Dtype = "float32" if feature.dtype == "float64" else feature.dtype  # type: ignore[assignment]
     if dtype not in DTYPES:
@@ -117,19 +131,26 @@ def _spec(program: Program, feature: Feature, shape: tuple[int, ...], bounds: tu
             f"{program.path.name}: {feature.name!r} has element type {feature.dtype or 'unknown'}; {', '.join(DTYPES)} work"
         )
     try:
-        return TensorSpec(shape, dtype, bounds)
+        if values is not None:
+            return TensorSpec(shape, dtype, values=tuple(values))
+        return TensorSpec(shape, dtype, None if bounds is None else (bounds[0], bounds[1]))
     except ConfigError as error:
         raise BundleError(f"{program.path.name}: {feature.name!r}: {error}") from error
 
 
-def _bounds(program: Program) -> dict[str, tuple[float, float]]:
-    text = program.metadata.user.get(BOUNDS_KEY)
+def _recorded(program: Program, key: str) -> dict[str, tuple[float, ...]]:
+    """The numbers that a package records of its inputs: their bounds, or their values."""
+    text = program.metadata.user.get(key)
     if not text:
         return {}
     try:
-        return {str(name): (float(low), float(high)) for name, (low, high) in json.loads(text).items()}
+        recorded = {str(name): tuple(map(float, numbers)) for name, numbers in json.loads(text).items()}
+        if key == BOUNDS_KEY and any(len(numbers) != 2 for numbers in recorded.values()):
+            raise ValueError("bounds are two numbers")
     except (ValueError, TypeError, AttributeError) as error:
-        raise BundleError(f"{program.path.name}: metadata {BOUNDS_KEY!r} is not {{input: [lowest, highest]}} ({error})") from error
+        form = "[lowest, highest]" if key == BOUNDS_KEY else "[value, ...]"
+        raise BundleError(f"{program.path.name}: metadata {key!r} is not {{input: {form}}} ({error})") from error
+    return recorded
 
 
 def _check_input(name: str, value: Array, spec: TensorSpec, feature: Feature) -> Array:
@@ -138,14 +159,33 @@ def _check_input(name: str, value: Array, spec: TensorSpec, feature: Feature) ->
     if value.dtype.kind not in "fiub":
         raise InputError(f"input {name!r}: expected {spec.dtype}, got {value.dtype}")
     converted = _check_integers(name, value) if spec.dtype == "int32" else _check_floats(name, value, spec)
-    if spec.bounds is not None and value.size:
-        low, high = spec.bounds
-        if not low <= float(value.min()) <= float(value.max()) <= high:
-            values = value.astype(np.float64)  # a bound may be one that fp16 does not hold
-            place = np.unravel_index(int(np.argmax((values < low) | (values > high))), value.shape)
-            where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
-            raise InputError(f"input {name!r} holds {value[place].item():g}{where}; {low:g} to {high:g} is right")
+    if problem := wrong_value(name, value, spec):
+        raise InputError(problem)
     return converted
+
+
+def wrong_value(name: str, value: Array, spec: TensorSpec) -> str:
+    """The first element of the input ``name`` that is outside its bounds or none of its values, in words; empty where there is none."""
+    if spec.bounds is None or not value.size:
+        return ""
+    low, high = spec.bounds
+    if spec.values is None:
+        if low <= float(value.min()) <= float(value.max()) <= high:
+            return ""
+        values = value.astype(np.float64)  # a bound may be one that fp16 does not hold
+        is_wrong, right = (values < low) | (values > high), f"{low:g} to {high:g}"
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_wrong, right = ~np.isin(value.astype(spec.dtype), np.array(spec.values, spec.dtype)), _listed(spec.values)
+        if not is_wrong.any():
+            return ""
+    return f"input {name!r} holds {first_of(value, is_wrong)}; {right} is right"
+
+
+def first_of(value: Array, is_wrong: Bools) -> str:
+    """The first of these elements, and its place: ``7 at [0, 3]``."""
+    place = np.unravel_index(int(np.argmax(is_wrong)), value.shape)
+    return f"{value[place].item():g}" + (f" at {[int(axis) for axis in place]}" if value.ndim else "")
 
 
 def _check_integers(name: str, value: Array) -> Array:
@@ -162,10 +202,8 @@ def _check_integers(name: str, value: Array) -> Array:
 def _check_floats(name: str, value: Array, spec: TensorSpec) -> Array:
     converted = to_floats(value, np.dtype(spec.dtype))
     if not _all_finite(converted):
-        place = np.unravel_index(int(np.argmin(np.isfinite(converted))), value.shape)
-        where = f" at {[int(axis) for axis in place]}" if value.ndim else ""
         limit = float(np.finfo(spec.dtype).max)
-        raise InputError(f"input {name!r} holds {value[place].item()}{where}; a number from {-limit:g} to {limit:g} is right")
+        raise InputError(f"input {name!r} holds {first_of(value, ~np.isfinite(converted))}; a number from {-limit:g} to {limit:g} is right")
     if value.dtype.kind != "f" and not np.array_equal(converted.astype(np.float64), value.astype(np.float64)):
         raise InputError(f"input {name!r} has dtype {value.dtype} with values that {spec.dtype} does not hold exactly")
     return converted

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from coreflow.export.recipe import Recipe
-from coreflow.models.arrays import Arrays, Draw
-from coreflow.models.stage import draw_tensor
+from coreflow.models.arrays import Draw
+from coreflow.models.draws import draw_inputs
 from coreflow.validate.inputs.samples import Sample, Specs
+from coreflow.validate.inputs.shapes import describe_shapes, other_shapes
 from coreflow.validate.inputs.states import from_fresh, stateless, with_states
 from coreflow.validate.inputs.sweeps import sweep_samples
 from coreflow.validate.ladder.opening import OpenPackage
@@ -34,6 +36,8 @@ class Case:
     source: nn.Module | Recipe | Reference | None = None  # None: there is nothing to compare with
     samples: tuple[Sample, ...] = ()  # beside those from seeds
     draw: Draw | None = None
+    shapes: tuple[Specs, ...] = ()  # the inputs in other shapes that the package takes, beside the default
+    draws_shapes: bool = False  # whether inputs of those are drawn too, as they can be by specs alone
 
     @property
     def recipe(self) -> Recipe | None:
@@ -44,6 +48,12 @@ class Case:
     def module(self) -> nn.Module | None:
         """The torch module that the package was made from, where that is the reference."""
         return self.recipe.module if self.recipe is not None else self.source if isinstance(self.source, nn.Module) else None
+
+    @property
+    def inputs(self) -> Specs:
+        """The inputs of the package as its recipe describes them, where there is one."""
+        described = {} if self.recipe is None else self.recipe.inputs
+        return {name: described.get(name, spec) for name, spec in self.opened.model.inputs.items()}
 
     @property
     def reference_label(self) -> str:
@@ -70,10 +80,31 @@ class Case:
             return ()
         return tuple(Sample(label=f"seed {seed}", inputs=self.draw(seed), seed=seed) for seed in seeds)
 
+    def in_other_shapes(self, seeds: range) -> tuple[Sample, ...]:
+        """One sample per seed in each of ``shapes``; none where a caller's ``draw``, or samples, say what the inputs are."""
+        if not self.draws_shapes:
+            return ()
+        return tuple(
+            Sample(label=f"seed {seed} at {self.describe(specs)}", inputs=draw_inputs(specs, seed), seed=seed)
+            for specs in self.shapes
+            for seed in seeds
+        )
+
+    def shapes_without(self, samples: Sequence[Sample]) -> list[str]:
+        """Those of ``shapes`` in which none of ``samples`` is, and none was drawn."""
+        if self.draws_shapes:
+            return []
+        actual = [{name: np.shape(array) for name, array in sample.inputs.items()} for sample in samples]
+        return [self.describe(specs) for specs in self.shapes if {name: spec.shape for name, spec in specs.items()} not in actual]
+
+    def describe(self, specs: Specs) -> str:
+        """The shapes of those inputs that differ from the default."""
+        default = self.opened.model.inputs
+        return describe_shapes({name: spec.shape for name, spec in specs.items() if spec.shape != default[name].shape})
+
     def sweeps(self) -> list[Sample]:
         """Samples of extreme inputs."""
-        specs = self.opened.model.inputs
-        return sweep_samples(specs, self.draw or draw_by_specs(specs))
+        return sweep_samples(self.inputs, self.draw or partial(draw_inputs, self.inputs))
 
 
 def make_case(
@@ -88,10 +119,11 @@ def make_case(
 
     ``draw`` is the recipe's unless another is passed; without a recipe and without samples it draws within the bounds of the package.
     """
+    draws_shapes = draw is None and (reference.draw is None if isinstance(reference, Recipe) else not samples)
     if draw is None and isinstance(reference, Recipe):
         draw = reference.inputs_for
-    elif draw is None and not samples:
-        draw = draw_by_specs(opened.model.inputs)
+    elif draws_shapes:
+        draw = partial(draw_inputs, opened.model.inputs)
     source: nn.Module | Recipe | Reference
     if opened.states:
         samples = [replace(sample, inputs=from_fresh(sample.inputs, opened.states)) for sample in samples]
@@ -106,14 +138,5 @@ def make_case(
         source = reference
     if name is None:
         name = reference.name if isinstance(reference, Recipe) else opened.path.stem
-    return Case(opened=opened, name=name, source=source, samples=tuple(samples), draw=draw)
-
-
-def draw_by_specs(specs: Specs) -> Draw:
-    """Draws of inputs within the bounds of their specs."""
-
-    def draw(seed: int) -> Arrays:
-        random = np.random.default_rng(seed)
-        return {name: draw_tensor(spec, random) for name, spec in specs.items()}
-
-    return draw
+    case = Case(opened=opened, name=name, source=source, samples=tuple(samples), draw=draw, draws_shapes=draws_shapes and draw is not None)
+    return replace(case, shapes=other_shapes(case.inputs, opened.interface))

@@ -20,7 +20,7 @@ from coreflow.validate.ladder.fp32 import differing_ops
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.ladder.units import rho_by_unit
-from coreflow.validate.observations import Observations
+from coreflow.validate.observations import Observations, Refusal, declared_outputs
 from coreflow.validate.references.heuristic import heuristic_budget
 from coreflow.validate.references.unseeded import is_unseeded
 from coreflow.validate.report.model import AcceptedDifference, AmbiguousSample, OutputReport, RungName, Samples
@@ -59,6 +59,9 @@ class Judgement:
     other_ops: str = ""  # how the saved program differs from a fresh conversion
     rho_by_unit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # compute unit -> output -> rho_rms
     missing_units: tuple[str, ...] = ()  # why compute units were not compared
+    shape: str = ""  # "x [1, 32]" where samples of other shapes were compared too
+    refusals: tuple[Refusal, ...] = ()  # samples that were not compared
+    undefined: tuple[str, ...] = ()  # samples on which the module has no value, and why
 
     @property
     def has_failure(self) -> bool:
@@ -69,7 +72,7 @@ class Judgement:
 def judge(case: Case, observations: Observations) -> Judgement:
     """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
-    comparisons = _compare(opened.model.outputs, by_sample, kept, opened.graph)
+    comparisons = _compare(declared_outputs(opened, by_sample[0]), by_sample, kept, opened.graph)
     rungs = [_rung_errors(place, by_sample, comparison) for place, comparison in enumerate(comparisons)]
     wrong_fp32 = _wrong_fp32(comparisons, rungs)
     if wrong_fp32:
@@ -100,6 +103,9 @@ def judge(case: Case, observations: Observations) -> Judgement:
         other_ops="" if fp32.program is None or wrong_fp32 else differing_ops(opened.graph, fp32.program),
         rho_by_unit=rho,
         missing_units=tuple(missing_units),
+        shape=observations.shape,
+        refusals=observations.refusals,
+        undefined=observations.undefined,
     )
 
 

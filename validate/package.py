@@ -31,7 +31,7 @@ from coreflow.validate.observations import Observations, observe
 from coreflow.validate.options import Evidence, Options
 from coreflow.validate.references.unseeded import find_unseeded_weights
 from coreflow.validate.replay.evidence import keep_evidence
-from coreflow.validate.report.model import Cause, Report
+from coreflow.validate.report.model import SEVERITY, Cause, Report, Samples
 from coreflow.validate.verdict import Verdict, conclude
 
 
@@ -118,21 +118,50 @@ def validate_package(
 def judge_package(case: Case, options: Options) -> Report:
     """The report on the package of ``case``."""
     started = time.monotonic()
-    observations = observe(case, options)
-    if isinstance(observations, Obstacle):
-        return _report(case, conclude(observations), started)
+    observed = observe(case, options)
+    if isinstance(observed, Obstacle):
+        return _report(case, conclude(observed), started)
     options.announce(case.name, "gates")
-    judgement = judge(case, observations)
-    verdict, explanation = _conclude(case, observations, judgement, options)
-    settled = accept_differences(judgement, explanation.culprits, options.accepted)
-    if settled is not judgement:
-        judgement = settled
-        verdict, explanation = _conclude(case, observations, judgement, options)
+    judgements = [judge(case, observations) for observations in observed]
+    place = _worst(judgements)
+    verdict, explanation = _conclude(case, observed[place], judgements[place], options)
+    settled = [accept_differences(judgement, explanation.culprits, options.accepted) for judgement in judgements]
+    if any(after is not before for after, before in zip(settled, judgements, strict=True)):
+        judgements, place = settled, _worst(settled)
+        verdict, explanation = _conclude(case, observed[place], judgements[place], options)
+    observations, judgement = observed[place], replace(judgements[place], samples=_all_samples(judgements))
+    verdict = replace(verdict, notes=(*verdict.notes, *_of_shapes(case, observed, judgements)))
     report = _report(case, verdict, started, judgement, explanation)
     is_sound = verdict.outcome != "incomplete" and all(output.outcome in ("pass", "warn") for output in judgement.outputs.values())
     if options.evidence is None or is_sound:
         return report
     return keep_evidence(options.evidence, report, case.opened, observations.by_sample)
+
+
+def _worst(judgements: Sequence[Judgement]) -> int:
+    """The place of the worst one: the judgements are of the same package in several shapes."""
+    return min(range(len(judgements)), key=lambda place: SEVERITY.index(conclude(judgements[place]).outcome))
+
+
+def _of_shapes(case: Case, observed: Sequence[Observations], judgements: Sequence[Judgement]) -> list[str]:
+    """A note on each shape that was compared, where there are several, and on those that were not."""
+    notes = []
+    for judgement in judgements if len(judgements) > 1 else ():
+        rho = max((output.rho_rms for output in judgement.outputs.values()), default=0.0)
+        notes.append(f"{judgement.shape}: {conclude(judgement).outcome}, rho_rms at most {rho:.2f} in {judgement.samples.total} samples")
+    samples = [seen.sample for observations in observed for seen in observations.by_sample]
+    return notes + [f"{shapes}: not compared, no sample has that shape" for shapes in case.shapes_without(samples)]
+
+
+def _all_samples(judgements: Sequence[Judgement]) -> Samples:
+    """The samples of all shapes together."""
+    parts = [judgement.samples for judgement in judgements]
+    return Samples(
+        seeds=tuple(sorted({seed for part in parts for seed in part.seeds})),
+        drawn=sum(part.drawn for part in parts),
+        given=sum(part.given for part in parts),
+        ambiguous=tuple(sample for part in parts for sample in part.ambiguous),
+    )
 
 
 def _conclude(case: Case, observations: Observations, judgement: Judgement, options: Options) -> tuple[Verdict, Explanation]:

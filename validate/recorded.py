@@ -61,7 +61,7 @@ def replay(
     recorded = ReplayReference(record.outputs, record.simulated, list(opened.model.outputs))
     name = None if isinstance(compared_with, Path) else record.name
     case = make_case(opened, recorded if compared_with is None else compared_with, [sample], name=name)
-    report = judge_package(replace(case, draw=None), options)  # the sample alone
+    report = judge_package(replace(case, draw=None, shapes=()), options)  # the sample alone
     replay_package = None if is_reachable(place, source) else str(place)
     return replace(report, replay=str(source), replay_package=replay_package, notes=(*report.notes, _then_and_now(record, report)))
 

@@ -45,14 +45,15 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     1. Without a comparison the verdict is a failure if the obstacle has a cause, and incomplete otherwise.
     2. The whole is the worst of its outputs.
     3. Samples that cannot carry a verdict make it incomplete, unless it fails all the same.
-    4. Without R2 small errors of translation are not seen: a pass is a warning.
+    4. Without R2 small errors of translation are not seen, and a sample that is refused is not compared: a pass is a warning.
     5. Where the reference decides by a value that a conversion freezes, other inputs than those compared may show another error: a pass is
        a warning.
     6. A compression that saves nothing makes a pass a warning, and a failure if nothing of what was asked for was done.
-    7. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
-    8. Differences of a fresh conversion at ops that the caller accepts do not count (``acceptance``); they stay in the report.
-    9. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
-    10. Weights that a recipe draws anew each time are not those that were exported: a failure by them is incomplete.
+    7. A sample on which the reference runs and the package does not makes it incomplete, unless it fails all the same.
+    8. Outputs that pass beside a failure have no cause among the rungs: the program is not what was asked for.
+    9. Differences of a fresh conversion at ops that the caller accepts do not count (``acceptance``); they stay in the report.
+    10. A failure of a package that was made of other weights says so first; that of a compressed one names the limit meant for such.
+    11. Weights that a recipe draws anew each time are not those that were exported: a failure by them is incomplete.
     """
     if isinstance(judgement, Obstacle):
         text = judgement.text or "; ".join(judgement.problems)
@@ -64,9 +65,10 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
     if judgement.unseeded_weights and outcome == "fail":
         outcome, ambiguity = "incomplete", judgement.unseeded_weights
-    if ambiguity and outcome != "fail":
+    not_run = next((refusal.text for refusal in judgement.refusals if refusal.reference_runs), "")
+    if (ambiguity or not_run) and outcome != "fail":
         outcome = "incomplete"
-    if (judgement.missing_fp32 or judgement.frozen_reads) and outcome == "pass":
+    if (judgement.missing_fp32 or judgement.frozen_reads or judgement.refusals) and outcome == "pass":
         outcome = "warn"
     if compression is not None and outcome in ("pass", "warn"):
         outcome = "fail" if compression.in_vain else "warn"
@@ -75,25 +77,27 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     elif not judgement.has_failure:
         cause = "translation"
     notes = _notes(judgement)
+    foreign = judgement.foreign_weights if outcome == "fail" and judgement.has_failure else ""
+    problems = tuple(filter(None, (foreign, ambiguity, *(refusal.text for refusal in judgement.refusals))))
     compressed = judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else ""
     text = verdict_text(
         outcome,
         cause,
         judgement.outputs,
         judgement.tolerance,
-        ambiguity,
-        notes,
+        ambiguity or not_run,
+        (*notes, *problems),
         judgement.budget,
         compressed=compressed,
         has_own_weights=judgement.has_own_weights,
     )
-    foreign = judgement.foreign_weights if outcome == "fail" and judgement.has_failure else ""
+    where = f"at {judgement.shape}: " if judgement.shape and outcome in ("fail", "fp16-unsafe") else ""
     return Verdict(
         outcome=outcome,
         cause=cause,
-        text=f"{foreign}; {text}" if foreign else text,
-        problems=tuple(filter(None, (foreign, ambiguity))),
-        notes=(*notes, *judgement.missing_units),
+        text=f"{foreign}; {where}{text}" if foreign else where + text,
+        problems=problems,
+        notes=(*notes, *(f"left out: {sample}" for sample in judgement.undefined), *judgement.missing_units),
     )
 
 

@@ -16,7 +16,7 @@ from coreflow.export.package.graph import Shape
 from coreflow.export.package.mlpackage import package_digest, read_message, read_program
 from coreflow.export.package.weights import Blob, WeightFile, write_blobs
 from coreflow.models.errors import ConfigError, ExportError
-from coreflow.models.spec import BOUNDS_KEY
+from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY
 from coreflow.models.storage import write_folder_atomically
 
 CUT_KEY = "coreflow.cut"  # user-defined metadata: where a cut comes from
@@ -182,13 +182,14 @@ def _describe(description: Any, plan: CutPlan, origin: Mapping[str, Any]) -> Non
             array.shape.extend(port.shape or ())
     description.metadata.shortDescription = f"{plan.op.type} {plan.op.name} of {plan.program.path.name}"
     description.metadata.userDefined[CUT_KEY] = json.dumps(origin)
-    try:
-        bounds = json.loads(plan.program.metadata.user.get(BOUNDS_KEY) or "{}")
-    except ValueError:
-        return
-    # Names are the program's own: what has bounds and crosses the border under its name is an input of both.
-    if kept := {port.name: bounds[port.name] for port in plan.inputs if port.name in bounds}:
-        description.metadata.userDefined[BOUNDS_KEY] = json.dumps(kept)
+    for key in (BOUNDS_KEY, VALUES_KEY):
+        try:
+            recorded = json.loads(plan.program.metadata.user.get(key) or "{}")
+        except ValueError:
+            continue
+        # Names are the program's own: what has bounds and crosses the border under its name is an input of both.
+        if kept := {port.name: recorded[port.name] for port in plan.inputs if port.name in recorded}:
+            description.metadata.userDefined[key] = json.dumps(kept)
 
 
 def _move_weights(operations: Iterable[Any], source_folder: Path, file: Path, label: str) -> bool:

@@ -17,7 +17,7 @@ from coreflow.export.package.manifest import StageEntry
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import BundleError, ExportError, first_line
-from coreflow.models.spec import BOUNDS_KEY, Precision, TensorSpec
+from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY, Precision, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ def _describe(model: Any, entry: StageEntry) -> None:
     model.short_description = entry.recipe["description"]
     bounds = {name: list(spec.bounds) for name, spec in entry.inputs.items() if spec.bounds is not None}
     model.user_defined_metadata[BOUNDS_KEY] = json.dumps(bounds)
+    if values := {name: list(spec.values) for name, spec in entry.inputs.items() if spec.values is not None}:
+        model.user_defined_metadata[VALUES_KEY] = json.dumps(values)
     recipe = {key: entry.recipe[key] for key in ("name", "target", "precision", "weights")}
     model.user_defined_metadata[RECIPE_KEY] = json.dumps({**recipe, "fingerprint": entry.fingerprint})
 

@@ -91,7 +91,7 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
             module=model.encoder,
             outputs=("surface",),
             description="Token ids to the surface that enters the lattice",
-            inputs={"ids": TensorSpec((1, length), "int32", (0, config.vocabulary - 1)), "mask": TensorSpec((1, length), bounds=(0, 1))},
+            inputs={"ids": TensorSpec((1, length), "int32", (0, config.vocabulary - 1)), "mask": TensorSpec((1, length), values=(0, 1))},
             draw=lambda seed: _draw_text(config, seed),
         ),
         Stage(
@@ -105,7 +105,7 @@ def energy_stages(model: EnergyFlow) -> tuple[Stage, ...]:
         Stage(
             name="lattice_step",
             module=LatticeStep(model.lattice.processor),
-            inputs={"last": TensorSpec((1, 1, 1, 1), bounds=(0, 1)), **_table_specs(config)},
+            inputs={"last": TensorSpec((1, 1, 1, 1), values=(0, 1)), **_table_specs(config)},
             outputs=("output_surface", "events", *(f"{name}_out" for name in table_names(config))),
             description="One step of every flow in the lattice; events counts flows that arrived, died and spawned",
             draw=lambda seed: _draw_table(model, seed),

@@ -284,7 +284,7 @@ class DecoderStep(nn.Module):
         config = self.decoder.config
         specs = {
             "token": TensorSpec((1, 1), "int32", (0, config.vocab_size - 1)),
-            "position": TensorSpec((1, self.length), bounds=(0, 1)),
+            "position": TensorSpec((1, self.length), values=(0, 1)),
         }
         for kind, slots in (("self", self.length), ("cross", memory_length)):
             key, value = (1, config.num_heads, config.d_kv, slots), (1, config.num_heads, slots, config.d_kv)

@@ -51,6 +51,19 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "toy"))
 
 
+def test_values_of_inputs_are_in_the_manifest_and_in_the_package(tmp_path: Path) -> None:
+    class Gated(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return x * mask
+
+    inputs = {"x": TensorSpec((1, 4)), "mask": TensorSpec((1, 4), values=(0, 1))}
+    _, done = export(tmp_path / "toy", Recipe(name="gated", module=Gated(), inputs=inputs, outputs=("y",)), recipe())
+    stages = read_manifest(done.path).stages
+    gated, head = (load_model(done.path / stages[name].package, "lifted") for name in ("gated", "head"))
+    assert stages["gated"].inputs == gated.inputs == inputs
+    assert "coreflow.values" in gated.metadata["user"] and "coreflow.values" not in head.metadata["user"]
+
+
 def test_a_built_package_computes_the_outputs_of_its_module(tmp_path: Path) -> None:
     made = recipe()
     package = build(made, tmp_path)

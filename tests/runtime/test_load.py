@@ -176,6 +176,23 @@ class TestRefusals:
         with pytest.raises(BundleError, match=r"coreflow\.bounds"):
             load_model(edited(small_package, tmp_path / "odd.mlpackage", change), "lifted")
 
+    def test_values_are_read_back_and_checked(self, small_package: Path, tmp_path: Path) -> None:
+        def change(model: Any) -> None:
+            model.description.metadata.userDefined["coreflow.values"] = '{"mask": [0, 1]}'
+
+        model = load_model(edited(small_package, tmp_path / "flags.mlpackage", change), "lifted")
+        assert model.inputs["mask"] == TensorSpec((1, 16), values=(0, 1)) and model.inputs["ids"].values is None
+        assert model.predict({"ids": IDS, "mask": MASK})["probabilities"].any()
+        with pytest.raises(InputError, match=r"'mask' holds 0\.5 at \[0, 0\]; 0 or 1 is right"):
+            model.predict({"ids": IDS, "mask": MASK * 0.5})
+
+    def test_values_that_are_no_values_are_the_packages_fault(self, small_package: Path, tmp_path: Path) -> None:
+        def change(model: Any) -> None:
+            model.description.metadata.userDefined["coreflow.values"] = '{"mask": ["a"]}'
+
+        with pytest.raises(BundleError, match=r"coreflow\.values"):
+            load_model(edited(small_package, tmp_path / "odd.mlpackage", change), "lifted")
+
 
 class TestMoreThanOneFunctionOrPrediction:
     def test_every_function_of_a_package_can_be_loaded(self, save: Callable[..., Path], tmp_path: Path) -> None:

@@ -40,15 +40,20 @@ _MASKS = ("mask", "attention_mask", "input_mask")
 
 
 def read_samples(
-    path: str | Path, specs: Specs, tokenizer: "TextTokenizer | None" = None, *, interface: Interface | None = None
+    path: str | Path,
+    specs: Specs,
+    tokenizer: "TextTokenizer | None" = None,
+    *,
+    interface: Interface | None = None,
+    check_values: bool = True,
 ) -> list[Sample]:
     """The samples in the file or folder ``path``, at least one, for a program whose inputs are ``specs``, in their order and dtypes.
 
     Texts need the ``tokenizer`` of the bundle. ``interface`` is the program's: with it images have their colours, and inputs of
-    several shapes take all of them.
+    several shapes take all of them. Values outside the bounds are refused, unless ``check_values`` leaves them to a judgement.
     """
     source = Path(path)
-    reader = _Reader(specs, tokenizer, interface or _interface(specs))
+    reader = _Reader(specs, tokenizer, interface or _interface(specs), check_values=check_values)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     if source.is_dir():
@@ -64,8 +69,9 @@ def read_samples(
 class _Reader:
     """Reads files for one program."""
 
-    def __init__(self, specs: Specs, tokenizer: "TextTokenizer | None", interface: Interface) -> None:
+    def __init__(self, specs: Specs, tokenizer: "TextTokenizer | None", interface: Interface, *, check_values: bool) -> None:
         self._specs = specs
+        self._checked_specs = specs if check_values else {name: replace(spec, bounds=None, values=None) for name, spec in specs.items()}
         self._tokenizer = tokenizer
         self._interface = interface
 
@@ -90,7 +96,7 @@ class _Reader:
         """A sample that has passed the checks of a backend; their errors here name the place in the file."""
         self._check_names(label, inputs)
         try:
-            checked = check_inputs(inputs, self._specs, self._interface)
+            checked = check_inputs(inputs, self._checked_specs, self._interface)
         except InputError as error:
             raise InputError(f"{label}: {error}") from error
         return Sample(label=label, inputs={name: checked[name] for name in self._specs})

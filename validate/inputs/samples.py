@@ -21,3 +21,4 @@ class Sample:
     inputs: Arrays
     seed: int | None = None
     expected: Arrays | None = None  # outputs of torch in fp32, recorded with the sample
+    swept: bool = False  # whether its inputs are extreme ones, which the reference may not take

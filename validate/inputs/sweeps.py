@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from coreflow.models.arrays import Array, Arrays, Bools, Draw
+from coreflow.models.arrays import Array, Arrays, Draw
+from coreflow.models.draws import is_mask, mask_of, token_axis
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.inputs.samples import Sample, Specs
 
@@ -18,8 +19,6 @@ FACTORS = (0.0, 1e-4, 1e-2, 10.0, 100.0)
 MAGNITUDES = (1e3, 1e4)  # of the largest element of an input without bounds; fp16 ends at 65504
 SPIKE = 1e4
 _SEED = 0
-# The upper bound of a mask that is added to the scores is 0; what lies below -100 is no masked place of any such mask.
-_ADDITIVE = -100.0
 
 
 def sweep_samples(specs: Specs, draw: Draw) -> list[Sample]:
@@ -36,24 +35,17 @@ def sweep_samples(specs: Specs, draw: Draw) -> list[Sample]:
         content = _content(inputs)
         if content not in seen:
             seen.add(content)
-            samples.append(Sample(label=f"sweep: {label}", inputs=inputs))
+            samples.append(Sample(label=f"sweep: {label}", inputs=inputs, swept=True))
     return samples
 
 
-def is_mask(spec: TensorSpec) -> bool:
-    """Whether an input with these bounds may tell tokens from padding: 0 or 1, or 0 or a large negative number."""
-    return spec.bounds is not None and (spec.bounds == (0, 1) or (spec.bounds[0] <= _ADDITIVE and spec.bounds[1] == 0))
-
-
 def _sweeps(specs: Specs, drawn: Arrays) -> Iterator[tuple[str, dict[str, Array]]]:
-    masks = {name: spec for name, spec in specs.items() if is_mask(spec)}
-    ids = {name: spec for name, spec in specs.items() if spec.dtype == "int32" and spec.bounds is not None and name not in masks}
-    # A mask that is only ever 0 or 1 is no quantity; a picture from 0 to 1 is one.
-    floats = {
-        name: spec
-        for name, spec in specs.items()
-        if spec.dtype != "int32" and not (name in masks and np.isin(drawn[name], masks[name].bounds or ()).all())
-    }
+    # What is drawn between its bounds is no mask but a quantity.
+    masks = {name: spec for name, spec in specs.items() if is_mask(spec) and np.isin(drawn[name], _cut(np.array(spec.bounds), spec)).all()}
+    # Inputs of a few values only go to their bounds.
+    others = {name: spec for name, spec in specs.items() if name not in masks and spec.values is None}
+    ids = {name: spec for name, spec in others.items() if spec.dtype == "int32" and spec.bounds is not None}
+    floats = {name: spec for name, spec in others.items() if spec.dtype != "int32"}
     # Of two that are alike the first is kept: the one whose label says more.
     yield from _paddings(masks)
     yield from _extreme_ids(ids, drawn)
@@ -79,7 +71,7 @@ def _ranges(specs: Specs, floats: Specs, drawn: Arrays) -> Iterator[tuple[str, d
 
 
 def _paddings(masks: Specs) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Patterns along the last axis, the same for all masks; each mask counts in its own length."""
+    """Patterns along the axis of tokens, the same for all masks; each mask counts in its own length."""
     lengths: dict[str, Callable[[int], int]] = {
         "nothing masked": lambda length: length,
         "all masked": lambda _: 0,
@@ -89,8 +81,14 @@ def _paddings(masks: Specs) -> Iterator[tuple[str, dict[str, Array]]]:
         "all tokens but one": lambda length: length - 1,
     }
     for label, kept in lengths.items():
-        yield f"masks: {label}", {name: _mask(spec, np.arange(_extent(spec)) < kept(_extent(spec))) for name, spec in masks.items()}
-    yield "masks: every other token", {name: _mask(spec, np.arange(_extent(spec)) % 2 == 0) for name, spec in masks.items()}
+        yield f"masks: {label}", {name: mask_of(spec, _places(spec) < kept(_places(spec).size)) for name, spec in masks.items()}
+    yield "masks: every other token", {name: mask_of(spec, _places(spec) % 2 == 0) for name, spec in masks.items()}
+
+
+def _places(spec: TensorSpec) -> Array:
+    """The places 0 to L - 1 along the axis of a mask's tokens."""
+    axis = token_axis(spec.shape)
+    return np.arange(spec.shape[axis]).reshape(-1, *(1,) * (len(spec.shape) - 1 - axis))
 
 
 def _extreme_ids(ids: Specs, drawn: Arrays) -> Iterator[tuple[str, dict[str, Array]]]:
@@ -108,16 +106,6 @@ def _extreme_ids(ids: Specs, drawn: Arrays) -> Iterator[tuple[str, dict[str, Arr
 def _at_bound(spec: TensorSpec, side: int) -> Array:
     assert spec.bounds is not None
     return _cut(np.full(spec.shape, spec.bounds[side]), spec)
-
-
-def _mask(spec: TensorSpec, kept: Bools) -> Array:
-    """``kept`` (L,) in every row: the upper bound where it holds, the lower one elsewhere."""
-    low, high = spec.bounds or (0.0, 1.0)
-    return _cut(np.broadcast_to(np.where(kept, high, low), spec.shape), spec)
-
-
-def _extent(spec: TensorSpec) -> int:
-    return spec.shape[-1] if spec.shape else 1
 
 
 def _different(spec: TensorSpec, random: np.random.Generator) -> Array:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coreflow.export.bundle import conversion_of
 from coreflow.export.capture import Captured, capture, capture_by_export, evaluating, tensors
-from coreflow.export.package.graph import Graph, Program
+from coreflow.export.package.graph import Graph, Program, Shape
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
@@ -62,7 +62,7 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
     recipe = Recipe(
         name=_NAME,
         module=_with_plain_outputs(module, inputs),
-        inputs={name: TensorSpec(spec.shape, spec.dtype, spec.bounds) for name, spec in specs.items()},
+        inputs=specs,
         outputs=tuple(f"output_{place}" for place in range(len(opened.model.outputs))),
         target=target or _TARGETS.get(opened.graph.opset, "iOS17"),
         precision="fp32",
@@ -71,8 +71,8 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
     for capture_by in (capture, capture_by_export):
         try:
             fresh = convert_fp32(capture_by(recipe, inputs))
-            shapes, saved = ([spec.shape for spec in outputs.values()] for outputs in (_outputs_of(fresh), opened.model.outputs))
-            if shapes == saved:
+            shapes, saved = [spec.shape for spec in _outputs_of(fresh).values()], _declared_shapes(opened)
+            if len(shapes) == len(saved) and all(map(_is_declared, shapes, saved)):
                 return fresh
             problem = f"a fresh conversion gives outputs of shapes {shapes}, the package {saved}"
         except (CoreflowError, OSError) as error:
@@ -102,6 +102,19 @@ def _outputs_of(conversion: Fp32Conversion) -> Mapping[str, TensorSpec]:
     """Not of a model, whose weights would be held beside those of all other rungs."""
     assert conversion.program is not None
     return output_specs(conversion.program, *conversion.program.function())
+
+
+def _declared_shapes(opened: OpenPackage) -> list[Shape | None]:
+    """The shapes of a package's outputs, open where it declares them so."""
+    declared = {value.name: value.shape for value in opened.graph.outputs}
+    return [declared.get(name, spec.shape) for name, spec in opened.model.outputs.items()]
+
+
+def _is_declared(shape: tuple[int, ...], declared: Shape | None) -> bool:
+    """Whether a shape is the declared one, where extents may be open."""
+    if declared is None:
+        return True
+    return len(shape) == len(declared) and all(extent in (None, actual) for actual, extent in zip(shape, declared, strict=True))
 
 
 class _PlainOutputs(nn.Module):

@@ -145,8 +145,11 @@ class Ladder:
         )
 
     def _run_program(self, observation: Observation, rung: RungName, model: LiftedModel) -> Observation:
-        """``observation`` plus the squared errors of ``rung``, which has the package's inputs in order."""
-        outputs = model.predict(dict(zip(model.inputs, self.rounded(observation.sample).values(), strict=True)))
+        """``observation`` plus the squared errors of ``rung``, which has the package's inputs in order; R2 takes its default shape."""
+        inputs = self.rounded(observation.sample)
+        if rung == "R2" and [array.shape for array in inputs.values()] != [spec.shape for spec in model.inputs.values()]:
+            return observation
+        outputs = model.predict(dict(zip(model.inputs, inputs.values(), strict=True)))
         squares = tuple(map(_squared_error, outputs.values(), observation.reference))
         return replace(observation, squares={**observation.squares, rung: squares})
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from coreflow.export.package.graph import Graph, Program
+from coreflow.export.package.graph import Graph, Interface, Program
 from coreflow.models.spec import Precision, TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel
@@ -51,6 +51,11 @@ class OpenPackage:
     def graph(self) -> Graph:
         """The default function."""
         return self.program.function()[0]
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs, outputs and states of the default function."""
+        return self.program.function()[1]
 
     @property
     def last(self) -> RungName:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Graph, Interface, Op, Program
+from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.versions import version
@@ -146,15 +147,8 @@ def _compare(module: LiftedModule, session: Any, inputs: Sequence[Tensor], toler
 
 
 def _draw(module: LiftedModule, specs: Mapping[str, TensorSpec], seed: int) -> list[Tensor]:
-    """Inputs within their bounds; without bounds standard normal floats, and zeros for integers, which may be indices."""
-    random = np.random.default_rng(seed)
-    drawn: list[Tensor] = []
-    for name in module.input_names:
-        spec = specs[name]
-        if spec.dtype == "int32":
-            low, high = (0.0, 0.0) if spec.bounds is None else spec.bounds
-            drawn.append(torch.from_numpy(random.integers(int(low), int(high) + 1, spec.shape).astype(np.int32)))
-        else:
-            values = random.standard_normal(spec.shape) if spec.bounds is None else random.uniform(*spec.bounds, spec.shape)
-            drawn.append(torch.from_numpy(values.astype(spec.dtype).astype(np.float32)))
-    return drawn
+    """Inputs like those in use; zeros for integers without bounds, which may be indices."""
+    chosen = {name: specs[name] for name in module.input_names}
+    free = {name: replace(spec, bounds=(0, 0)) for name, spec in chosen.items() if spec.dtype == "int32" and spec.bounds is None}
+    arrays = draw_inputs({**chosen, **free}, seed).values()
+    return [torch.from_numpy(array if array.dtype == np.int32 else array.astype(np.float32)) for array in arrays]

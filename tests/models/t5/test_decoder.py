@@ -177,7 +177,7 @@ def test_stage_inputs_and_outputs_come_in_the_documented_order(decoder: T5Decode
     cross_key, cross_value = TensorSpec((1, 4, 16, M)), TensorSpec((1, 4, M, 16))
     assert list(stage.input_specs(M).items()) == [
         ("token", TensorSpec((1, 1), "int32", (0, 49))),
-        ("position", TensorSpec((1, T), bounds=(0, 1))),
+        ("position", TensorSpec((1, T), values=(0, 1))),
         ("self_key_0", key),
         ("self_value_0", value),
         ("self_key_1", key),

@@ -1,6 +1,7 @@
 """Sweeps lie within the bounds, are the same every time, and reach what they are named after."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array, Arrays, Draw
+from coreflow.models.draws import draw_inputs
 from coreflow.models.spec import TensorSpec
-from coreflow.models.stage import draw_tensor
 from coreflow.validate.inputs.samples import Sample
-from coreflow.validate.inputs.sweeps import is_mask, sweep_samples
+from coreflow.validate.inputs.sweeps import sweep_samples
 
 X = TensorSpec((2, 5))
 IDS = TensorSpec((1, 8), "int32", (3, 42))
@@ -24,15 +25,7 @@ ALL = {"x": X, "ids": IDS, "mask": MASK, "additive": ADDITIVE, "gain": GAIN, "pi
 
 
 def draw_for(specs: Mapping[str, TensorSpec]) -> Draw:
-    def draw(seed: int) -> Arrays:
-        random = np.random.default_rng(seed)
-        drawn = {name: draw_tensor(spec, random) for name, spec in specs.items()}
-        for name in {"mask", "additive"} & specs.keys():
-            low, high = specs[name].bounds or (0, 1)
-            drawn[name] = np.where(np.arange(8) < 6, high, low).astype(np.float16).reshape(specs[name].shape)
-        return drawn
-
-    return draw
+    return partial(draw_inputs, specs)
 
 
 def sweeps(**specs: TensorSpec) -> dict[str, Sample]:
@@ -110,11 +103,19 @@ class TestMasks:
     def test_every_other_token_is_masked(self) -> None:
         assert sweeps(mask=MASK)["masks: every other token"].inputs["mask"].ravel().tolist() == [1.0, 0.0] * 4
 
-    def test_a_mask_is_told_by_its_bounds_and_is_not_scaled(self) -> None:
-        assert [is_mask(spec) for spec in ALL.values()] == [False, False, True, True, False, True]
-        assert is_mask(TensorSpec((1, 8), "int32", (0, 1)))
+    def test_a_mask_is_not_scaled(self) -> None:
         samples = sweeps(mask=MASK, x=X)
         np.testing.assert_array_equal(samples["0.01 times the drawn values"].inputs["mask"], draw_for({"mask": MASK})(0)["mask"])
+
+    def test_an_input_that_is_drawn_between_its_bounds_is_no_mask(self) -> None:
+        features = {"features": np.linspace(0, 1, 8).reshape(1, 8).astype(np.float16)}
+        samples = [sample.label for sample in sweep_samples({"features": MASK}, lambda seed: features)]
+        assert "sweep: 0.01 times the drawn values" in samples and not any("mask" in label for label in samples)
+
+    def test_inputs_of_a_few_values_only_go_to_their_ends(self) -> None:
+        kinds = TensorSpec((1, 8), "int32", values=(0, 2, 5))
+        for label, sample in sweeps(x=X, kinds=kinds).items():
+            assert set(sample.inputs["kinds"].ravel().tolist()) <= {0, 2, 5}, label
 
     def test_a_picture_from_0_to_1_is_scaled_all_the_same(self) -> None:
         assert float(sweeps(picture=PICTURE)["0.01 times the drawn values"].inputs["picture"].max()) <= 0.0101

@@ -24,9 +24,9 @@ from coreflow.export.package.mlpackage import package_digest, read_program
 from coreflow.export.package.weights import BLOB_DTYPES, WeightFile, packed_bytes, write_blobs
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Array
+from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError
-from coreflow.models.spec import BOUNDS_KEY, TensorSpec
-from coreflow.models.stage import draw_tensor
+from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY, TensorSpec
 from coreflow.runtime.backend import LoadOptions, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
@@ -67,9 +67,7 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Save:
 
 
 def sample_for(package: Path) -> Sample:
-    model = load_model(package, "lifted")
-    random = np.random.default_rng(3)
-    return Sample(label="drawn", inputs={name: draw_tensor(spec, random) for name, spec in model.inputs.items()})
+    return Sample(label="drawn", inputs=draw_inputs(load_model(package, "lifted").inputs, 3))
 
 
 def observed(package: Path, sample: Sample, numerics: NumericsName = "fp16") -> dict[str, list[Array]]:
@@ -128,7 +126,7 @@ class Lookup(nn.Module):
 
 RECIPES = {
     "convolutions": (Convolutions, {"x": TensorSpec((1, 3, 8, 8))}, ("image", "means")),
-    "lookup": (Lookup, {"ids": TensorSpec((1, 6), "int32", (0, 49)), "mask": TensorSpec((1, 6), bounds=(0, 1))}, ("sums", "places")),
+    "lookup": (Lookup, {"ids": TensorSpec((1, 6), "int32", (0, 49)), "mask": TensorSpec((1, 6), values=(0, 1))}, ("sums", "places")),
 }
 
 
@@ -208,6 +206,12 @@ class TestWhatIsTaken:
         assert origin == {"package": package.name, "digest": package_digest(package), "op": gather.name, "radius": 1}
         assert json.loads(made.metadata.user[BOUNDS_KEY]) == {"ids": [0, 49]}
         assert gather.name in made.metadata.description
+
+    @pytest.mark.parametrize("package", ["lookup"], indirect=True)
+    def test_the_cut_keeps_the_values_of_inputs(self, package: Path, tmp_path: Path) -> None:
+        reader = next(op for op in ops_of(package) if any(value.name == "mask" for value in op.input_values()))
+        made = read_program(cut(package, reader.name, tmp_path / "cut.mlpackage"))
+        assert json.loads(made.metadata.user[VALUES_KEY]) == {"mask": [0, 1]}
 
     def test_an_op_is_found_by_its_output_too(self, converted: "Converted") -> None:
         program = read_program(converted.package)
