@@ -175,7 +175,7 @@ def _faults_of_saved_program(ladder: Ladder, module: nn.Module, inputs: Arrays, 
         for weight in ladder.pairing.altered
         if weight.op not in named
     )
-    return (*sorted(blamed, key=lambda culprit: culprit.kind != "weights"), *others)
+    return tuple(sorted((*blamed, *others), key=lambda culprit: culprit.kind != "weights"))
 
 
 def _match_for(error: float) -> float:
