@@ -156,7 +156,7 @@ def _agreeing(trial: Trial, runs: Sequence[_Run], clear: Array) -> Array:
         reference, simulated, actual = (
             [getattr(runs[place], side).outputs[output.name] for place in passing] for side in ("reference", "simulated", "actual")
         )
-        agree[passing] &= agreeing(reference, simulated, actual, clear[passing])
+        agree[passing] &= [bool(alike.all()) for alike in agreeing(reference, simulated, actual, clear[passing])]
     return agree
 
 

@@ -72,7 +72,7 @@ class Judgement:
 def judge(case: Case, observations: Observations) -> Judgement:
     """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
-    comparisons = _compare(declared_outputs(opened, by_sample[0]), by_sample, kept, opened.graph)
+    comparisons = _compare(declared_outputs(opened, by_sample[0]), observations, opened.graph)
     rungs = [_rung_errors(place, by_sample, comparison) for place, comparison in enumerate(comparisons)]
     wrong_fp32 = _wrong_fp32(comparisons, rungs)
     if wrong_fp32:
@@ -115,12 +115,13 @@ def _tolerance(opened: OpenPackage, observations: Observations, output: str = ""
     return tolerance if observations.is_simulated else replace(HEURISTIC, contract=tolerance.contract)
 
 
-def _compare(specs: Mapping[str, TensorSpec], observations: Sequence[Observation], kept: Bools, graph: Graph) -> tuple[Comparison, ...]:
+def _compare(specs: Mapping[str, TensorSpec], observations: Observations, graph: Graph) -> tuple[Comparison, ...]:
     """One comparison per output."""
-    return tuple(_comparison(name, spec, place, observations, kept, graph) for place, (name, spec) in enumerate(specs.items()))
+    return tuple(_comparison(name, spec, place, observations, graph) for place, (name, spec) in enumerate(specs.items()))
 
 
-def _comparison(name: str, spec: TensorSpec, place: int, observations: Sequence[Observation], kept: Bools, graph: Graph) -> Comparison:
+def _comparison(name: str, spec: TensorSpec, place: int, observed: Observations, graph: Graph) -> Comparison:
+    observations, kept = observed.by_sample, observed.decisions.outputs[name]
     reference = np.stack([np.atleast_1d(seen.reference[place]) for seen in observations])
     simulated = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
     is_heuristic = len(simulated) < len(observations)
@@ -134,7 +135,8 @@ def _comparison(name: str, spec: TensorSpec, place: int, observations: Sequence[
         simulated=reference + heuristic_budget(graph) * rms(reference) if is_heuristic else np.stack(simulated),
         actual=np.stack([seen.actual[name] for seen in observations]),
         labels=tuple(seen.sample.label for seen in observations),
-        kept=kept,
+        kept=kept.samples,
+        left_out=kept.left_out,
         heuristic=is_heuristic,
         margins=np.stack([np.atleast_1d(margin) for margin, _ in known]) if has_margins else None,
         margin_noise=np.stack([np.atleast_1d(noise) for _, noise in known]) if has_margins else None,
@@ -142,13 +144,24 @@ def _comparison(name: str, spec: TensorSpec, place: int, observations: Sequence[
 
 
 def _rung_errors(place: int, observations: Sequence[Observation], comparison: Comparison) -> dict[RungName, float]:
-    """RMS error of every rung at one output, over the samples that are kept."""
-    elements = comparison.reference[comparison.kept].size
+    """RMS error of every rung at one output, over what counts of it."""
+    elements = int(comparison.counted.sum())
     squares = {
-        rung: sum(seen.squares[rung][place] for seen, is_kept in zip(observations, comparison.kept, strict=True) if is_kept)
+        rung: sum(_square(seen, rung, place, comparison, sample) for sample, seen in enumerate(observations) if comparison.kept[sample])
         for rung in observations[0].squares
     }
     return {rung: float(np.sqrt(square / elements)) if elements else float("nan") for rung, square in squares.items()}
+
+
+def _square(seen: Observation, rung: RungName, place: int, comparison: Comparison, sample: int) -> float:
+    """Sum of squared errors of one rung on one sample; without what is left out, where the rung's outputs are still there."""
+    left_out = None if comparison.left_out is None else comparison.left_out[sample]
+    if left_out is None or not left_out.any() or rung not in seen.rungs:
+        return seen.squares[rung][place]
+    reference = as_float64(comparison.reference[sample])
+    counts = np.isfinite(reference) & ~left_out
+    errors = as_float64(seen.rungs[rung][comparison.name]).reshape(reference.shape)[counts] - reference[counts]
+    return float(np.dot(errors, errors))
 
 
 def _wrong_fp32(comparisons: Sequence[Comparison], rungs: Sequence[Mapping[RungName, float]]) -> str:
@@ -192,6 +205,7 @@ def _samples(observations: Observations, comparisons: Sequence[Comparison], outp
             AmbiguousSample(
                 label=seen.sample.label,
                 left_out=not decisions.kept[place],
+                elements_left_out=decisions.left_out(place),
                 nearness=decisions.nearness[place],
                 differing=sum(
                     comparison.count_differing(place, outputs[comparison.name].budget, DECISION_FACTOR) for comparison in comparisons

@@ -13,8 +13,10 @@ from coreflow.models.errors import ConfigError, CoreflowError, InputError, Unsup
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.lift.ops.gather import NegativeIndexError
 from coreflow.validate.case import Case
+from coreflow.validate.gates.conditions import reacting_gate
 from coreflow.validate.gates.decisions import Decisions, find_decisions
 from coreflow.validate.gates.finite import find_infinite_weights
+from coreflow.validate.gates.metrics import as_float64
 from coreflow.validate.gates.structure import (
     NO_INPUTS,
     NO_REFERENCE,
@@ -231,11 +233,12 @@ def _by_shape(observations: Sequence[Observation], specs: Mapping[str, TensorSpe
 def _until_decided(
     case: Case, options: Options, ladder: Ladder, group: list[Observation], *, can_draw: bool
 ) -> tuple[list[Observation], Decisions]:
-    """The observations of one shape, with those of more seeds until the decisions of enough are clear, and their decisions."""
+    """The observations of one shape, with those of more seeds until enough are clear and every output has moved, and their decisions."""
     outputs = list(case.opened.model.outputs)
     decisions = find_decisions(group, outputs)
     for start in range(options.first_seeds, MAX_SEEDS, SEEDS):
-        if case.draw is None or not can_draw or _decided_seeds(group, decisions) >= _enough(options):
+        has_enough = _decided_seeds(group, decisions) >= _enough(options)
+        if case.draw is None or not can_draw or (has_enough and (options.quick or not _has_idle_output(group))):
             break
         group += ladder.observe(case.from_seeds(range(start, start + SEEDS)))
         decisions = find_decisions(group, outputs)
@@ -260,6 +263,12 @@ def _weights(fp32: Fp32Conversion, module: nn.Module) -> Iterator[Weight]:
     if fp32.program is not None:
         yield from weights_of_graph(fp32.program.function()[0])
     yield from weights_of_module(module)
+
+
+def _has_idle_output(observations: Sequence[Observation]) -> bool:
+    """Whether some output of the reference has been the same so far, whatever the inputs: what moves it may be rare."""
+    stacked = (as_float64(np.stack(arrays)) for arrays in zip(*(seen.reference for seen in observations), strict=True))
+    return any(reacting_gate(np.where(np.isfinite(values), values, 0.0)) is not None for values in stacked)
 
 
 def _decided_seeds(observations: list[Observation], decisions: Decisions) -> int:

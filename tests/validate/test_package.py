@@ -106,6 +106,24 @@ def test_a_reference_that_compares_nothing_is_incomplete(module: nn.Module, tmp_
     assert "nothing was compared" in report.text
 
 
+class Rare(nn.Module):
+    """A second output that moves only where a number is large, as in one seed of twenty."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(x), x * (gate > 0.5).to(x.dtype)
+
+
+def test_more_seeds_are_drawn_for_an_output_that_never_reacted(tmp_path: Path) -> None:
+    """In the first eight seeds the reference gives zeros: nothing was compared, and the verdict was incomplete."""
+    package, recipe = convert(Rare(), tmp_path, "y", "z", x=TensorSpec((2, 8)), gate=TensorSpec((1, 1)))
+
+    def draw(seed: int) -> dict[str, Array]:
+        return {"x": recipe.inputs_for(seed)["x"], "gate": np.full((1, 1), seed == 11, np.float16)}
+
+    report = validate(package, recipe, draw=draw)
+    assert report.samples.seeds == tuple(range(16)) and report.verdict == "pass", report.text
+
+
 class Overflowing(nn.Module):
     """Within range at both ends, beyond it between them."""
 
@@ -166,6 +184,13 @@ class Threshold(nn.Module):
         return (self.mix(x) - 0.5).abs().unsqueeze(1)
 
 
+class Undivided(Threshold):
+    """It tells one margin of all its decisions."""
+
+    def decision_margins(self, x: Tensor) -> Tensor:
+        return super().decision_margins(x).amin(-1)
+
+
 MIXTURE = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0]
 
 
@@ -187,12 +212,13 @@ def threshold(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
     return convert(Threshold(), tmp_path_factory.mktemp("threshold"), "y", x=TensorSpec((1, 64)))
 
 
-def test_samples_whose_decisions_turn_are_counted_and_left_out(threshold: tuple[Path, Recipe]) -> None:
+def test_elements_whose_decisions_turn_are_counted_and_left_out(threshold: tuple[Path, Recipe]) -> None:
     report = validate(*threshold, draw=draw_near({1, 5}))
     assert report.verdict == "pass", report.text
     assert [sample.label for sample in report.samples.ambiguous] == ["seed 1", "seed 5"]
-    assert all(sample.nearness < 1 and sample.left_out and sample.differing > 0 for sample in report.samples.ambiguous)
-    assert report.outputs["y"].elements == 6 * 64
+    assert all(sample.nearness < 1 and not sample.left_out and sample.differing > 0 for sample in report.samples.ambiguous)
+    left_out = sum(sample.elements_left_out for sample in report.samples.ambiguous)
+    assert 0 < left_out <= 2 * 32 and report.outputs["y"].elements == 8 * 64 - left_out
 
 
 def test_the_same_flips_fail_where_no_margin_explains_them(threshold: tuple[Path, Recipe]) -> None:
@@ -203,16 +229,33 @@ def test_the_same_flips_fail_where_no_margin_explains_them(threshold: tuple[Path
     assert report.verdict in ("fail", "fp16-unsafe")
 
 
+def test_samples_are_left_out_whole_where_no_decision_is_an_elements_own(threshold: tuple[Path, Recipe]) -> None:
+    report = validate(threshold[0], Undivided(), draw=draw_near({1, 5}))
+    assert report.verdict == "pass", report.text
+    assert [(sample.label, sample.left_out, sample.elements_left_out) for sample in report.samples.ambiguous] == [
+        ("seed 1", True, 0),
+        ("seed 5", True, 0),
+    ]
+    assert report.outputs["y"].elements == 6 * 64
+
+
+def test_an_element_in_every_sample_leaves_enough_to_judge_by(threshold: tuple[Path, Recipe]) -> None:
+    """All samples were left out before, and the verdict was open."""
+    report = validate(*threshold, draw=draw_near(set(range(64))))
+    assert report.verdict == "pass" and report.samples.seeds == tuple(range(8)), report.text
+    assert len(report.samples.ambiguous) == 8 and report.samples.left_out == 0
+
+
 def test_more_seeds_are_drawn_until_enough_are_clear(threshold: tuple[Path, Recipe]) -> None:
-    report = validate(*threshold, draw=draw_near({0, 1, 2, 8, 9}))
+    report = validate(threshold[0], Undivided(), draw=draw_near({0, 1, 2, 8, 9}))
     assert report.verdict == "pass" and report.samples.seeds == tuple(range(8))
-    drawn = validate(*threshold, draw=draw_near(set(range(6)) | {9}))
+    drawn = validate(threshold[0], Undivided(), draw=draw_near(set(range(6)) | {9}))
     assert len(drawn.samples.seeds) == 16 and drawn.samples.left_out == 7
     assert drawn.verdict == "pass" and drawn.outputs["y"].elements == 9 * 64
 
 
 def test_the_verdict_is_open_when_every_decision_is_on_the_border(threshold: tuple[Path, Recipe]) -> None:
-    report = validate(*threshold, draw=draw_near(set(range(64))))
+    report = validate(threshold[0], Undivided(), draw=draw_near(set(range(64))))
     assert (report.verdict, report.exit_code, len(report.samples.seeds)) == ("incomplete", 5, 64)
     assert "64 of 64 samples a decision within fp16 noise" in report.text
 

@@ -26,6 +26,7 @@ class Comparison:
     actual: Array
     labels: tuple[str, ...]  # a sample each
     kept: Bools  # (samples,): False where a decision may fall either way, and did
+    left_out: Bools | None = None  # (samples, ...): elements of the other samples whose own decision fell otherwise
     heuristic: bool = False  # ``simulated`` is ``reference`` plus an assumed error of one size: there was nothing to simulate
     # Of integers that are argmaxes, each element's: the two best scores' distance, and how far fp16 moves scores of its row.
     margins: Array | None = None
@@ -35,6 +36,12 @@ class Comparison:
     def kept_labels(self) -> list[str]:
         """Labels of the samples that are kept."""
         return [label for label, is_kept in zip(self.labels, self.kept, strict=True) if is_kept]
+
+    @property
+    def counted(self) -> Bools:
+        """(kept samples, ...): the elements that count."""
+        kept = self.reference[self.kept]
+        return np.ones(kept.shape, bool) if self.left_out is None else ~self.left_out[self.kept]
 
     def count_differing(self, sample: int, budget: float, factor: float) -> int:
         """Number of elements of one sample that differ by more than ``factor`` budgets."""
@@ -82,6 +89,8 @@ def measure(comparison: Comparison, tolerance: Tolerance) -> Errors:
     overflowed = _overflows(reference, actual)
     is_fine = np.isfinite(actual) & np.isfinite(reference) | (np.isinf(actual) & (actual == reference)) | overflowed | np.isnan(reference)
     comparable = np.isfinite(reference) & ~overflowed
+    if comparison.left_out is not None:
+        comparable &= ~comparison.left_out
     error, noise = _difference(actual, reference, comparable), _difference(simulated, reference, comparable)
     noise = np.where(np.isnan(noise), np.inf, noise)
     kept = comparison.kept

@@ -51,7 +51,7 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         name=comparison.name,
         shape=comparison.spec.shape,
         dtype=comparison.spec.dtype,
-        elements=errors.error.size,
+        elements=int(comparison.counted.sum()),
         reference_rms=errors.reference_rms,
         relative_rms=relative_rms(errors.error, errors.reference),
         snr_db=snr_db(errors.error, errors.reference),
@@ -100,7 +100,7 @@ def _judge_integers(comparison: Comparison) -> OutputReport:
     kept = comparison.kept
     reference, actual = comparison.reference[kept], comparison.actual[kept]
     errors = as_float64(actual) - as_float64(reference)
-    flipped = errors != 0
+    flipped = (errors != 0) & comparison.counted
     flips = int(np.count_nonzero(flipped))
     if comparison.margins is not None and comparison.margin_noise is not None:
         undecided = comparison.margins[kept] <= DECISION_FACTOR * comparison.margin_noise[kept]

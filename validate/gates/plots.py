@@ -23,7 +23,7 @@ def plots_of(comparison: Comparison) -> Plots:
     reference, simulated, actual = (
         as_float64(side[comparison.kept]) for side in (comparison.reference, comparison.simulated, comparison.actual)
     )
-    finite = np.isfinite(reference) & np.isfinite(simulated) & np.isfinite(actual)
+    finite = np.isfinite(reference) & np.isfinite(simulated) & np.isfinite(actual) & comparison.counted
     if comparison.spec.dtype == "int32" or not finite.any():
         return Plots()
     margin, perturbation = _margins(comparison.name, reference, actual)
@@ -50,7 +50,7 @@ def worst_elements(comparison: Comparison) -> tuple[Element, ...]:
     reference, simulated, actual = (as_float64(side[places]) for side in (comparison.reference, comparison.simulated, comparison.actual))
     with np.errstate(invalid="ignore"):
         error = np.abs(actual - reference)
-    error = np.where((actual == reference) & np.isinf(reference), 0.0, error)
+    error = np.where((actual == reference) & np.isinf(reference) | ~comparison.counted, 0.0, error)
     error[np.isnan(error)] = np.inf
     if not error.size or not error.max() > 0:
         return ()

@@ -162,6 +162,7 @@ class AmbiguousSample:
     left_out: bool  # a decision fell otherwise in the package or in torch's own fp16: not in the ratios
     nearness: float  # distance of the nearest decision from its border, in multiples of what counts as clear
     differing: int  # elements that differ by more than fp16 noise, as they may
+    elements_left_out: int = 0  # elements that are not in the ratios although their sample is: their own decision fell otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
             "replay": None,
         },
     },
-    3: {"Report": {"accepted": [], "replay_package": None}},
+    3: {"AmbiguousSample": {"elements_left_out": 0}, "Report": {"accepted": [], "replay_package": None}},
 }
 _PACKAGE_1 = "coreflow.validation.package"  # the "kind" of a package's report in version 1; a bundle's had its own there
 

@@ -185,6 +185,8 @@ def ambiguity(samples: Samples) -> tuple[str, ...]:
         return ()
     count = f"{len(samples.ambiguous)} of {samples.total} samples ambiguous: a decision lies within fp16 noise of its border"
     left_out = [sample for sample in samples.ambiguous if sample.left_out]
+    if elements := sum(sample.elements_left_out for sample in samples.ambiguous):
+        count += f"; {elements} elements are not in the ratios, since their own decision fell the other way"
     if not left_out:
         return (count,)
     listed = ", ".join(f"{sample.label} ({sample.differing} elements differ)" for sample in left_out[:SHOWN_AMBIGUOUS])

@@ -90,7 +90,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_a_module_of_another_precision_is_exported_and_judged_by_its_own_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_module_of_another_precision_is_exported_and_compared_by_its_own_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
     module = Gated().eval().to(dtype)
     recipe = Recipe(name="gated", module=module, inputs={"x": TensorSpec((4, 16))}, outputs=("y",))
     report = validate(build(recipe, tmp_path), recipe)

@@ -10,7 +10,7 @@ from coreflow.validate.report.html.markup import Html, details, join, table, tag
 from coreflow.validate.report.html.plots import output_plots
 from coreflow.validate.report.html.program import op_table, program_plots
 from coreflow.validate.report.html.tables import column_table, outcome_badge
-from coreflow.validate.report.model import BundleReport, ChainReport, Outcome, OutputReport, Report, Samples
+from coreflow.validate.report.model import AmbiguousSample, BundleReport, ChainReport, Outcome, OutputReport, Report, Samples
 from coreflow.validate.report.wording import (
     NOT_LOOKED_AT,
     ambiguity,
@@ -223,11 +223,15 @@ def _chain(chain: ChainReport) -> Iterator[Html | None]:
 def _ambiguous(samples: Samples) -> Html | None:
     if not samples.ambiguous:
         return None
-    rows = [
-        (sample.label, number(sample.nearness), str(sample.differing), "no" if sample.left_out else "yes") for sample in samples.ambiguous
-    ]
+    rows = [(sample.label, number(sample.nearness), str(sample.differing), _in_the_ratios(sample)) for sample in samples.ambiguous]
     columns = ("sample", "distance from a border", "differing elements", "in the ratios")
     return details("Ambiguous samples", table("Ambiguous samples; a distance of 1 is clear", columns, rows, texts=("in the ratios",)))
+
+
+def _in_the_ratios(sample: AmbiguousSample) -> str:
+    if sample.left_out:
+        return "no"
+    return f"all but {sample.elements_left_out} elements" if sample.elements_left_out else "yes"
 
 
 def _constants(report: Report) -> Html:
