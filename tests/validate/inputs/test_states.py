@@ -92,7 +92,7 @@ def test_a_recipe_needs_not_name_the_states(package: Path) -> None:
 
 def test_another_update_of_the_state_is_caught_in_the_state(package: Path) -> None:
     report = validate(package, module_of(keep=0.25))
-    assert (report.verdict, report.cause) == ("fail", "weights"), "the ops are the same, a constant of them is not"
+    assert (report.verdict, report.cause) == ("fail", "translation"), "the ops are the same, a factor is not"
     assert report.outputs["memory_out"].outcome == "fail"
 
 
