@@ -50,7 +50,9 @@ class CastsTo(TorchDispatchMode):
 
     def _cast(self, value: Any) -> Any:
         """A dtype, or the elements of a floating tensor, as the run has them."""
-        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else self._named(value)
+        if isinstance(value, Tensor):
+            return value.to(self._dtype) if value.is_floating_point() and value.dtype != self._dtype else value
+        return self._named(value)
 
 
 class Float32Epsilon(TorchFunctionMode):
