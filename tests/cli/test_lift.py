@@ -15,6 +15,7 @@ from coreflow.cli.main import main
 from coreflow.export.package.manifest import read_manifest
 from coreflow.export.package.mlpackage import read_program
 from coreflow.models.arrays import Array
+from coreflow.models.draws import draw_inputs
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.onnx.session import import_onnxruntime
@@ -38,14 +39,9 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def inputs_of(package: Path, seed: int = 1) -> dict[str, Array]:
-    random = np.random.default_rng(seed)
-    drawn = {}
-    for name, spec in load_model(package, "lifted", engine="interpreter").inputs.items():
-        values = random.uniform(*(spec.bounds or (-2.0, 2.0)), spec.shape)
-        drawn[name] = values.astype(spec.dtype)
-        if spec.dtype == "float16":
-            drawn[name] = drawn[name].astype(np.float32)  # what onnxruntime takes
-    return drawn
+    drawn = draw_inputs(load_model(package, "lifted", engine="interpreter").inputs, seed)
+    # onnxruntime takes floats in fp32
+    return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in drawn.items()}
 
 
 @pytest.mark.parametrize("stage", ["encoder", "lattice_step", "mapper_in", "mapper_out", "decoder_memory", "decoder_step"])

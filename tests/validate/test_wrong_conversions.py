@@ -461,7 +461,7 @@ def test_a_buffer_that_a_trace_forgets_to_write(tmp_path: Path) -> None:
     module = Buffered()
     report = validate(convert(module, tmp_path, {"x": ((1, 8), FLOAT16), "position": ((1,), WHOLE)}), module, draw=new_keys)
     assert (report.verdict, report.cause) == ("fail", "translation")
-    assert report.culprits[0].kind == "translation" and at_line(report.culprits[0], Buffered, "self.cache[:, :, position] =")
+    assert "it changes its own buffers, and the package keeps no state" in report.text
 
 
 def test_the_own_export_refuses_a_module_that_writes_to_a_buffer(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from coreflow.export.package.manifest import read_manifest
 from coreflow.export.package.mlpackage import read_program
-from coreflow.models.arrays import Array
+from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import UnsupportedError
-from coreflow.models.spec import TensorSpec
 from coreflow.runtime import load_model
 from coreflow.runtime.lift.engines.module import LiftedModule
 from coreflow.runtime.lift.onnx import write as lift_onnx
@@ -34,20 +33,13 @@ def written(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def draw(spec: TensorSpec, seed: int) -> Array:
-    random = np.random.default_rng(seed)
-    low, high = spec.bounds or (-2, 2)
-    values = random.uniform(low, high, spec.shape)
-    return values.astype(np.int32) if spec.dtype == "int32" else values.astype(spec.dtype)
-
-
 @pytest.mark.parametrize("stage", ["encoder", "lattice_step", "decoder_step"])
 def test_the_file_gives_the_results_of_the_interpreter(exported: Path, tmp_path: Path, stage: str) -> None:
     package = exported / "bundle" / read_manifest(exported / "bundle").stages[stage].package
     write_onnx(read_program(package), tmp_path / "x.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     model = load_model(package, "lifted", numerics="fp32", engine="interpreter")
-    inputs = {name: draw(spec, 1) for name, spec in model.inputs.items()}
+    inputs = draw_inputs(model.inputs, seed=1)
     reference = model.predict(inputs)
     as_fp32 = {name: value if value.dtype == np.int32 else value.astype(np.float32) for name, value in inputs.items()}
     assert [entry.name for entry in session.get_outputs()] == list(reference)
