@@ -60,18 +60,8 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
         return Verdict(
             outcome="incomplete" if judgement.cause is None else "fail", cause=judgement.cause, text=text, problems=judgement.problems
         )
-    samples, compression = judgement.samples, judgement.compression
-    outcome = worst(output.outcome for output in judgement.outputs.values())
-    ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
-    if judgement.unseeded_weights and outcome == "fail":
-        outcome, ambiguity = "incomplete", judgement.unseeded_weights
     not_run = next((refusal.text for refusal in judgement.refusals if refusal.reference_runs), "")
-    if (ambiguity or not_run) and outcome != "fail":
-        outcome = "incomplete"
-    if (judgement.missing_fp32 or judgement.frozen_reads or judgement.refusals) and outcome == "pass":
-        outcome = "warn"
-    if compression is not None and outcome in ("pass", "warn"):
-        outcome = "fail" if compression.in_vain else "warn"
+    outcome, ambiguity = _outcome(judgement, not_run)
     if outcome != "fail":
         cause = None
     elif not judgement.has_failure:
@@ -79,7 +69,6 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
     notes = _notes(judgement)
     foreign = judgement.foreign_weights if outcome == "fail" and judgement.has_failure else ""
     problems = tuple(filter(None, (foreign, ambiguity, *(refusal.text for refusal in judgement.refusals))))
-    compressed = judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else ""
     text = verdict_text(
         outcome,
         cause,
@@ -88,7 +77,7 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
         ambiguity or not_run,
         (*notes, *problems),
         judgement.budget,
-        compressed=compressed,
+        compressed=judgement.compressed if math.isfinite(judgement.tolerance.rms_pass) else "",
         has_own_weights=judgement.has_own_weights,
     )
     where = f"at {judgement.shape}: " if judgement.shape and outcome in ("fail", "fp16-unsafe") else ""
@@ -99,6 +88,25 @@ def conclude(judgement: Judgement | Obstacle, cause: Cause | None = None) -> Ver
         problems=problems,
         notes=(*notes, *(f"left out: {sample}" for sample in judgement.undefined), *judgement.missing_units),
     )
+
+
+def _outcome(judgement: Judgement, not_run: str) -> tuple[Outcome, str]:
+    """The outcome by rules 2 to 7 and 11 of ``conclude``, and why samples or weights cannot carry a verdict.
+
+    ``not_run`` is a sample on which the package alone does not run.
+    """
+    samples, compression = judgement.samples, judgement.compression
+    outcome = worst(output.outcome for output in judgement.outputs.values())
+    ambiguity = too_ambiguous(samples.total - samples.left_out, samples.total) or judgement.foreign_samples
+    if judgement.unseeded_weights and outcome == "fail":
+        outcome, ambiguity = "incomplete", judgement.unseeded_weights
+    if (ambiguity or not_run) and outcome != "fail":
+        outcome = "incomplete"
+    if (judgement.missing_fp32 or judgement.frozen_reads or judgement.refusals) and outcome == "pass":
+        outcome = "warn"
+    if compression is not None and outcome in ("pass", "warn"):
+        outcome = "fail" if compression.in_vain else "warn"
+    return outcome, ambiguity
 
 
 def conclude_chain(

@@ -1,7 +1,7 @@
 """Explains a verdict by the ops of the program: the error of each, its place in the source, and the ops to blame."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from coreflow.validate.inputs.samples import Sample
 from coreflow.validate.ladder.ladder import Ladder
 from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.walk import walk
-from coreflow.validate.report.model import Cause, ConstantReport, Culprit, OpReport, Outcome, OutputReport, RungName
+from coreflow.validate.report.model import Cause, ConstantReport, Culprit, Gate, OpReport, Outcome, OutputReport, RungName
 
 # How far a value of the saved program may be from torch's with weights rounded alike: constants in the code (0.1 * x) are rounded in the
 # program alone, by up to 2^-12 each, and so are weights that the converter folds. A ResNet-50 with folded norms comes to 1.6e-3, the T5
@@ -85,8 +85,7 @@ def diagnose(
     matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
     reports = ladder.localiser.reports(matches.origins)
     faults = Faults()
-    gates = [gate for output in outputs.values() for gate in output.gates]
-    warns = any(gate.name == "translation" and gate.outcome == "warn" for gate in gates)
+    warns = any(gate.outcome == "warn" for gate in _gates(outputs, "translation"))
     if warns or (verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device")):
         faults = _find_faults(ladder, module, sample, traced, results, outputs, constants)
     op_culprits = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
@@ -114,27 +113,45 @@ def _find_faults(
     """The faults of the saved program, and of a fresh conversion where there is one and it may show them more closely."""
     assert ladder.localiser is not None
     ops, graph = ladder.localiser.ops, ladder.opened.graph
-    ratio = max((output.rho_rms for output in outputs.values() if output.rho_rms == output.rho_rms), default=0.0)
+    ratio = _largest_ratio(outputs)
     is_fp16 = ladder.opened.precision == "fp16"
     tolerance = _SAVED_FAULT if is_fp16 else _FP32_MATCH
     lost = find_lost_writes(
         module, ladder.rounded(sample), ladder.localiser.model_fp64, ops, results, tolerance, ratio, fp16_weights=is_fp16
     )
     departures = lost or find_translation_errors(graph, ops, match_ops(ops, results, Matcher(traced, tolerance)), traced, ratio)
-    gates = [gate for output in outputs.values() for gate in output.gates]
-    fails_translation = any(gate.name == "translation" and gate.outcome == "fail" for gate in gates)
-    if not fails_translation and any(gate.name == "program" and gate.outcome == "fail" for gate in gates):
+    if _is_only_the_saved_program(outputs):
         error = max(output.rungs["R2s"].relative_rms for output in outputs.values() if "R2s" in output.rungs)
         return Faults(translation=lost or _faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
-    fp32_error = max((gate.value for gate in gates if gate.name == "translation" and gate.outcome != "pass"), default=0.0)
+    fp32_error = max((gate.value for gate in _gates(outputs, "translation") if gate.outcome != "pass"), default=0.0)
     if not fp32_error and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
     fresh = _faults_of_fresh_conversion(ladder, module, ladder.rounded(sample), ratio, constants, fp32_error)
     translation = lost or (fresh.translation or departures if fp32_error else departures)
     harmed = tuple(_under_saved_names(fresh.constants, ops))
+    return Faults(translation=_without(harmed, _under_saved_names(translation, ops)), constants=harmed, departures=departures)
+
+
+def _without(harmed: Sequence[Culprit], culprits: Iterable[Culprit]) -> tuple[Culprit, ...]:
+    """The culprits other than ops that are ``harmed`` by their constants, which explains them."""
     explained = {culprit.name for culprit in harmed}
-    translation = tuple(culprit for culprit in _under_saved_names(translation, ops) if culprit.name not in explained)
-    return Faults(translation=translation, constants=harmed, departures=departures)
+    return tuple(culprit for culprit in culprits if culprit.name not in explained)
+
+
+def _largest_ratio(outputs: Mapping[str, OutputReport]) -> float:
+    """How far the outputs are off, in budgets; 0 where that is no number."""
+    return max((output.rho_rms for output in outputs.values() if output.rho_rms == output.rho_rms), default=0.0)
+
+
+def _is_only_the_saved_program(outputs: Mapping[str, OutputReport]) -> bool:
+    """Whether the saved program fails with unrounded weights, and a fresh conversion does not."""
+    fails = {name: any(gate.outcome == "fail" for gate in _gates(outputs, name)) for name in ("program", "translation")}
+    return fails["program"] and not fails["translation"]
+
+
+def _gates(outputs: Mapping[str, OutputReport], name: str) -> list[Gate]:
+    """The gates of this name, of all outputs."""
+    return [gate for output in outputs.values() for gate in output.gates if gate.name == name]
 
 
 def _faults_of_fresh_conversion(
