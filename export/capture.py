@@ -121,8 +121,9 @@ def _in_fp32(module: nn.Module) -> nn.Module:
 
 def _trace(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
     try:
-        # A trace of its own: modules do other things while they are traced, and under a dispatch mode a convolution becomes a constant.
-        with ValueReads(example) as reads:
+        # A trace of its own: modules do other things while they are traced, and under a dispatch mode a convolution becomes a constant,
+        # which a trace refuses as an output once the module has run. What is wrong with the module itself, the next trace says.
+        with contextlib.suppress(Exception), ValueReads(example) as reads:
             torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
         traced = torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
     except Exception as error:

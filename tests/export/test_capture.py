@@ -152,9 +152,10 @@ def test_the_fingerprint_covers_weights_operations_constants_and_recipe() -> Non
     assert len({base, *others}) == len(others) + 1
 
 
-def test_convolutions_are_traced_as_operations() -> None:
+@pytest.mark.parametrize("after", [nn.ReLU(), nn.Identity()], ids=["inside", "an output"])
+def test_convolutions_are_traced_as_operations(after: nn.Module) -> None:
     inputs = {"x": TensorSpec((1, 3, 8, 8))}
-    traced = capture(recipe(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), inputs=inputs)).program
+    traced = capture(recipe(nn.Sequential(nn.Conv2d(3, 4, 3), after), inputs=inputs)).program
     assert isinstance(traced, torch.jit.ScriptModule)
     x = torch.randn(1, 3, 8, 8)
     assert not torch.equal(traced(x), traced(x + 1))
