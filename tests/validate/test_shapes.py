@@ -82,7 +82,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["FLOAT16", "FLOAT32"])
+@pytest.mark.parametrize("precision", ["FLOAT16", pytest.param("FLOAT32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shape", "lengths"), SHAPES.values(), ids=SHAPES)
 def test_every_shape_is_compared(convert: Convert, shape: Callable[[], Any], lengths: list[int], precision: str) -> None:
     module = Mean()
@@ -92,7 +92,7 @@ def test_every_shape_is_compared(convert: Convert, shape: Callable[[], Any], len
         assert any(note.startswith(f"x [1, 8, {length}]: pass") for note in report.notes), report.notes
 
 
-@pytest.mark.parametrize("precision", ["FLOAT16", "FLOAT32"])
+@pytest.mark.parametrize("precision", ["FLOAT16", pytest.param("FLOAT32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shape", "lengths"), SHAPES.values(), ids=SHAPES)
 def test_a_length_that_a_trace_kept_fails_at_the_others(
     convert: Convert, shape: Callable[[], Any], lengths: list[int], precision: str

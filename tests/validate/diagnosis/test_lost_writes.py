@@ -141,6 +141,7 @@ def test_a_write_that_the_converter_lost_is_named_by_its_line(write: Callable[[T
     assert report.culprits[0].name in {op.name for op in report.ops}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", KEPT)
 def test_a_write_that_comes_through_is_right(write: Callable[[Tensor, Tensor], None], tmp_path: Path) -> None:
     assert report_on(Writing(write).eval(), tmp_path).verdict == "pass"
