@@ -321,6 +321,7 @@ class TestOnePackage:
         assert main([*command, "--limits", str(limits)]) == 2 and "limits for nothing; the outputs of" in capsys.readouterr().err
         assert main([*command, "--within", "0.01", "--contract", "0.02"]) == 2
         assert main([*command, "--ceiling", "0"]) == 2 and "a share of the output's RMS is right" in capsys.readouterr().err
+        assert main([*command, "--contract", "3"]) == 2 and "a contract of 3; a share of the output" in capsys.readouterr().err
 
     def test_a_package_without_a_reference_is_refused_with_the_choices(self, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["validate", str(package)]) == 2 and "another package or an ONNX file" in capsys.readouterr().err

@@ -65,7 +65,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("contract", self.contract), ("ceiling", self.ceiling)):
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not 0 < value < 1:
                 raise ConfigError(f"a {name} of {value:g}; a share of the output's RMS is right, 0.01 for 1 %")
 
     def on(self, tolerance: Tolerance) -> Tolerance:
