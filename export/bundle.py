@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from coreflow.export.capture import Captured, capture, serialised, weights_digest
+from coreflow.export.capture.capture import Captured, capture, serialised
+from coreflow.export.capture.fingerprint import weights_digest
 from coreflow.export.package.manifest import (
     COMPANIONS,
     MANIFEST,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from coreflow.export.capture import weights_digest
+from coreflow.export.capture.fingerprint import weights_digest
 from coreflow.export.targets.mlprogram import RECIPE_KEY
 
 

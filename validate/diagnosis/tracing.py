@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from coreflow.export.capture import tensors
+from coreflow.export.capture.evaluation import tensors
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime import lift

@@ -13,13 +13,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from coreflow.export.bundle import conversion_of
-from coreflow.export.capture import Captured, capture, capture_by_export, evaluating, tensors
+from coreflow.export.capture.capture import Captured, capture, capture_by_export
+from coreflow.export.capture.evaluation import evaluating, tensors
+from coreflow.export.capture.value_reads import ValueRead
 from coreflow.export.package.graph import Graph, Program, Shape
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import Conversion, convert
-from coreflow.export.value_reads import ValueRead
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, CoreflowError, ExportError
 from coreflow.models.spec import TensorSpec

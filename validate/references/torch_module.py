@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from coreflow.export.capture import tensors
+from coreflow.export.capture.evaluation import tensors
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.models.spec import Precision

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from coreflow.export.value_reads import ValueReads
+from coreflow.export.capture.value_reads import ValueReads
 
 
 class Reader(nn.Module):

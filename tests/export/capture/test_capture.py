@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coreflow.export import Recipe, TensorSpec
 from coreflow.export.bundle import StageDone, build, export_bundle
-from coreflow.export.capture import capture, capture_by_export
+from coreflow.export.capture.capture import capture, capture_by_export
 from coreflow.models.errors import ExportError
 
 VECTOR = {"x": TensorSpec((1, 4))}
@@ -178,4 +178,4 @@ def test_a_value_that_the_trace_froze_is_told_with_its_line(caplog: pytest.LogCa
     assert isinstance(event, StageDone) and len(event.warnings) == len(caplog.messages) == 1
     assert caplog.messages[0] == f"stage: {event.warnings[0]}"
     line = inspect.getsourcelines(Guards)[1] + 4
-    assert f"a value read at tests/export/test_capture.py:{line} is frozen as False" in event.warnings[0]
+    assert f"a value read at tests/export/capture/test_capture.py:{line} is frozen as False" in event.warnings[0]

@@ -2,9 +2,7 @@
 
 import contextlib
 import copy
-import hashlib
 import io
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from coreflow.export.decompositions import ignored_keywords, safe_decompositions
-from coreflow.export.indices import IndexWatch
+from coreflow.export.capture.decompositions import ignored_keywords, safe_decompositions
+from coreflow.export.capture.evaluation import evaluating, tensors
+from coreflow.export.capture.fingerprint import fingerprint
+from coreflow.export.capture.indices import IndexWatch
+from coreflow.export.capture.value_reads import ValueRead, ValueReads
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
-from coreflow.export.value_reads import ValueRead, ValueReads
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
-from coreflow.models.versions import version
 
 # A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
 SEEDS = range(8)  # of the inputs that a recipe draws: the first is traced, the others are compared
@@ -68,7 +67,7 @@ def capture_by_export(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Capture
 
     >>> captured = capture_by_export(recipe)
 
-    What the converter would misread is rewritten first (``export.decompositions``); ``ExportError`` names what cannot be.
+    What the converter would misread is rewritten first (``decompositions``); ``ExportError`` names what cannot be.
     """
     return _capture(recipe, samples, _export)
 
@@ -161,87 +160,6 @@ def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[T
                 f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor)"
                 f"{where or ' or draws random numbers'}"
             )
-
-
-def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram, removed_passes: Sequence[str]) -> str:
-    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions and passes of what converts."""
-    digest = hashlib.sha256()
-    for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, removed_passes):
-        digest.update(repr(part).encode())
-    for package in ("coreflow", "coremltools", "torch"):
-        digest.update(f"{package} {version(package)}".encode())
-    operations, constants = _parts_of_export(program) if isinstance(program, ExportedProgram) else _parts_of_trace(program)
-    digest.update(operations.encode())
-    for name, tensor in constants:
-        digest.update(name.encode())
-        _update(digest, tensor)
-    return digest.hexdigest()
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all parameters in their order, by which a package knows what it was made of. Buffers may be written to in use."""
-    digest = hashlib.sha256()
-    for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _parts_of_trace(traced: torch.jit.ScriptModule) -> tuple[str, list[tuple[str, Tensor]]]:
-    """The operations in words, and all tensors with their names."""
-    graph = traced.inlined_graph
-    # Without the paths and lines of the source, and the numbers that tell classes of one name apart within a process.
-    operations = re.sub(r"#.*|___torch_mangle_\d+\.", "", str(graph))
-    literals = [
-        ("", node.t("value"))
-        for node in graph.findAllNodes("prim::Constant")  # type: ignore[attr-defined]
-        if "value" in node.attributeNames() and node.kindOf("value") == "t"
-    ]
-    return operations, [*literals, *traced.named_parameters(), *traced.named_buffers()]
-
-
-def _parts_of_export(exported: ExportedProgram) -> tuple[str, list[tuple[str, Tensor]]]:
-    constants = {**exported.state_dict, **exported.constants}
-    operations = f"torch.export {exported.graph} {exported.graph_signature}"
-    return operations, [(name, tensor) for name, tensor in constants.items() if isinstance(tensor, Tensor)]
-
-
-def _update(digest: "hashlib._Hash", tensor: Tensor) -> None:
-    array = tensor.detach().cpu().contiguous().numpy()
-    digest.update(f"{array.dtype} {array.shape}".encode())
-    digest.update(array.tobytes())
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards, buffers as well.
-
-    Gives copies of the buffers, as they were.
-    """
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    buffers = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield {name: copied for name, _, copied in buffers}
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for submodule, training in modes.items():
-            submodule.training = training
-        for name, buffer, copied in buffers:
-            owner, _, leaf = name.rpartition(".")
-            module.get_submodule(owner)._buffers[leaf] = buffer
-            if not torch.equal(buffer, copied):
-                buffer.copy_(copied)
-
-
-def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Arrays as torch tensors: floats in ``dtype``, integers as they are (int32 indexes an embedding as well as int64)."""
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype if array.dtype.kind == "f" else torch.int32)
-        for name, array in arrays.items()
-    }
 
 
 def _runs(

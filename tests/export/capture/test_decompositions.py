@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from coreflow.export.bundle import conversion_of
-from coreflow.export.capture import capture_by_export
-from coreflow.export.decompositions import _READ, ignored_keywords, safe_decompositions
+from coreflow.export.capture.capture import capture_by_export
+from coreflow.export.capture.decompositions import _READ, ignored_keywords, safe_decompositions
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe

@@ -1,0 +1,1 @@
+"""A module as a program: traced or exported, with what it loses on the way."""

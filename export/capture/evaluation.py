@@ -1,0 +1,43 @@
+"""A module in eval mode, as a trace can follow it, and its inputs as tensors."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coreflow.models.arrays import Arrays
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards, buffers as well.
+
+    Gives copies of the buffers, as they were.
+    """
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    buffers = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield {name: copied for name, _, copied in buffers}
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for submodule, training in modes.items():
+            submodule.training = training
+        for name, buffer, copied in buffers:
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = buffer
+            if not torch.equal(buffer, copied):
+                buffer.copy_(copied)
+
+
+def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Arrays as torch tensors: floats in ``dtype``, integers as they are (int32 indexes an embedding as well as int64)."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype if array.dtype.kind == "f" else torch.int32)
+        for name, array in arrays.items()
+    }
