@@ -15,6 +15,7 @@ import numpy as np
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.manifest import StageEntry
 from coreflow.export.package.mlpackage import read_program
+from coreflow.export.targets.lowerings.registry import registered
 from coreflow.export.targets.passes import REMOVED_PASSES
 from coreflow.models.errors import BundleError, ExportError, first_line
 from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY, Precision, TensorSpec
@@ -50,7 +51,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(conversion.removed_passes))
     try:
-        with _silenced():
+        with _silenced(), registered():
             import torch
 
             model = ct.convert(

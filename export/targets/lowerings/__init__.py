@@ -1,0 +1,1 @@
+"""Torch operations that coremltools lacks or lowers badly, as MIL operations; one file a family."""

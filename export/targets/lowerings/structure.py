@@ -1,0 +1,56 @@
+"""Operations that move, cut and subtract neighbours: ``roll``, ``diff``, ``unsafe_chunk``."""
+
+from coremltools.converters.mil import Builder as mb
+
+from coreflow.export.targets.lowerings.registry import Ints, torch_lowering
+from coreflow.export.targets.lowerings.values import Var, axis_of, fixed_size, is_bool
+from coreflow.models.errors import ExportError
+
+
+def part(x: Var, axis: int, begin: int = 0, end: int | None = None) -> Var:
+    """``x[begin:end]`` along ``axis``."""
+    begins, ends = [0] * x.rank, [0] * x.rank
+    begins[axis], ends[axis] = begin, 0 if end is None else end
+    everything = [place != axis for place in range(x.rank)]
+    end_mask = [whole or (place == axis and end is None) for place, whole in enumerate(everything)]
+    return mb.slice_by_index(x=x, begin=begins, end=ends, begin_mask=everything, end_mask=end_mask)
+
+
+@torch_lowering("roll")
+def roll(x: Var, shifts: Ints | int, dims: Ints | int = ()) -> Var:
+    """concat of two slices a dimension"""
+    shifts, dims = (value if isinstance(value, tuple) else (value,) for value in (shifts, dims))
+    if not dims:
+        flat = mb.reshape(x=x, shape=[-1])
+        return mb.reshape(x=roll(flat, shifts, (0,)), shape=mb.shape(x=x))
+    for shift, dim in zip(shifts, dims, strict=True):
+        axis = axis_of(x, dim, "roll")
+        cut = -shift % fixed_size(x, axis, "roll")
+        if cut:
+            x = mb.concat(values=[part(x, axis, cut), part(x, axis, 0, cut)], axis=axis)
+    return x
+
+
+@torch_lowering("diff")
+def diff(x: Var, n: int = 1, dim: int = -1, prepend: Var | None = None, append: Var | None = None) -> Var:
+    """sub of two slices, n times; logical_xor of truth values"""
+    axis = axis_of(x, dim, "diff")
+    ends = [value for value in (prepend, x, append) if value is not None]
+    if len(ends) > 1:
+        x = mb.concat(values=ends, axis=axis)
+    for _ in range(n):
+        if x.shape[axis] == 1:
+            raise ExportError(f"diff with n={n} of size {x.shape[axis]} leaves nothing; an empty tensor has no counterpart in Core ML")
+        later, earlier = part(x, axis, 1), part(x, axis, 0, -1)
+        x = mb.logical_xor(x=later, y=earlier) if is_bool(x) else mb.sub(x=later, y=earlier)
+    return x
+
+
+@torch_lowering("unsafe_chunk")
+def unsafe_chunk(x: Var, chunks: int, dim: int = 0) -> list[Var]:
+    """split into parts of one size, the last of which may be smaller"""
+    axis = axis_of(x, dim, "unsafe_chunk")
+    size = fixed_size(x, axis, "unsafe_chunk")
+    step = -(-size // chunks)
+    sizes = [min(step, size - begin) for begin in range(0, size, step)]
+    return list(mb.split(x=x, split_sizes=sizes, axis=axis)) if len(sizes) > 1 else [x]
