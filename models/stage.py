@@ -19,7 +19,8 @@ class Stage:
 
     >>> Stage(name="head", module=head, inputs={"x": TensorSpec((1, 64))}, outputs=("y",))
 
-    The inputs are passed to the module's ``forward`` in this order. ``draw`` gives one set of inputs per seed, like those
+    The inputs are passed to the module's ``forward`` by name where it has their names, else in this order. ``outputs`` pick among what it
+    returns by name (a dict, a dataclass), and otherwise name the tensors in order. ``draw`` gives one set of inputs per seed, like those
     that the module meets in use; without it they are drawn by their specs (``draws``): masks are prefixes of tokens.
     """
 

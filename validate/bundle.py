@@ -221,7 +221,7 @@ class _Judging:
         assert self._companions is not None
         self._options.as_part(self.parts - 1, self.parts).announce("cascade", "chain")
         models = {name: opened.model for name, opened in self._opened.items()}
-        references = {name: TorchReference(recipe.module) for name, recipe in self.recipes.items()}
+        references = {name: TorchReference(recipe.module, names=recipe.outputs) for name, recipe in self.recipes.items()}
         tolerance_of = next(iter(self._opened.values())).tolerance_of
         texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
         trial = self._companions.trial(self._stages, range(self._options.first_seeds), texts)

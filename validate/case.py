@@ -69,7 +69,7 @@ class Case:
         """The reference, ready to run; a module is copied in every arithmetic that is needed."""
         if self.module is not None:
             has_integers = any(spec.dtype == "int32" for spec in self.opened.model.outputs.values())
-            return TorchReference(self.module, self.opened.precision, records_choices=has_integers)
+            return TorchReference(self.module, self.opened.precision, tuple(self.opened.model.outputs), records_choices=has_integers)
         assert self.source is not None
         assert not isinstance(self.source, nn.Module | Recipe)
         return self.source
@@ -133,7 +133,7 @@ def make_case(
     elif isinstance(reference, Path):
         source = open_reference(reference, list(opened.model.outputs))
     elif isinstance(reference, nn.Module | Recipe):
-        source = stateless(reference, opened.states) if opened.states else reference
+        source = stateless(reference, opened.model, opened.states) if opened.states else reference
     else:
         source = reference
     if name is None:

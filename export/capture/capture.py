@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from coreflow.export.capture.calls import arguments, in_order, pick
 from coreflow.export.capture.decompositions import ignored_keywords, safe_decompositions
 from coreflow.export.capture.evaluation import evaluating, tensors
 from coreflow.export.capture.fingerprint import fingerprint
@@ -20,7 +21,7 @@ from coreflow.export.capture.value_reads import ValueRead, ValueReads
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
 from coreflow.models.arrays import Array, Arrays
-from coreflow.models.errors import CoreflowError, ExportError, first_line
+from coreflow.models.errors import ConfigError, CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
 
 # A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
@@ -85,7 +86,7 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
     given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
         runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), watch, skips=bool(samples))
-        example, results = next(runs)
+        example, returned, results = next(runs)
         changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
         if changed:
             raise ExportError(
@@ -95,9 +96,9 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
         # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
         warnings.simplefilter("ignore")
-        form = to_form(recipe, tuple(example.values()))
-        for inputs, results in runs:
-            _check_replay(recipe, results, _as_tuple(recipe, form.call(*inputs.values())), form.frozen)
+        form = to_form(replace(recipe, module=in_order(recipe.module, tuple(example), recipe.outputs, returned)), tuple(example.values()))
+        for inputs, _, results in runs:
+            _check_replay(recipe, results, _outputs(recipe, form.call(*inputs.values())), form.frozen)
         if watch.indexes:
             lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
             with contextlib.suppress(ExportError):
@@ -164,14 +165,20 @@ def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[T
 
 def _runs(
     recipe: Recipe, samples: Iterable[Arrays], watch: IndexWatch, *, skips: bool
-) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
-    """Inputs and outputs of the module under ``watch``; ``skips`` passes over samples on which it does not run, unless it runs on none."""
+) -> Iterator[tuple[dict[str, Tensor], object, tuple[Tensor, ...]]]:
+    """Inputs of the module, what it returns under ``watch``, and the outputs among that.
+
+    ``skips`` passes over samples on which it does not run, unless it runs on none.
+    """
     problem, has_run = None, False
     for arrays in samples:
         inputs = {name: tensors({name: arrays[name]})[name] for name in recipe.inputs}
         try:
+            ordered, named = arguments(recipe.module, {name: tensor.clone() for name, tensor in inputs.items()})  # it may write to them
             with watch:
-                result = recipe.module(*(tensor.clone() for tensor in inputs.values()))  # a module may write to its inputs
+                result = recipe.module(*ordered, **named)
+        except ConfigError as error:
+            raise ExportError(f"{recipe.name}: {error}") from error
         except CoreflowError:
             raise
         except Exception as error:
@@ -182,20 +189,19 @@ def _runs(
                 raise problem from error
             continue
         has_run = True
-        yield inputs, _as_tuple(recipe, result)
+        yield inputs, result, _outputs(recipe, result)
     if not has_run and problem is not None:
         raise problem
 
 
-def _as_tuple(recipe: Recipe, result: object) -> tuple[Tensor, ...]:
-    results = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(results, tuple | list) or not all(isinstance(tensor, Tensor) for tensor in results):
-        raise ExportError(f"{recipe.name}: forward returns {type(result).__name__}; return a tensor or a tuple of tensors")
-    if len(results) != len(recipe.outputs):
-        raise ExportError(f"{recipe.name}: forward returns {len(results)} tensors, the recipe names {len(recipe.outputs)} outputs")
+def _outputs(recipe: Recipe, result: object) -> tuple[Tensor, ...]:
+    try:
+        results = pick(result, recipe.outputs, strict=True)
+    except ConfigError as error:
+        raise ExportError(f"{recipe.name}: {error}") from error
     if len({id(tensor) for tensor in results}) != len(results):
         raise ExportError(f"{recipe.name}: forward returns one tensor as two outputs, and the converter would lose a name; return a clone")
-    return tuple(results)
+    return results
 
 
 def _spec(recipe: Recipe, name: str, result: Tensor) -> TensorSpec:

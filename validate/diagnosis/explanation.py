@@ -117,7 +117,15 @@ def _find_faults(
     is_fp16 = ladder.opened.precision == "fp16"
     tolerance = _SAVED_FAULT if is_fp16 else _FP32_MATCH
     lost = find_lost_writes(
-        module, ladder.rounded(sample), ladder.localiser.model_fp64, ops, results, tolerance, ratio, fp16_weights=is_fp16
+        module,
+        ladder.rounded(sample),
+        tuple(ladder.opened.model.outputs),
+        ladder.localiser.model_fp64,
+        ops,
+        results,
+        tolerance,
+        ratio,
+        fp16_weights=is_fp16,
     )
     departures = lost or find_translation_errors(graph, ops, match_ops(ops, results, Matcher(traced, tolerance)), traced, ratio)
     if _is_only_the_saved_program(outputs):
@@ -166,7 +174,7 @@ def _faults_of_fresh_conversion(
     walked = walk(model, dict(zip(model.inputs, inputs.values(), strict=True)), {constant.op for constant in constants})
     tolerance = _match_for(error)
     matches = match_ops(walked.ops, walked.values, Matcher(traced, tolerance))
-    lost = find_lost_writes(module, inputs, model, walked.ops, walked.values, tolerance, ratio)
+    lost = find_lost_writes(module, inputs, tuple(ladder.opened.model.outputs), model, walked.ops, walked.values, tolerance, ratio)
     translation = lost or find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
 

@@ -25,6 +25,7 @@ _SAME = 1e-10  # values whose distances differ by less are the same values, summ
 def find_lost_writes(
     module: nn.Module,
     inputs: Arrays,
+    names: Sequence[str],
     model: LiftedModel,
     ops: Sequence[Op],
     results: Sequence[Tensor | None],
@@ -35,16 +36,17 @@ def find_lost_writes(
 ) -> tuple[Culprit, ...]:
     """A culprit for every write of ``module`` that ``model`` lost, under the name of the op that gives what torch writes over.
 
+    ``names`` are those of the outputs, as the module may have them.
     ``results`` are those of the ``ops`` of the model in float64 on ``inputs``; ``ratio`` as in ``find_translation_errors``.
 
-    >>> find_lost_writes(module, inputs, model_fp64, ops, results, tolerance=1e-5, ratio=2100.0)[0].line
+    >>> find_lost_writes(module, inputs, ("y",), model_fp64, ops, results, tolerance=1e-5, ratio=2100.0)[0].line
     31
     """
 
     def match(traced: Sequence[TracedValue]) -> Matches:
         return match_ops(ops, results, Matcher(traced, tolerance))
 
-    execute = partial(trace, module, inputs, fp16_weights=fp16_weights)
+    execute = partial(trace, module, inputs, names=names, fp16_weights=fp16_weights)
     executed = execute()
     matches = match(executed.values)
     if not any(value.write for value in executed.values):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from coreflow.export.capture.calls import call
 from coreflow.export.capture.evaluation import tensors
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
@@ -23,7 +24,7 @@ from coreflow.validate.diagnosis.fingerprints import Fingerprint, fingerprint, s
 from coreflow.validate.inputs.states import StatelessModule
 from coreflow.validate.references.casts import CastsTo
 from coreflow.validate.references.fp16_rounding import round_to_fp16
-from coreflow.validate.references.torch_module import as_tuple, converted_copy, plain_torch
+from coreflow.validate.references.torch_module import converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
 
 
@@ -73,29 +74,29 @@ def trace_values(module: nn.Module, inputs: Arrays, *, fp16_weights: bool = Fals
     return trace(module, inputs, fp16_weights=fp16_weights).values
 
 
-def trace(module: nn.Module, inputs: Arrays, *, fp16_weights: bool = False, lost: Collection[int] = ()) -> Trace:
+def trace(module: nn.Module, inputs: Arrays, *, names: Sequence[str] = (), fp16_weights: bool = False, lost: Collection[int] = ()) -> Trace:
     """Every result of every aten operation of ``module`` on one sample, in float64 on the CPU; the module is left as it was.
 
-    ``inputs`` are passed in their order. ``fp16_weights`` rounds weights and buffers to fp16 first, as an fp16 package does.
+    ``names`` are those of the outputs, where the module returns them by name.
+    ``fp16_weights`` rounds weights and buffers to fp16 first, as an fp16 package does.
     Views count as operations, unless they are views of constants. A write into a part of a tensor also gives the whole of it.
     The writes of the numbers in ``lost`` are done as a converter that loses them does: they reach the view that they are done through, and
     not the tensor that it is a view of; without a view, nothing.
     Raises ``ConfigError`` when the module cannot be copied or does not run.
     """
     copied = converted_copy(module, (lambda tensor: round_to_fp16(tensor).double()) if fp16_weights else Tensor.double)
-    arguments = [tensor.clone() for tensor in tensors(inputs, torch.float64).values()]  # a module may write to them
-    given = tuple(map(fingerprint, arguments))
+    arguments = {name: tensor.clone() for name, tensor in tensors(inputs, torch.float64).items()}  # a module may write to them
+    given = tuple(map(fingerprint, arguments.values()))
     recorder = _Recorder(copied, lost)
     with plain_torch(torch.float64), recorder, CastsTo(torch.float64):
         try:
-            result = copied(*arguments)
+            outputs = call(copied, arguments, names)
         except CoreflowError:
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ConfigError(f"the reference {type(module).__name__} does not run in float64 on {shapes}: {error}") from error
-    outputs = recorder.with_stand_ins(as_tuple(result, type(module).__name__))
-    return Trace(inputs=given, values=tuple(recorder.traced), outputs=tuple(outputs))
+    return Trace(inputs=given, values=tuple(recorder.traced), outputs=recorder.with_stand_ins(outputs))
 
 
 def _aten(names: str) -> frozenset[str]:

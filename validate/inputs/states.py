@@ -4,7 +4,7 @@ One prediction from any state is then all that there is to compare, and every ru
 Outputs that stand for states end in ``_out``, as in ``LiftedModule`` and in the ONNX file of ``coreflow lift``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coreflow.export.capture.calls import call
 from coreflow.export.package.graph import Program
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Arrays, Draw
@@ -87,14 +88,14 @@ class StatelessModel:
 
 
 class StatelessModule(nn.Module):
-    """A module that takes the buffers of these names after its inputs, and returns them after its outputs.
+    """A module that takes the buffers ``states`` after its ``inputs``, and returns them after its ``outputs``.
 
     ``ConfigError`` names the buffers that there are where one is missing.
 
-    >>> y, cache_after = StatelessModule(module, model.states)(x, cache)
+    >>> y, cache_after = StatelessModule(module, ("x",), ("y",), model.states)(x, cache)
     """
 
-    def __init__(self, module: nn.Module, states: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], states: Collection[str]) -> None:
         super().__init__()
         self.module = module
         buffers = {name.replace(".", "_"): name for name, _ in module.named_buffers()}
@@ -103,33 +104,34 @@ class StatelessModule(nn.Module):
             raise ConfigError(
                 f"the package keeps {', '.join(missing)}; {type(module).__name__} has no such buffer, its buffers are: {known}"
             )
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self._places = tuple(buffers[name.replace(".", "_")].rpartition(".") for name in states)
         self.training = module.training
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """(*inputs, *states) -> (*outputs, *states)."""
-        count = len(inputs) - len(self._places)
+        count = len(self._inputs)
         owners = [(self.module.get_submodule(path)._buffers, leaf) for path, _, leaf in self._places]
         before = [buffers[leaf] for buffers, leaf in owners]
         try:
             for (buffers, leaf), state in zip(owners, inputs[count:], strict=True):
                 buffers[leaf] = state.clone()  # a module may write into it
-            result = self.module(*inputs[:count])
+            outputs = call(self.module, dict(zip(self._inputs, inputs[:count], strict=True)), self._outputs)
             states = [buffers[leaf] for buffers, leaf in owners]
         finally:
             for (buffers, leaf), tensor in zip(owners, before, strict=True):
                 buffers[leaf] = tensor
-        outputs = tuple(result.values()) if isinstance(result, Mapping) else (result,) if isinstance(result, Tensor) else tuple(result)
         return (*outputs, *(state for state in states if state is not None))
 
 
-def stateless(source: nn.Module | Recipe, states: Mapping[str, TensorSpec]) -> nn.Module | Recipe:
-    """``source`` as a function of its states: ``StatelessModule``, in a recipe that names them too."""
+def stateless(source: nn.Module | Recipe, model: Model, states: Mapping[str, TensorSpec]) -> nn.Module | Recipe:
+    """``source`` as a function of its states, as ``model`` is: ``StatelessModule``, in a recipe that names them too."""
+    names = tuple(name for name in model.inputs if name not in states)
     if isinstance(source, nn.Module):
-        return StatelessModule(source, states)
+        return StatelessModule(source, names, tuple(model.outputs)[: -len(states)], states)
     return replace(
         source,
-        module=StatelessModule(source.module, states),
+        module=StatelessModule(source.module, names, source.outputs, states),
         inputs={**source.inputs, **states},
         outputs=(*source.outputs, *state_output_names(source.inputs, states, source.outputs).values()),
         draw=None if source.draw is None else with_states(source.draw, states),

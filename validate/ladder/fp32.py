@@ -4,15 +4,16 @@ import contextlib
 import gc
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from coreflow.export.bundle import conversion_of
+from coreflow.export.capture.calls import InOrder, arguments, in_order
 from coreflow.export.capture.capture import Captured, capture, capture_by_export
 from coreflow.export.capture.evaluation import evaluating, tensors
 from coreflow.export.capture.value_reads import ValueRead
@@ -25,6 +26,7 @@ from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, CoreflowError, ExportError
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import TemporaryFolder
+from coreflow.runtime.backend import Model
 from coreflow.runtime.cache import Cache
 from coreflow.runtime.interface import output_specs
 from coreflow.runtime.lift.registry import load_lowerings, require_all
@@ -62,7 +64,7 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
         return Fp32Conversion(problem="no sample has the shapes of the package; give some that do (inputs=, --inputs)")
     recipe = Recipe(
         name=_NAME,
-        module=_with_plain_outputs(module, inputs),
+        module=_in_order(module, opened.model, inputs),
         inputs=specs,
         outputs=tuple(f"output_{place}" for place in range(len(opened.model.outputs))),
         target=target or _TARGETS.get(opened.graph.opset, "iOS17"),
@@ -118,25 +120,15 @@ def _is_declared(shape: tuple[int, ...], declared: Shape | None) -> bool:
     return len(shape) == len(declared) and all(extent in (None, actual) for actual, extent in zip(shape, declared, strict=True))
 
 
-class _PlainOutputs(nn.Module):
-    """A module that returns its outputs as a tuple, as a converter takes them, and not by name."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """(*inputs) -> (*outputs)."""
-        return tuple(self.module(*inputs).values())
-
-
-def _with_plain_outputs(module: nn.Module, samples: Sequence[Arrays]) -> nn.Module:
-    """``module`` itself where its outputs are plain already, so that its ops keep their names."""
+def _in_order(module: nn.Module, model: Model, samples: Iterable[Arrays]) -> nn.Module:
+    """``module`` called in the order of ``model``, whose names the recipe lacks; itself where it is, so that its ops keep theirs."""
     with evaluating(module):
         for sample in samples:
+            given = dict(zip(model.inputs, tensors(sample).values(), strict=True))
             with contextlib.suppress(Exception):  # the module may run on another sample, and what captures it says why not on any
-                return _PlainOutputs(module) if isinstance(module(*tensors(sample).values()), Mapping) else module
-    return module
+                ordered, named = arguments(module, given)
+                return in_order(module, tuple(model.inputs), tuple(model.outputs), module(*ordered, **named))
+    return InOrder(module, tuple(model.inputs), tuple(model.outputs))
 
 
 def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:

@@ -6,12 +6,13 @@ neither their lowerings nor the converter's graph. A program compared with the r
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coreflow.export.capture.calls import arguments, pick
 from coreflow.export.capture.evaluation import tensors
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
@@ -27,23 +28,27 @@ class TorchReference:
     >>> reference = TorchReference(module)
     >>> error = reference.simulated_outputs({"x": x})[0] - reference.outputs({"x": x})[0]
 
-    Inputs and weights are rounded to ``precision``, the package's; fp32's own execution is the budget of an fp32 package.
+    Inputs and weights are rounded to ``precision``, the package's; fp32's own execution is the budget of an fp32 package. ``names`` are
+    those of the outputs, of a module that returns them by name; see ``export.capture.calls``.
     """
 
     label = "torch in float64"
 
-    def __init__(self, module: nn.Module, precision: Precision = "fp16", *, records_choices: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, precision: Precision = "fp16", names: Sequence[str] = (), *, records_choices: bool = False
+    ) -> None:
         self.budget = f"torch's own {precision}"
         self._module_fp64 = converted_copy(module, lambda tensor: tensor.double())
         self._simulated = converted_copy(module, lambda tensor: round_to_fp16(tensor.float()) if precision == "fp16" else tensor.float())
         self._source, self._module_fp32 = module, None if precision == "fp16" else self._simulated
         self._precision = precision
+        self._names = tuple(names)
         self._records_choices = records_choices
         self.choices: list[Choice] = []  # of the latest call, if they are recorded
         self.has_margins = callable(getattr(module, "decision_margins", None))
 
     def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
-        """R0: the outputs in float64. ``inputs`` are passed in their order."""
+        """R0: the outputs in float64."""
         return self._call(self._module_fp64, inputs, torch.float64)
 
     def simulated_outputs(self, inputs: Arrays) -> tuple[Array, ...]:
@@ -68,31 +73,22 @@ class TorchReference:
         self, module: nn.Module, inputs: Arrays, dtype: torch.dtype, method: str = "__call__", *, rounds: bool = True
     ) -> tuple[Array, ...]:
         # Cloned: a module may write to its inputs, and they are the caller's.
-        arguments = [tensor.clone() for tensor in tensors(inputs, dtype).values()]
+        given = {name: tensor.clone() for name, tensor in tensors(inputs, dtype).items()}
         rounding = Fp16Rounding() if rounds and self._precision == "fp16" and dtype == torch.float32 else contextlib.nullcontext()
         if not isinstance(rounding, contextlib.nullcontext):
-            arguments = [round_to_fp16(tensor) if tensor.is_floating_point() else tensor for tensor in arguments]
+            given = {name: round_to_fp16(tensor) if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+        ordered, named = arguments(module, given)
         recorder = ChoiceRecorder() if self._records_choices else contextlib.nullcontext()
         with plain_torch(dtype), rounding, recorder, CastsTo(dtype):  # the casts last: what the others do is no part of the module
             try:
-                result = getattr(module, method)(*arguments)
+                result = getattr(module, method)(*ordered, **named)
             except CoreflowError:
                 raise
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
                 raise ConfigError(f"the reference {type(module).__name__} does not run in {dtype} on {shapes}: {error}") from error
         self.choices = recorder.choices if isinstance(recorder, ChoiceRecorder) else []
-        return tuple(tensor.detach().numpy() for tensor in as_tuple(result, type(module).__name__))
-
-
-def as_tuple(result: object, label: str) -> Sequence[Tensor]:
-    """The tensors that a module returned; ``ConfigError`` where they are none."""
-    if isinstance(result, Mapping):
-        result = tuple(result.values())
-    outputs = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(outputs, tuple | list) or not all(isinstance(output, Tensor) for output in outputs):
-        raise ConfigError(f"the reference {label} returns {type(result).__name__}; a tensor or a tuple of tensors can be compared")
-    return outputs
+        return tuple(tensor.detach().numpy() for tensor in pick(result, self._names if method == "__call__" else ()))
 
 
 def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -194,7 +194,7 @@ def test_fp32_packages_have_the_error_of_fp32_as_their_budget() -> None:
     ("module", "said"),
     [
         (Function(lambda x: x @ torch.ones(3, 3)), "does not run in torch.float64 on x [1, 6]"),
-        (Function(lambda x: {"kept": 3}), "returns tuple"),
+        (Function(lambda x: {"kept": 3}), "returns dict"),
         (Function(lambda x: "text"), "returns str"),
     ],
     ids=["shape", "no tensors", "text"],
