@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
+from coreflow.export.capture.modules import as_module
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import PRECISIONS, Precision
 from coreflow.models.stage import Stage
@@ -33,8 +32,10 @@ class Recipe(Stage):
         object.__setattr__(self, "outputs", tuple(self.outputs))
         object.__setattr__(self, "inputs", dict(self.inputs))
         problems = []
-        if not isinstance(self.module, nn.Module):
-            problems.append(f"module is a {type(self.module).__name__}, not an nn.Module")
+        if (module := as_module(self.module)) is None:
+            problems.append(f"module is a {type(self.module).__name__}, neither an nn.Module nor an object that is called and holds some")
+        else:
+            object.__setattr__(self, "module", module)
         if self.target not in TARGETS:
             problems.append(f"target {self.target!r}; choose one of {', '.join(TARGETS)}")
         if self.precision not in PRECISIONS:

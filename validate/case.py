@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from coreflow.export.capture.modules import as_module
 from coreflow.export.recipe import Recipe
 from coreflow.models.arrays import Draw
 from coreflow.models.draws import draw_inputs
@@ -133,6 +134,7 @@ def make_case(
     elif isinstance(reference, Path):
         source = open_reference(reference, list(opened.model.outputs))
     elif isinstance(reference, nn.Module | Recipe):
+        reference = reference if isinstance(reference, Recipe) else as_module(reference) or reference
         source = stateless(reference, opened.model, opened.states) if opened.states else reference
     else:
         source = reference

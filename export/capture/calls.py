@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coreflow.export.capture.modules import Held
 from coreflow.models.errors import ConfigError
 
 _BY_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -30,7 +31,7 @@ def arguments(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[Any, 
     name.
     """
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = (module.signature if isinstance(module, Held) else inspect.signature(module.forward)).parameters.values()
     except (TypeError, ValueError):  # a compiled function has none
         return tuple(inputs.values()), {}
     kinds = {parameter.kind for parameter in parameters}

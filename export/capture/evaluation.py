@@ -1,7 +1,8 @@
 """A module in eval mode, as a trace can follow it, and its inputs as tensors."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from coreflow.models.arrays import Arrays
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Eval mode, no gradients, no fused attention fast path (a trace cannot follow it); all put back afterwards, buffers as well.
+    """Eval mode, no gradients, nothing compiled, no fused attention fast path (a trace cannot follow it).
 
-    Gives copies of the buffers, as they were.
+    All is put back afterwards, buffers as well. Gives copies of the buffers, as they were.
     """
+    put_back = uncompile(module)
     modes = {submodule: submodule.training for submodule in module.modules()}
     buffers = [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -33,6 +35,27 @@ def evaluating(module: nn.Module) -> Iterator[dict[str, Tensor]]:
             module.get_submodule(owner)._buffers[leaf] = buffer
             if not torch.equal(buffer, copied):
                 buffer.copy_(copied)
+        put_back()
+
+
+def uncompile(module: nn.Module) -> Callable[[], None]:
+    """Put the parts that ``torch.compile`` was given in the place of those that it made, of which nothing could be seen, and which a trace
+    refuses; gives a function that puts these back.
+    """
+    changes: list[tuple[dict[str, Any], str, Any]] = []
+    for part in module.modules():
+        parts = part._modules.items()
+        changes += [(part._modules, name, child) for name, child in parts if isinstance(getattr(child, "_orig_mod", None), nn.Module)]
+        if vars(part).get("_compiled_call_impl") is not None:  # by ``module.compile()``
+            changes.append((vars(part), "_compiled_call_impl", part._compiled_call_impl))
+    for place, name, value in changes:
+        place[name] = value._orig_mod if isinstance(value, nn.Module) else None
+
+    def put_back() -> None:
+        for place, name, value in changes:
+            place[name] = value
+
+    return put_back
 
 
 def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -242,8 +242,12 @@ def _schema_facts(func: Any) -> tuple[str, tuple[tuple[int, str], ...], bool]:
 _HERE = trace_values.__code__.co_filename
 _TORCH = Path(torch.__file__).parent
 _LIBRARIES = ("site-packages", "dist-packages")
-# Code that runs a module without being its source: `validate`, and the walks of lifted programs.
-_MACHINERY = (Path(_HERE).parents[1], *(Path(lift.__path__[0]) / room for room in ("plan", "engines", "numerics")))
+# Code that runs a module without being its source: `validate`, `export`, and the walks of lifted programs.
+_MACHINERY = (
+    Path(_HERE).parents[1],
+    Path(call.__code__.co_filename).parents[1],
+    *(Path(lift.__path__[0]) / room for room in ("plan", "engines", "numerics")),
+)
 
 
 @functools.cache

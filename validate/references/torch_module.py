@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coreflow.export.capture.calls import arguments, pick
-from coreflow.export.capture.evaluation import tensors
+from coreflow.export.capture.evaluation import tensors, uncompile
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.models.spec import Precision
@@ -100,6 +100,7 @@ def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn
         copied = copy.deepcopy(module).cpu().eval()
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
+    uncompile(copied)
     made: dict[int, Tensor] = {}
     with torch.no_grad():
         for parameter in copied.parameters():
