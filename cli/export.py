@@ -1,12 +1,14 @@
 """``coreflow export``."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coreflow.cli.console import err, out, print_json, progress_bar, warn
+from coreflow.cli.options import json_option
 
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
@@ -14,14 +16,21 @@ if TYPE_CHECKING:
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them.")
-    ],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")],
+        str | None,
+        typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them."),
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")] = None,
     target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    ops: Annotated[bool, typer.Option("--ops", help="List torch operations that coreflow converts and coremltools does not.")] = False,
+    as_json: Annotated[bool, json_option("the manifest", "or the list of --ops")] = False,
 ) -> int:
     """Convert a trained run, or your own recipes, to a bundle of Core ML packages."""
+    if ops:
+        return _list_operations(as_json)
+    if source is None or out_dir is None:
+        missing = "--out" if source else "a run or FILE.py:NAME"
+        raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
     done = export_with_bar(source, out_dir, target, jobs)
     if as_json:
         print_json(done.manifest.to_json())
@@ -58,6 +67,22 @@ def summary(done: "BundleDone") -> str:
             for name, stage in stages.items()
         ]
     )
+
+
+def _list_operations(as_json: bool) -> int:
+    from rich.table import Table
+
+    from coreflow.export.operations import list_operations
+
+    operations = list_operations()
+    if as_json:
+        print_json([asdict(operation) for operation in operations])
+        return 0
+    table = Table("operation", "becomes", "front ends", box=None, pad_edge=False, header_style="dim")
+    for operation in operations:
+        table.add_row(operation.name, operation.becomes, ", ".join(operation.front_ends))
+    out().print(table)
+    return 0
 
 
 def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> "Iterator[StageDone | BundleDone]":

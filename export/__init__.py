@@ -1,10 +1,11 @@
-"""Converts PyTorch modules to Core ML packages: ``Recipe`` and ``build``, imported on first use."""
+"""Converts PyTorch modules to Core ML packages: ``Recipe``, ``build`` and ``torch_lowering``, imported on first use."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coreflow.export.bundle import build, export_bundle
     from coreflow.export.recipe import Recipe
+    from coreflow.export.targets.lowerings.registry import torch_lowering
     from coreflow.models.spec import TensorSpec
 
 _HOMES = {
@@ -12,8 +13,9 @@ _HOMES = {
     "TensorSpec": "coreflow.models.spec",
     "build": "coreflow.export.bundle",
     "export_bundle": "coreflow.export.bundle",
+    "torch_lowering": "coreflow.export.targets.lowerings.registry",
 }
-__all__ = ["Recipe", "TensorSpec", "build", "export_bundle"]
+__all__ = ["Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ from coreflow.export.package.manifest import (
     write_manifest,
 )
 from coreflow.export.recipe import Recipe
+from coreflow.export.targets.lowerings.registry import user_lowerings
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.errors import BundleError, ConfigError, ExportError
 from coreflow.models.storage import sync_folder
@@ -184,7 +185,9 @@ def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) 
     if not captures:
         return
     conversions = [conversion_of(captured) for captured in captures]
-    processes = min(jobs or os.cpu_count() or 1, len(conversions))
+    # A user's lowering stays where it is: another process cannot import its function, and to execute the file there would make the modules
+    # again.
+    processes = 1 if user_lowerings() else min(jobs or os.cpu_count() or 1, len(conversions))
     if processes == 1:
         for conversion in conversions:
             yield conversion.name, *_timed_convert(conversion, staging)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "coreflow": ["Chain", "Recipe", "TensorSpec", "build", "errors", "export", "load_model", "runtime", "validate", "validate_bundle"],
-    "coreflow.export": ["Recipe", "TensorSpec", "build", "export_bundle"],
+    "coreflow.export": ["Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"],
     "coreflow.runtime": ["Chain", "load_model"],
     "coreflow.validate": ["judge_bundle", "validate", "validate_bundle"],
 }

@@ -2,9 +2,9 @@
 
 The converter (coremltools 9.0) ignores keyword arguments of exported operations that it does not ask for, without a word: ``add(alpha=)``
 adds the whole, ``zeros_like(dtype=)`` keeps the dtype of its source (an inverted padding mask), ``gelu(approximate="tanh")`` is the exact
-one. ``safe_decompositions`` rewrites the operations known to be concerned, and those that the converter lacks; ``ignored_keywords`` finds
-what is left, which nobody should convert. The whole of torch's table is no way out: it takes attention and einsum to pieces, and has
-operations that the converter lacks in turn.
+one. ``safe_decompositions`` rewrites the operations known to be concerned, unless a lowering (``targets/lowerings``) reads them right, for
+traces too; ``ignored_keywords`` finds what is left, which nobody should convert. The whole of torch's table is no way out:
+it takes attention and einsum to pieces, and has operations that the converter lacks in turn.
 """
 
 import math
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+
+from coreflow.export.targets.lowerings.registry import LOWERINGS, load_families
 
 _aten = torch.ops.aten
 # Taken from torch's own table: the converter lacks them.
@@ -55,10 +57,11 @@ def safe_decompositions() -> dict[Any, Callable[..., Any]]:
 
 def ignored_keywords(exported: ExportedProgram) -> list[str]:
     """Keyword arguments that the converter would ignore, as ``alpha= of aten::rsub``; those with their default value are no loss."""
+    load_families()  # which read all of theirs
     ignored = []
     for node in exported.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is None:
+        if schema is None or schema.name in LOWERINGS:
             continue
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
         known = _READ.get(schema.name, frozenset()) | _MEANINGLESS
@@ -111,19 +114,8 @@ def _filled_like(value: float) -> Callable[..., Tensor]:
     return filled
 
 
-def _new_filled(value: float) -> Callable[..., Tensor]:
-    def filled(x: Tensor, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-        return _aten.full.default(size, value, dtype=dtype or x.dtype)
-
-    return filled
-
-
 def _full_like(x: Tensor, value: float, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     return _filled_like(value)(x, dtype=dtype)
-
-
-def _new_full(x: Tensor, size: Sequence[int], value: float, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    return _new_filled(value)(x, size, dtype=dtype)
 
 
 def _in_dtype_of_result(operation: Any) -> Callable[..., Any]:
@@ -142,15 +134,6 @@ def _cast_after(operation: Any) -> Callable[..., Any]:
         return NotImplemented if dtype is None else operation(*arguments).to(dtype)
 
     return make
-
-
-def _either(logical: Any, bitwise: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """``&``, ``|`` and ``^``, of which the converter knows the named forms only."""
-
-    def combine(x: Tensor, other: Tensor) -> Tensor:
-        return (logical if x.dtype == other.dtype == torch.bool else bitwise)(x, other)
-
-    return combine
 
 
 def _attention(
@@ -182,16 +165,10 @@ _REWRITES: Mapping[Any, Callable[..., Any]] = {
     _aten.zeros_like.default: _filled_like(0),
     _aten.ones_like.default: _filled_like(1),
     _aten.full_like.default: _full_like,
-    _aten.new_zeros.default: _new_filled(0),
-    _aten.new_ones.default: _new_filled(1),
-    _aten.new_full.default: _new_full,
     **{getattr(_aten.arange, form): _cast_after(getattr(_aten.arange, form)) for form in ("default", "start", "start_step")},
     **{operation: _in_dtype_of_result(operation) for operation in (_aten.sum.default, _aten.sum.dim_IntList)},
     **{operation: _in_dtype_of_result(operation) for operation in (_aten.mean.default, _aten.mean.dim)},
     **{operation: _in_dtype_of_result(operation) for operation in (_aten.prod.default, _aten.prod.dim_int)},
-    _aten.__and__.Tensor: _either(_aten.logical_and.default, _aten.bitwise_and.Tensor),
-    _aten.__or__.Tensor: _either(_aten.logical_or.default, _aten.bitwise_or.Tensor),
-    _aten.__xor__.Tensor: _either(_aten.logical_xor.default, _aten.bitwise_xor.Tensor),
     _aten.where.ScalarOther: lambda condition, x, other: _aten.where.self(condition, x, torch.full((), other, dtype=x.dtype)),
     _aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
     _aten.lerp.Tensor: lambda start, end, weight: start + (end - start) * weight,

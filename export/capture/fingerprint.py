@@ -9,18 +9,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from coreflow.export.recipe import Recipe
+from coreflow.export.targets.lowerings.registry import user_sources
 from coreflow.models.versions import version
 
 
 def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram, removed_passes: Sequence[str]) -> str:
-    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions and passes of what converts."""
+    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions, passes and lowerings that convert."""
     digest = hashlib.sha256()
     for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, removed_passes):
         digest.update(repr(part).encode())
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
     operations, constants = _parts_of_export(program) if isinstance(program, ExportedProgram) else _parts_of_trace(program)
-    digest.update(operations.encode())
+    for text in (operations, *user_sources(operations)):
+        digest.update(text.encode())
     for name, tensor in constants:
         digest.update(name.encode())
         _update(digest, tensor)

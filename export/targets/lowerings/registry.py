@@ -1,12 +1,14 @@
 """Registry of lowerings: a torch operation as operations of MIL, for both front ends of the converter.
 
 A lowering is a function of the operation's arguments, in the order and with the defaults of torch's schema. Its annotations say what it
-takes: ``Var`` stays a variable of the program; ``int``, ``float``, ``bool``, ``str`` and ``Ints`` are numbers known at conversion, and an
-argument that is not known then is refused by name. Trailing arguments without meaning for a program are caught by ``*_`` and ``**_``.
+takes: ``Var``, or none, stays a variable of the program; ``int``, ``float``, ``bool``, ``str`` and ``Ints`` are numbers known at
+conversion, and an argument that is not known then is refused by name. Trailing arguments without meaning for a program are caught by
+``*_`` and ``**_``.
 """
 
 import contextlib
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.models.errors import ConfigError, ExportError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -48,8 +51,8 @@ class Lowering:
 
     @property
     def source(self) -> str:
-        """Its text, of which the bytes of a package depend."""
-        return inspect.getsource(self.function)
+        """Text of its file, functions that it calls included; of the function alone where that was typed in and has no file."""
+        return self.file.read_text(encoding="utf-8") if self.file.is_file() else inspect.getsource(self.function)
 
 
 LOWERINGS: dict[str, Lowering] = {}
@@ -83,9 +86,20 @@ def torch_lowering(*operations: str) -> Callable[[Function], Function]:
     return register
 
 
+def user_lowerings() -> list[Lowering]:
+    """Those of users' files, by operation."""
+    return [lowering for _, lowering in sorted(LOWERINGS.items()) if not lowering.is_own]
+
+
+def user_sources(operations: str) -> list[str]:
+    """Texts of users' lowerings that a program of these operations, in words, may be converted by."""
+    return [f"{one.operation} {one.source}" for one in user_lowerings() if one.operation.rpartition("::")[2] in operations]
+
+
 def load_families() -> None:
     """Make sure that coreflow's own lowerings are in ``LOWERINGS``, behind those of users."""
     users = dict(LOWERINGS)
+    quiet_coremltools()
     for family in _FAMILIES:
         import_module(f"coreflow.export.targets.lowerings.{family}")
     LOWERINGS.update({name: lowering for name, lowering in users.items() if not lowering.is_own})
@@ -149,7 +163,7 @@ def _bind(lowering: Lowering, given: Sequence[Any], keywords: dict[str, Any]) ->
         parameter = signature.parameters[name]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if "Var" not in str(parameter.annotation) and "Any" not in str(parameter.annotation):
+        if parameter.annotation is not parameter.empty and not re.search("Var|Any", str(parameter.annotation)):
             bound.arguments[name] = _known(value, f"{lowering.operation}: {name}")
     return bound
 
