@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from coreflow.cli.console import err, fail, out, print_json, progress_bar
-from coreflow.cli.options import BackendOption, ComparedUnitsOption, json_option
+from coreflow.cli.options import BackendOption, ComparedUnitsOption, FunctionOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def validate(
     quick: Quick = False,
     seeds: Seeds = None,
     accept: Accept = None,
+    function: FunctionOption = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
     compute_units: ComparedUnitsOption = "all",
@@ -80,9 +81,8 @@ def validate(
 ) -> int:
     """Compare saved packages with torch in fp64.
 
-    `coreflow validate diff OLD NEW` compares two reports, and `coreflow validate replay FILE` runs a failure again.
-
-    A folder that is called diff or replay is given as ./diff or ./replay.
+    `coreflow validate diff OLD NEW` compares two reports, and `coreflow validate replay FILE` runs a failure again; a folder of such a
+    name is given as ./diff or ./replay.
     """
     from coreflow.models.errors import ConfigError
     from coreflow.validate.gates.tolerance import Limits
@@ -90,8 +90,7 @@ def validate(
     from coreflow.validate.report.diff import compare
     from coreflow.validate.report.json import to_json
 
-    # Wrong arguments are refused before minutes of work.
-    check_formats(reports or ())
+    check_formats(reports or ())  # wrong arguments are refused before minutes of work
     old = _read_baseline(baseline, update_baseline, path)
     if against is not None and reference is not None:
         raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
@@ -107,12 +106,13 @@ def validate(
         quick=quick,
         seeds=seeds,
         accepted=dict(_split(text) for text in accept or ()),
+        function_name=function,
     )
     named = reference if against is None else str(against)
     report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
     changes = None if old is None else compare(old, to_json(report))
-    new = baseline if update_baseline else None
-    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=new)
+    kept = baseline if update_baseline else None
+    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=kept)
 
 
 def diff(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from coreflow import export, runtime, validate
     from coreflow.export.bundle import build
     from coreflow.export.recipe import Recipe
+    from coreflow.export.shapes import Range
     from coreflow.models import errors
+    from coreflow.models.images import ImageSpec
     from coreflow.models.spec import TensorSpec
     from coreflow.runtime.chain import Chain
     from coreflow.runtime.load import load_model
@@ -28,6 +30,8 @@ __version__ = "0.1.0"  # pyproject.toml reads it here
 
 _HOMES = {
     "Chain": "coreflow.runtime.chain",
+    "ImageSpec": "coreflow.models.images",
+    "Range": "coreflow.export.shapes",
     "Recipe": "coreflow.export.recipe",
     "TensorSpec": "coreflow.models.spec",
     "build": "coreflow.export.bundle",
@@ -40,7 +44,20 @@ _MODULES = {
     "runtime": "coreflow.runtime",
     "validate": "coreflow.validate",
 }
-__all__ = ["Chain", "Recipe", "TensorSpec", "build", "errors", "export", "load_model", "runtime", "validate", "validate_bundle"]
+__all__ = [
+    "Chain",
+    "ImageSpec",
+    "Range",
+    "Recipe",
+    "TensorSpec",
+    "build",
+    "errors",
+    "export",
+    "load_model",
+    "runtime",
+    "validate",
+    "validate_bundle",
+]
 
 # In a checkout the folders stand beside this one, in an installed package inside it.
 if not Path(__file__).with_name("models").is_dir():

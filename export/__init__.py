@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coreflow.export.bundle import build, export_bundle
     from coreflow.export.recipe import Recipe
+    from coreflow.export.shapes import Range
     from coreflow.export.targets.lowerings.registry import torch_lowering
+    from coreflow.models.images import ImageSpec
     from coreflow.models.spec import TensorSpec
 
 _HOMES = {
+    "ImageSpec": "coreflow.models.images",
+    "Range": "coreflow.export.shapes",
     "Recipe": "coreflow.export.recipe",
     "TensorSpec": "coreflow.models.spec",
     "build": "coreflow.export.bundle",
     "export_bundle": "coreflow.export.bundle",
     "torch_lowering": "coreflow.export.targets.lowerings.registry",
 }
-__all__ = ["Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"]
+__all__ = ["ImageSpec", "Range", "Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"]
 
 
 def __getattr__(name: str) -> Any:

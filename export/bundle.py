@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ def export_bundle(
     started = time.monotonic()
     if not recipes:
         raise ConfigError("no recipe to export")
-    if repeated := sorted({recipe.name for recipe in recipes if [other.name for other in recipes].count(recipe.name) > 1}):
+    names = [part.name for recipe in recipes for part in recipe.parts]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two recipes are named {', '.join(repeated)}; a bundle needs a name per stage")
     if out.exists() and not out.is_dir():
         raise BundleError(f"{out} is a file; give a folder for the bundle")
@@ -139,8 +140,8 @@ def _export(
     old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
     _sweep(out, old)
     captures = [capture(recipe) for recipe in recipes]
-    stages = {captured.recipe.name: stage_entry(captured) for captured in captures}
-    texts = {captured.recipe.name: captured.warnings for captured in captures}
+    stages = {name: entry for captured in captures for name, entry in stage_entries(captured).items()}
+    texts = {part.recipe.name: part.warnings for captured in captures for part in captured.parts}
     kept = {} if old is None else _reusable(out, old)
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
@@ -151,12 +152,15 @@ def _export(
                 size = _size(out / kept[stage.fingerprint])
                 yield StageDone(stage=name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(stages), warnings=texts[name])
         todo = [captured for captured in captures if captured.fingerprint not in kept]
-        for name, package, seconds in _convert_all(todo, staging, jobs):
-            place = out / stages[name].package
+        for converted, package, seconds in _convert_all(todo, staging, jobs):
+            place = out / stages[converted].package
             _move(package.parent, place.parent)
-            done += 1
             size = _size(place)
-            yield StageDone(stage=name, reused=False, seconds=seconds, size_bytes=size, done=done, total=len(stages), warnings=texts[name])
+            for name in (name for name, stage in stages.items() if stage.package == stages[converted].package):
+                done += 1
+                yield StageDone(
+                    stage=name, reused=False, seconds=seconds, size_bytes=size, done=done, total=len(stages), warnings=texts[name]
+                )
         companions = None
         if write_companions is not None:
             made = staging / COMPANIONS
@@ -218,25 +222,35 @@ def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
 
 
 def conversion_of(captured: Captured) -> Conversion:
-    """The converter's work for a captured recipe."""
-    return Conversion(
-        program=serialised(captured),
-        is_exported=isinstance(captured.program, ExportedProgram),
-        entry=stage_entry(captured),
-        removed_passes=captured.removed_passes,
-    )
+    """The converter's work for a captured recipe, and for its functions."""
+    entries = stage_entries(captured)
+    first, *further = [
+        Conversion(
+            program=serialised(part),
+            is_exported=isinstance(part.program, ExportedProgram),
+            entry=entries[part.recipe.name],
+            removed_passes=part.removed_passes,
+            prefix=part.prefix,
+        )
+        for part in captured.parts
+    ]
+    return replace(first, functions=tuple(further))
 
 
-def stage_entry(captured: Captured) -> StageEntry:
-    """Manifest entry of the package of a captured recipe."""
-    recipe, fingerprint = captured.recipe, captured.fingerprint
-    return StageEntry(
-        package=f"{PACKAGES}/{fingerprint[:16]}/{recipe.name}.mlpackage",
-        fingerprint=fingerprint,
-        inputs=dict(recipe.inputs),
-        outputs=captured.outputs,
-        recipe={**recipe.to_json(), "weights": weights_digest(recipe.module)},
-    )
+def stage_entries(captured: Captured) -> dict[str, StageEntry]:
+    """Manifest entries of the package of a captured recipe: one, or one for every function."""
+    name, fingerprint = captured.recipe.name, captured.fingerprint
+    return {
+        part.recipe.name: StageEntry(
+            package=f"{PACKAGES}/{fingerprint[:16]}/{name}.mlpackage",
+            fingerprint=fingerprint,
+            inputs=dict(part.recipe.inputs),
+            outputs=part.outputs,
+            recipe={**part.recipe.to_json(), "weights": weights_digest(part.recipe.module)},
+            function=part.recipe.name if captured.functions else None,
+        )
+        for part in captured.parts
+    }
 
 
 def _convert(conversion: Conversion, staging: Path) -> Path:

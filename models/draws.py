@@ -6,6 +6,7 @@ import numpy as np
 
 from coreflow.models.arrays import Array
 from coreflow.models.errors import ConfigError
+from coreflow.models.images import ImageSpec
 from coreflow.models.spec import TensorSpec
 
 # The upper bound of a mask that is added to the scores is 0; what lies below -100 is no masked place of any such mask.
@@ -19,10 +20,12 @@ def draw_inputs(specs: Mapping[str, TensorSpec], seed: int) -> dict[str, Array]:
 
 
 def draw_tensor(spec: TensorSpec, random: np.random.Generator) -> Array:
-    """A mask (``is_mask``), some of the ``values``, or numbers within the bounds; without bounds standard normal floats.
+    """Pixels, a mask (``is_mask``), some of the ``values``, or numbers within the bounds; without bounds standard normal floats.
 
     Integers without bounds are refused.
     """
+    if isinstance(spec, ImageSpec):
+        return random.integers(0, 256, spec.shape).astype(spec.dtype)
     if is_mask(spec):
         return mask_of(spec, _draw_places(spec.shape, random))
     if spec.values is not None:

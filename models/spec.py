@@ -13,9 +13,15 @@ Precision = Literal["fp16", "fp32"]  # of a program: that of its weights and ari
 # Where a package records the bounds of its inputs: user-defined metadata, {"input": [lowest, highest], ...} as JSON; and the only values of
 # those that take a few, which have bounds too.
 BOUNDS_KEY, VALUES_KEY = "coreflow.bounds", "coreflow.values"
+RECIPE_KEY = "coreflow.recipe"  # what a package was made of, as JSON
 DTYPES: tuple[Dtype, ...] = ("float16", "float32", "int32")
 _LARGEST: Mapping[Dtype, float] = {"float16": fp16.MAX, "float32": (2 - 2.0**-23) * 2.0**127, "int32": 2.0**31 - 1}
 PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
+
+
+def key_of(key: str, function: str) -> str:
+    """The ``key`` of one function in the metadata of a package that has several."""
+    return f"{key}/{function}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class Chain:
                 f"{folder} holds {', '.join(manifest.stages)} and no chain; load its packages with coreflow.runtime.load_model"
             )
         options = LoadOptions(backend=backend, numerics=numerics, device=device, engine=engine, compute_units=compute_units)
-        stages = {name: open_model(read_program(folder / stage.package), options) for name, stage in manifest.stages.items()}
+        programs = {name: read_program(folder / stage.package).at(stage.function) for name, stage in manifest.stages.items()}
+        stages = {name: open_model(program, options) for name, program in programs.items()}
         return cls(manifest, stages, family.open_companions(folder / manifest.companions))
 
     def __getattr__(self, name: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 from coreflow.export.package.graph import Feature, Graph, Interface, Program
 from coreflow.models.arrays import Array, Bools
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
+from coreflow.models.images import COLOURS, ImageSpec
 from coreflow.models.spec import BOUNDS_KEY, DTYPES, VALUES_KEY, Dtype, TensorSpec
 
 # torch computes fewer elements than this on the calling thread alone.
@@ -21,15 +22,18 @@ _ONE_THREAD = 2**15 - 1
 
 def input_specs(program: Program, graph: Graph, interface: Interface) -> dict[str, TensorSpec]:
     """The inputs of a function with the bounds and values that the package records; an image is (1, C, H, W) from 0 to 255."""
-    bounds, values = _recorded(program, BOUNDS_KEY), _recorded(program, VALUES_KEY)
+    bounds, values = (_recorded(program, graph.name, key) for key in (BOUNDS_KEY, VALUES_KEY))
     declared = {value.name: value for value in graph.inputs}
     specs = {}
     for feature in interface.inputs:
         if feature.kind == "image":
-            channels = 3 if feature.colour in ("RGB", "BGR") else 1
-            shape = (1, channels, *feature.shape)
-            limits = None if feature.colour == "GRAYSCALE_FLOAT16" else (0.0, 255.0)
-            specs[feature.name] = _spec(program, replace(feature, dtype=declared[feature.name].dtype), shape, limits)
+            shape = (1, 3 if feature.colour in ("RGB", "BGR") else 1, *feature.shape)
+            dtype = declared[feature.name].dtype
+            specs[feature.name] = (
+                ImageSpec(shape, dtype, colour=feature.colour)
+                if feature.colour in COLOURS and dtype in DTYPES
+                else _spec(program, replace(feature, dtype=dtype), shape)
+            )
         elif feature.kind == "array":
             specs[feature.name] = _spec(program, feature, feature.shape, bounds.get(feature.name), values.get(feature.name))
         else:
@@ -138,9 +142,9 @@ def _spec(
         raise BundleError(f"{program.path.name}: {feature.name!r}: {error}") from error
 
 
-def _recorded(program: Program, key: str) -> dict[str, tuple[float, ...]]:
-    """The numbers that a package records of its inputs: their bounds, or their values."""
-    text = program.metadata.user.get(key)
+def _recorded(program: Program, function: str, key: str) -> dict[str, tuple[float, ...]]:
+    """The numbers that a package records of the inputs of a function: their bounds, or their values."""
+    text = program.recorded(key, function)
     if not text:
         return {}
     try:

@@ -11,8 +11,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "coreflow": ["Chain", "Recipe", "TensorSpec", "build", "errors", "export", "load_model", "runtime", "validate", "validate_bundle"],
-    "coreflow.export": ["Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"],
+    "coreflow": [
+        "Chain",
+        "ImageSpec",
+        "Range",
+        "Recipe",
+        "TensorSpec",
+        "build",
+        "errors",
+        "export",
+        "load_model",
+        "runtime",
+        "validate",
+        "validate_bundle",
+    ],
+    "coreflow.export": ["ImageSpec", "Range", "Recipe", "TensorSpec", "build", "export_bundle", "torch_lowering"],
     "coreflow.runtime": ["Chain", "load_model"],
     "coreflow.validate": ["judge_bundle", "validate", "validate_bundle"],
 }

@@ -188,7 +188,7 @@ class _Judging:
             self._stages = {stage.name: stage for stage in self._companions.stages()}
             recipes = stage_recipes(tuple(self._stages.values()))
         self._entry = self._text_entry()
-        self.recipes = {recipe.name: recipe for recipe in recipes or ()}
+        self.recipes = {part.name: part for recipe in recipes or () for part in recipe.parts}
         if missing := [name for name in manifest.stages if name not in self.recipes]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
 
@@ -206,7 +206,8 @@ class _Judging:
         """The verdict on one package."""
         options = self._options.as_part(list(self.manifest.stages).index(name), self.parts)
         options.announce(name, "opening")
-        opened = open_package(read_program(self.folder / self.manifest.stages[name].package), options)
+        stage = self.manifest.stages[name]
+        opened = open_package(read_program(self.folder / stage.package).at(stage.function), options)
         self._opened[name] = opened
         recipe = self.recipes.get(name)
         if recipe is None:

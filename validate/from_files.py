@@ -29,10 +29,10 @@ def validate_files(
     from_recipes = reference is not None and is_recipe_source(reference)
     recipes = load_recipes(reference) if reference is not None and from_recipes else None
     if path.suffix == ".mlpackage":
-        against = Path(reference) if reference is not None and not from_recipes else _only_recipe(path, recipes)
+        against = Path(reference) if reference is not None and not from_recipes else _only_recipe(path, recipes, options.function_name)
         if options.evidence is not None:
             options = replace(options, evidence=replace(options.evidence, reference=reference))
-        program = read_program(path)
+        program = read_program(path).at(options.function_name)
         yield validate_package(program, against, () if inputs is None else _read_samples(inputs, program), options)
     elif reference is not None and not from_recipes:
         raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
@@ -40,16 +40,17 @@ def validate_files(
         yield from judge_parts(path, options, recipes=recipes, texts=inputs, verify=verify)
 
 
-def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None) -> Recipe:
-    """The recipe named like ``package``, or the only one."""
+def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None, function_name: str | None) -> Recipe:
+    """The recipe named like the function or like ``package``, or the only one."""
     if not recipes:
         raise ConfigError(
             f"{package.name}: what is it to be compared with? Give another package or an ONNX file after it, "
             "or --reference FILE.py:NAME of its recipe"
         )
-    matching = [recipe for recipe in recipes if recipe.name == package.stem] or list(recipes)
+    name, parts = function_name or package.stem, [part for recipe in recipes for part in recipe.parts]
+    matching = [recipe for recipe in parts if recipe.name == name] or parts
     if len(matching) > 1:
-        raise ConfigError(f"no recipe is named {package.stem!r}; there are {', '.join(recipe.name for recipe in matching)}")
+        raise ConfigError(f"no recipe is named {name!r}; there are {', '.join(recipe.name for recipe in matching)}")
     return matching[0]
 
 

@@ -73,6 +73,7 @@ class Options:
     accepted: Mapping[str, str] = field(default_factory=dict)  # op -> why what a conversion changes there does not matter
     fp32_package: Path | None = None  # the module converted at FLOAT32 (R2); None: it is converted anew
     quick: bool = False  # two seeds, and no op is looked at
+    function_name: str | None = None  # one of several in a package; None: its default
     seeds: int | None = None  # samples that are drawn, more where too few are decided; None: 8, or 2 if ``quick``
     progress: Callable[[Phase], None] = _ignore
 

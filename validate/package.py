@@ -54,6 +54,7 @@ def validate(
     wide_package: Path | None = None,
     quick: bool = False,
     seeds: int | None = None,
+    function_name: str | None = None,
 ) -> Report:
     """The verdict on ``package``, with ``reference`` executed in float64 on the same inputs.
 
@@ -62,15 +63,14 @@ def validate(
 
     A reference is a module, a recipe, another package or an ONNX file (by their suffixes); without any, the ``expected`` outputs that the
     samples in ``inputs`` carry are. The inputs are eight fixed seeds of ``draw`` and then ``inputs``. ``draw`` is the recipe's unless
-    another is passed; without a recipe inputs are drawn within the bounds that the package records. ``inputs`` without a ``draw`` of their
-    own stand alone. A package that keeps states is judged as a function of them (``inputs.states``): inputs without any start from zeros,
-    and recorded outputs include them, as ``NAME_out``. A module is called with the inputs in the package's order, and its outputs are the
-    package's, in order. A recipe also fixes names, and so do packages and ONNX files. ``contract`` is the largest RMS error of the package
-    and ``ceiling`` that of torch's own fp16, as shares of the output's RMS; ``output_limits`` sets them by output. ``sweep`` adds extreme
-    inputs (bounds, magnitudes, padding patterns, ids), and ``evidence`` says where a failure leaves a file that replays it.
-    ``wide_package`` is the module converted at FLOAT32, its inputs and outputs in the package's order; without it a module is converted
-    anew (R2). ``quick`` draws two seeds and looks at no op, which a note of the report says; ``seeds`` draws another number.
-    ``accept`` names ops, each with the reason why it does not matter that every conversion of the module changes it.
+    another is passed; without a recipe inputs are drawn within the bounds that the package records. ``inputs`` without a ``draw`` of
+    their own stand alone. A package that keeps states is judged as a function of them (``inputs.states``): inputs without any start from
+    zeros, and recorded outputs include them, as ``NAME_out``. Inputs and outputs of a module are the package's, in order; recipes,
+    packages and ONNX files fix names too. ``contract`` is the largest RMS error of the package and ``ceiling`` that of torch's own fp16,
+    as shares of the output's RMS; ``output_limits`` sets them by output. ``sweep`` adds extreme inputs (bounds, magnitudes, padding
+    patterns, ids), and ``evidence`` says where a failure leaves a file that replays it. ``wide_package`` is the module converted at
+    FLOAT32 (R2). ``quick`` draws two seeds and looks at no op; ``seeds`` draws another number. ``accept`` gives ops, each with the reason
+    why it does not matter that every conversion changes it; ``function_name`` picks one of several.
     """
     options = Options(
         backend=backend,
@@ -85,9 +85,10 @@ def validate(
         fp32_package=wide_package,
         quick=quick,
         seeds=seeds,
+        function_name=function_name,
     )
-    program = read_program(package)
-    return validate_package(program, Path(reference) if isinstance(reference, str) else reference, _labelled(inputs or ()), options, draw)
+    against = Path(reference) if isinstance(reference, str) else reference
+    return validate_package(read_program(package).at(function_name), against, _labelled(inputs or ()), options, draw)
 
 
 def _labelled(inputs: Sequence[Arrays | Sample]) -> list[Sample]:
@@ -171,7 +172,7 @@ def _conclude(case: Case, observations: Observations, judgement: Judgement, opti
         cause = _find_cause(case, observations, judgement)
         judgement = replace(
             judgement,
-            foreign_weights=find_foreign_weights(case.opened.model.metadata, case.module),
+            foreign_weights=find_foreign_weights(case.opened.program, case.module),
             unseeded_weights=find_unseeded_weights(case.recipe) if cause == "weights" else "",
         )
     verdict = conclude(judgement, cause)

@@ -53,7 +53,8 @@ def replay(
         compute_units=cast(ComputeUnits, record.compute_units),
         tolerance=tolerance,
     )
-    opened = open_package(read_program(place), options)
+    program = read_program(place)
+    opened = open_package(program.at(record.name if record.name in program.functions else None), options)
     _check_outputs(record, opened, source)
     is_finite = all(np.isfinite(array).all() for array in record.outputs.values())
     sample = Sample(label=record.label, inputs=record.inputs, seed=record.seed, expected=record.outputs if is_finite else None)
@@ -95,7 +96,8 @@ def _find_reference(
         return _bundle_recipe(folder, package) if is_bundle else None
     if is_recipe_source(str(reference)):
         recipes = load_recipes(str(reference))
-        matching = [recipe for recipe in recipes if recipe.name == record.name] or list(recipes)
+        parts = [part for recipe in recipes for part in recipe.parts]
+        matching = [recipe for recipe in parts if recipe.name == record.name] or parts
         if len(matching) > 1:
             raise ConfigError(f"no recipe is named {record.name!r}; there are {', '.join(recipe.name for recipe in matching)}")
         return matching[0]

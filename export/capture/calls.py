@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coreflow.export.capture.modules import Held
 from coreflow.models.errors import ConfigError
 
+INSIDE = "module."  # before the names of parameters of a module in ``InOrder``
 _BY_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import io
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from coreflow.export.capture.calls import arguments, in_order, pick
+from coreflow.export.capture.calls import INSIDE, InOrder, arguments, in_order, pick
 from coreflow.export.capture.decompositions import ignored_keywords, safe_decompositions
-from coreflow.export.capture.evaluation import evaluating, tensors
-from coreflow.export.capture.fingerprint import fingerprint
+from coreflow.export.capture.evaluation import clear_states, evaluating, read_states, tensors
+from coreflow.export.capture.fingerprint import fingerprint, join_digests
 from coreflow.export.capture.indices import IndexWatch
 from coreflow.export.capture.value_reads import ValueRead, ValueReads
 from coreflow.export.recipe import Recipe
+from coreflow.export.shapes import shape_choices
+from coreflow.export.states import warn_of_states
 from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
 from coreflow.models.arrays import Array, Arrays
+from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError, CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
 
@@ -42,13 +46,21 @@ class Captured:
     fingerprint: str
     frozen: tuple[ValueRead, ...] = ()  # values that depend on the inputs and are constants of the trace; no sample showed that it matters
     removed_passes: tuple[str, ...] = REMOVED_PASSES  # of the converter
+    functions: tuple["Captured", ...] = ()  # further ones of the same package
+    prefix: str = ""  # of the paths of the recipe's module in the program
+
+    @property
+    def parts(self) -> tuple["Captured", ...]:
+        """This function of the package and the further ones."""
+        return (self, *self.functions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Values that the trace froze, a line each."""
-        return tuple(
+        """Values that the trace froze, and states that the engine may refuse, a line each."""
+        frozen = (
             f"a value read at {read} is frozen as {read.value}; inputs that change it would compute something else" for read in self.frozen
         )
+        return (*frozen, *warn_of_states(self.recipe))
 
 
 def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
@@ -60,7 +72,11 @@ def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
-    return _capture(recipe, samples, _trace)
+    captured, functions = _capture(recipe, samples, _trace), tuple(map(capture, recipe.functions))
+    if not functions:
+        return captured
+    digests = [captured.fingerprint, *(part.fingerprint for part in functions)]
+    return replace(captured, functions=functions, fingerprint=join_digests(digests))
 
 
 def capture_by_export(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
@@ -82,30 +98,82 @@ class _Form:
     frozen: tuple[ValueRead, ...] = ()
 
 
-def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, tuple[Tensor, ...]], _Form]) -> Captured:
+def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, nn.Module, tuple[Tensor, ...]], _Form]) -> Captured:
     given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
-        runs = _runs(recipe, samples or map(recipe.inputs_for, SEEDS), watch, skips=bool(samples))
+        owned = dict(recipe.module.named_buffers())
+        runs = _runs(recipe, samples or _drawn(recipe), watch, skips=bool(samples))
         example, returned, results = next(runs)
-        changed = [name for name, buffer in recipe.module.named_buffers() if not torch.equal(buffer, buffers[name])]
-        if changed:
-            raise ExportError(
-                f"{recipe.name}: forward changes the buffer {', '.join(changed)}, which a trace loses; return it as an output"
-            )
+        _check_buffers(recipe, owned, buffers)
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
+        _check_labels(recipe, outputs)
         # The trace API is deprecated in favour of torch.export, which converts wrongly without a word (docs/export.md);
         # what a TracerWarning would say, the further samples prove, and ``frozen`` says of what they do not reach.
         warnings.simplefilter("ignore")
-        form = to_form(replace(recipe, module=in_order(recipe.module, tuple(example), recipe.outputs, returned)), tuple(example.values()))
+        module = in_order(recipe.module, tuple(example), recipe.outputs, returned)
+        form = to_form(recipe, module, tuple(example.values()))
+        states = tuple(f"{INSIDE}{name}" if isinstance(module, InOrder) else name for name in recipe.states)
         for inputs, _, results in runs:
+            reference = read_states(recipe.module, recipe.states)
+            clear_states(form.call, states)
             _check_replay(recipe, results, _outputs(recipe, form.call(*inputs.values())), form.frozen)
+            _check_states(recipe, reference, read_states(form.call, states), form.frozen)
         if watch.indexes:
             lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
             with contextlib.suppress(ExportError):
                 next(_runs(recipe, [lowest], watch, skips=False))
+        clear_states(form.call, states)  # which are part of the program
     guards = watch.may_be_negative(recipe.inputs.values())
     removed = tuple(name for name in REMOVED_PASSES if not (guards and name == NEGATIVE_INDICES))
-    return Captured(given, form.program, outputs, fingerprint(recipe, form.program, removed), form.frozen, removed)
+    return Captured(
+        given,
+        form.program,
+        outputs,
+        fingerprint(recipe, form.program, removed),
+        form.frozen,
+        removed,
+        prefix=INSIDE if isinstance(module, InOrder) else "",
+    )
+
+
+def _drawn(recipe: Recipe) -> Iterator[Arrays]:
+    """Inputs in the default shape, as the recipe draws them, and in every other shape, as the specs say."""
+    yield from map(recipe.inputs_for, SEEDS)
+    for place, shapes in enumerate(shape_choices(recipe.shapes, recipe.inputs)[1:]):
+        yield draw_inputs({name: replace(spec, shape=shapes[name]) for name, spec in recipe.inputs.items()}, place)
+
+
+def _check_buffers(recipe: Recipe, owned: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    """Every buffer that forward changes is a state, and every state is a buffer that forward writes into; ``before`` are their copies."""
+    buffers = dict(recipe.module.named_buffers())
+    if replaced := [name for name in recipe.states if buffers.get(name) is not owned[name]]:
+        raise ExportError(
+            f"{recipe.name}: forward puts another tensor in the place of the state {', '.join(replaced)}; write into the buffer: "
+            f"self.{replaced[0]}.copy_(...), or to a slice of it"
+        )
+    changed = [name for name, buffer in buffers.items() if not torch.equal(buffer, before[name])]
+    if lost := [name for name in changed if name not in recipe.states]:
+        raise ExportError(
+            f"{recipe.name}: forward changes the buffer {', '.join(lost)}, which a trace loses; "
+            f"return it as an output, or keep it between predictions with states={tuple(lost)} and target='iOS18'"
+        )
+    if still := [name for name in recipe.states if name not in changed]:
+        raise ExportError(f"{recipe.name}: forward does not write into the state {', '.join(still)}; a state is a buffer that it updates")
+
+
+def _check_states(recipe: Recipe, reference: Sequence[Tensor], actual: Sequence[Tensor], frozen: Sequence[ValueRead]) -> None:
+    for name, expected, result in zip(recipe.states, reference, actual, strict=True):
+        _check_alike(recipe, f"the state {name!r}", expected, result, frozen)
+
+
+def _check_labels(recipe: Recipe, outputs: Mapping[str, TensorSpec]) -> None:
+    """One label for every element of the first output, which holds one row of floats."""
+    name, spec = next(iter(outputs.items()))
+    if recipe.labels and (spec.dtype == "int32" or math.prod(spec.shape) != spec.shape[-1] or spec.shape[-1] != len(recipe.labels)):
+        raise ExportError(
+            f"{recipe.name}: {len(recipe.labels)} labels for {name!r}, {spec.dtype} {list(spec.shape)}; "
+            f"the first output needs floats of shape [1, {len(recipe.labels)}]"
+        )
 
 
 def _lowest(spec: TensorSpec, example: Tensor) -> Array:
@@ -119,21 +187,21 @@ def _in_fp32(module: nn.Module) -> nn.Module:
     return module if dtypes <= {torch.float32} else copy.deepcopy(module).float()
 
 
-def _trace(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
+def _trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> _Form:
     try:
         # A trace of its own: modules do other things while they are traced, and under a dispatch mode a convolution becomes a constant,
         # which a trace refuses as an output once the module has run. What is wrong with the module itself, the next trace says.
         with contextlib.suppress(Exception), ValueReads(example) as reads:
-            torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
-        traced = torch.jit.trace(recipe.module, example, check_trace=False, strict=True)
+            torch.jit.trace(module, example, check_trace=False, strict=True)
+        traced = torch.jit.trace(module, example, check_trace=False, strict=True)
     except Exception as error:
         raise ExportError(f"{recipe.name}: torch.jit.trace gave up: {first_line(error)}") from error
     return _Form(traced, traced, tuple(dict.fromkeys(reads.values)))
 
 
-def _export(recipe: Recipe, example: tuple[Tensor, ...]) -> _Form:
+def _export(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> _Form:
     try:
-        exported = torch.export.export(recipe.module, example, strict=False).run_decompositions(safe_decompositions())
+        exported = torch.export.export(module, example, strict=False).run_decompositions(safe_decompositions())
     except Exception as error:
         raise ExportError(f"{recipe.name}: torch.export gave up: {first_line(error)}") from error
     if ignored := ignored_keywords(exported):
@@ -155,12 +223,16 @@ def serialised(captured: Captured) -> bytes:
 
 def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[Tensor, ...], frozen: Sequence[ValueRead]) -> None:
     for name, expected, result in zip(recipe.outputs, reference, actual, strict=True):
-        if expected.shape != result.shape or not torch.allclose(expected, result, rtol=1e-4, atol=1e-5, equal_nan=True):
-            where = f" at {', '.join(dict.fromkeys(map(str, frozen)))}" if frozen else ""
-            raise ExportError(
-                f"{recipe.name}: traced on one input, {name!r} is wrong on another; forward reads a value (.item(), int(), if on a tensor)"
-                f"{where or ' or draws random numbers'}"
-            )
+        _check_alike(recipe, repr(name), expected, result, frozen)
+
+
+def _check_alike(recipe: Recipe, name: str, reference: Tensor, actual: Tensor, frozen: Sequence[ValueRead]) -> None:
+    if reference.shape != actual.shape or not torch.allclose(reference, actual, rtol=1e-4, atol=1e-5, equal_nan=True):
+        where = f" at {', '.join(dict.fromkeys(map(str, frozen)))}" if frozen else ""
+        raise ExportError(
+            f"{recipe.name}: traced on one input, {name} is wrong on another; forward reads a value (.item(), int(), if on a tensor)"
+            f"{where or ' or draws random numbers'}"
+        )
 
 
 def _runs(
@@ -175,6 +247,7 @@ def _runs(
         inputs = {name: tensors({name: arrays[name]})[name] for name in recipe.inputs}
         try:
             ordered, named = arguments(recipe.module, {name: tensor.clone() for name, tensor in inputs.items()})  # it may write to them
+            clear_states(recipe.module, recipe.states)
             with watch:
                 result = recipe.module(*ordered, **named)
         except ConfigError as error:

@@ -1,7 +1,7 @@
 """A module in eval mode, as a trace can follow it, and its inputs as tensors."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,18 @@ def uncompile(module: nn.Module) -> Callable[[], None]:
             place[name] = value
 
     return put_back
+
+
+def clear_states(module: object, names: Sequence[str]) -> None:
+    """Zeros in the buffers of these names, as at the start of every use of a program that keeps them."""
+    if isinstance(module, nn.Module):
+        for name in names:
+            module.get_buffer(name).zero_()
+
+
+def read_states(module: object, names: Sequence[str]) -> list[Tensor]:
+    """Copies of the buffers of these names."""
+    return [module.get_buffer(name).clone() for name in names] if isinstance(module, nn.Module) else []
 
 
 def tensors(arrays: Arrays, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -29,6 +29,11 @@ def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgra
     return digest.hexdigest()
 
 
+def join_digests(digests: Sequence[str]) -> str:
+    """One digest of several, in their order."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 of all parameters in their order, by which a package knows what it was made of. Buffers may be written to in use."""
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from coreflow.models.arrays import Array
 from coreflow.models.errors import UnsupportedError
+from coreflow.models.spec import key_of
 
 Kind = Literal["tensor", "list", "state", "dictionary", "tuple"]
 Constant = Array | str | tuple[Any, ...] | dict[Any, Any]
@@ -178,6 +179,14 @@ class Program:
     def with_function(self, graph: Graph) -> "Program":
         """This program with ``graph`` in the place of its function of that name."""
         return replace(self, functions={**self.functions, graph.name: graph})
+
+    def at(self, name: str | None) -> "Program":
+        """This program with the function ``name`` as its default; itself for None."""
+        return self if name is None else replace(self, default_function=self.function(name)[0].name)
+
+    def recorded(self, key: str, function: str) -> str | None:
+        """What the package records of one function under a ``key`` of ours."""
+        return self.metadata.user.get(key_of(key, function) if len(self.functions) > 1 else key)
 
     def function(self, name: str | None = None) -> tuple[Graph, Interface]:
         """The graph and interface of one function, the default one for None."""

@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coreflow.models.errors import BundleError, ConfigError, FileProblem
+from coreflow.models.images import spec_from_json
 from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_json
 
-SCHEMA = 1
+SCHEMA = 2  # 1 has no functions, and is still written where there are none
 MANIFEST = "manifest.json"
 PACKAGES, COMPANIONS = "packages", "companions"
 
@@ -38,6 +39,7 @@ class StageEntry:
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     recipe: Mapping[str, Any]  # ``Recipe.to_json``, and "weights": digest of the module's parameters
+    function: str | None = None  # of a package of several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Plain data, inverse of ``manifest_from_json``."""
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA if any(stage.function for stage in self.stages.values()) else 1,
             "name": self.name,
             "kind": self.kind,
             "created": self.created,
@@ -83,6 +85,7 @@ class Manifest:
                     "inputs": {key: spec.to_json() for key, spec in stage.inputs.items()},
                     "outputs": {key: spec.to_json() for key, spec in stage.outputs.items()},
                     "recipe": dict(stage.recipe),
+                    **({} if stage.function is None else {"function": stage.function}),
                 }
                 for name, stage in self.stages.items()
             },
@@ -106,6 +109,7 @@ def manifest_from_json(plain: Any) -> Manifest:
                 inputs=_specs(stage["inputs"]),
                 outputs=_specs(stage["outputs"]),
                 recipe=dict(stage["recipe"]),
+                function=None if stage.get("function") is None else str(stage["function"]),
             )
             for name, stage in plain["stages"].items()
         }
@@ -196,4 +200,4 @@ def _inside(path: Any) -> str:
 
 
 def _specs(plain: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {str(name): TensorSpec.from_json(spec) for name, spec in plain.items()}
+    return {str(name): spec_from_json(spec) for name, spec in plain.items()}

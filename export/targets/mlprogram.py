@@ -2,32 +2,38 @@
 
 import contextlib
 import io
-import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.manifest import StageEntry
 from coreflow.export.package.mlpackage import read_program
+from coreflow.export.targets.declarations import (
+    check_interface,
+    classifier_type,
+    describe,
+    input_types,
+    output_types,
+    rename_states,
+    state_types,
+)
+from coreflow.export.targets.functions import merge_functions
 from coreflow.export.targets.lowerings.registry import registered
 from coreflow.export.targets.passes import REMOVED_PASSES
-from coreflow.models.errors import BundleError, ExportError, first_line
-from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY, Precision, TensorSpec
+from coreflow.export.targets.scopes import outside_of
+from coreflow.models.errors import BundleError, CoreflowError, ExportError, first_line
 
 logger = logging.getLogger(__name__)
-
-RECIPE_KEY = "coreflow.recipe"  # user-defined metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """The work of the converter without the module: plain data that travels to another process.
+    """The work of the converter without the module: plain data that travels to another process; a package, or a function of one.
 
     >>> package = convert(conversion_of(capture(recipe)), Path("head.mlpackage"))
     """
@@ -36,6 +42,8 @@ class Conversion:
     is_exported: bool
     entry: StageEntry  # what a manifest says of the package
     removed_passes: tuple[str, ...] = REMOVED_PASSES
+    prefix: str = ""  # of the paths of the recipe's module in the program
+    functions: tuple["Conversion", ...] = ()  # further ones of the same package
 
     @property
     def name(self) -> str:
@@ -45,69 +53,74 @@ class Conversion:
 
 def convert(conversion: Conversion, package: Path) -> Path:
     """Convert a captured module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
+    if not conversion.functions:
+        return _convert_one(conversion, package)
+    with tempfile.TemporaryDirectory(dir=package.parent, prefix=".functions-") as folder:
+        parts = {part.name: _convert_one(part, Path(folder) / f"{part.name}.mlpackage") for part in (conversion, *conversion.functions)}
+        try:
+            with _silenced():
+                merge_functions(parts, package)
+            read_program(package)
+        except OSError as error:
+            raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
+        except Exception as error:
+            raise ExportError(f"{conversion.name}: its functions cannot be merged: {first_line(error)}") from error
+    return package
+
+
+def _convert_one(conversion: Conversion, package: Path) -> Path:
     ct = quiet_coremltools()
     entry = conversion.entry
-    target, precision = entry.recipe["target"], entry.recipe["precision"]
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(conversion.removed_passes))
     try:
         with _silenced(), registered():
-            import torch
-
+            program = _load(conversion)
             model = ct.convert(
-                (torch.export if conversion.is_exported else torch.jit).load(io.BytesIO(conversion.program)),
-                inputs=[ct.TensorType(name=name, shape=spec.shape, dtype=_dtype(spec, precision)) for name, spec in entry.inputs.items()],
-                outputs=[ct.TensorType(name=name, dtype=np.dtype(spec.dtype).type) for name, spec in entry.outputs.items()],
+                program,
+                inputs=input_types(ct, entry),
+                outputs=output_types(ct, entry),
+                states=state_types(ct, entry, dict(getattr(program, "named_buffers", dict)()), conversion.prefix),
+                classifier_config=classifier_type(ct, entry),
                 convert_to="mlprogram",
-                compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
-                minimum_deployment_target=getattr(ct.target, target),
+                compute_precision=_compute_precision(ct, conversion, program),
+                minimum_deployment_target=getattr(ct.target, entry.recipe["target"]),
                 pass_pipeline=pipeline,
                 skip_model_load=True,
             )
-            _describe(model, entry)
+            describe(model, entry)
             model.save(str(package))
+            rename_states(package, entry, conversion.prefix)
+    except CoreflowError:
+        raise
     except OSError as error:
         raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
     except Exception as error:
         raise ExportError(f"{conversion.name}: the converter gave up: {first_line(error)}") from error
-    _check_interface(model.get_spec(), conversion)
     try:
         # The converter's own writer does not tell of a disk that was full: what was saved has to be readable to its end.
-        read_program(package)
+        _, interface = read_program(package).function()
     except BundleError as error:
         raise ExportError(f"{conversion.name}: could not be written whole: {error}") from error
+    check_interface(interface, entry)
     return package
 
 
-def _dtype(spec: TensorSpec, precision: Precision) -> Any:
-    if spec.dtype == "float16" and precision == "fp32":
-        return np.float32
-    return np.dtype(spec.dtype).type
+def _load(conversion: Conversion) -> Any:
+    import torch
+
+    return (torch.export if conversion.is_exported else torch.jit).load(io.BytesIO(conversion.program))
 
 
-def _describe(model: Any, entry: StageEntry) -> None:
-    model.short_description = entry.recipe["description"]
-    bounds = {name: list(spec.bounds) for name, spec in entry.inputs.items() if spec.bounds is not None}
-    model.user_defined_metadata[BOUNDS_KEY] = json.dumps(bounds)
-    if values := {name: list(spec.values) for name, spec in entry.inputs.items() if spec.values is not None}:
-        model.user_defined_metadata[VALUES_KEY] = json.dumps(values)
-    recipe = {key: entry.recipe[key] for key in ("name", "target", "precision", "weights")}
-    model.user_defined_metadata[RECIPE_KEY] = json.dumps({**recipe, "fingerprint": entry.fingerprint})
-
-
-def _check_interface(spec: Any, conversion: Conversion) -> None:
-    """The converter renames, drops and retypes without a word: its declarations must be those of the recipe."""
-    for kind, features, specs in (
-        ("inputs", spec.description.input, conversion.entry.inputs),
-        ("outputs", spec.description.output, conversion.entry.outputs),
-    ):
-        declared = {feature.name: tuple(feature.type.multiArrayType.shape) for feature in features}
-        asked = {name: spec.shape for name, spec in specs.items()}
-        if kind == "outputs":
-            # Output shapes are not always declared; names are.
-            declared = {name: shape or asked.get(name, ()) for name, shape in declared.items()}
-        if declared != asked:
-            raise ExportError(f"{conversion.name}: the converter made the {kind} {declared}, the recipe says {asked}")
+def _compute_precision(ct: Any, conversion: Conversion, program: Any) -> Any:
+    """The precision of the recipe, but for the ops of submodules that compute in fp32."""
+    recipe = conversion.entry.recipe
+    if recipe["precision"] == "fp32":
+        return ct.precision.FLOAT32
+    in_fp32 = [f"{conversion.prefix}{path}" for path, precision in recipe.get("compute_dtype", {}).items() if precision == "fp32"]
+    if not in_fp32:
+        return ct.precision.FLOAT16
+    return ct.transform.FP16ComputePrecision(op_selector=outside_of(program, in_fp32))
 
 
 @contextlib.contextmanager

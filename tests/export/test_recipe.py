@@ -1,15 +1,27 @@
 """A recipe is checked when it is made."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from coreflow.export import Recipe, TensorSpec
+from coreflow.export import ImageSpec, Range, Recipe, TensorSpec
+from coreflow.export.shapes import Shapes
 from coreflow.models.errors import ConfigError
+from coreflow.models.images import spec_from_json
 
 GOOD: dict[str, Any] = {"name": "head", "module": nn.Linear(4, 2), "inputs": {"x": TensorSpec((1, 4))}, "outputs": ("y",)}
+
+
+def with_buffer(buffer: Tensor) -> nn.Module:
+    module = nn.Linear(4, 2)
+    module.register_buffer("h", buffer)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -24,6 +36,22 @@ GOOD: dict[str, Any] = {"name": "head", "module": nn.Linear(4, 2), "inputs": {"x
         ({"outputs": ("x",)}, "x named twice"),
         ({"outputs": ("y", "y")}, "y named twice"),
         ({"name": "../escape"}, "name '../escape'"),
+        ({"states": ("h",)}, "state 'h' is no buffer of the module; its buffers are none; states need target='iOS18'"),
+        ({"states": ("h",), "module": with_buffer(torch.ones(2)), "target": "iOS18"}, "'h' does not start at zero"),
+        ({"states": ("h",), "module": with_buffer(torch.zeros(2, dtype=torch.int32)), "target": "iOS18"}, "'h' is torch.int32"),
+        ({"shapes": {"z": [(2, 4)]}}, "shapes of 'z', which is no input"),
+        ({"shapes": {"x": [(2, 4, 4)]}}, r"shape \(2, 4, 4\) for an input of shape \(1, 4\); 2 extents"),
+        ({"shapes": {"x": [(1, 4)]}}, "no shape but the default"),
+        ({"shapes": {"x": (Range(2, 8), 4)}}, r"default shape \(1, 4\) is outside \(2..8, 4\)"),
+        ({"shapes": {"x": 7}}, "7 for an input of shape"),
+        ({"shapes": {"x": [(2, 4)], "z": [(2, 4)]}, "inputs": dict.fromkeys("xz", TensorSpec((1, 4)))}, "x and z need target='iOS18'"),
+        ({"labels": ("cat", "cat")}, "label 'cat' is given twice"),
+        ({"labels": (1, 2)}, "labels are strings"),
+        ({"functions": (1,)}, "functions are recipes"),
+        ({"functions": (Recipe(**GOOD),)}, "two functions are named head; several functions need target='iOS18', head, head have"),
+        ({"compute_dtype": {"layer": "fp32"}}, "compute_dtype of 'layer', which is no submodule"),
+        ({"metadata": {"version": 1}}, "metadata 'version': 1; names and values are strings"),
+        ({"metadata": {"coreflow.bounds": "{}"}}, "coreflow's own"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -54,3 +82,29 @@ def test_a_draw_that_does_not_fit_the_inputs_is_refused() -> None:
     recipe = Recipe(**{**GOOD, "draw": lambda seed: {"x": np.zeros((1, 5), np.float16)}})
     with pytest.raises(ConfigError, match="draw gives"):
         recipe.inputs_for(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"colour": "CMYK"}, "colour 'CMYK'; choose one of RGB, BGR, GRAYSCALE"),
+        ({"scale": (1.0, 2.0)}, r"scale \(1.0, 2.0\) of a RGB image; one number or 3"),
+        ({"scale": 2.0, "mean": 0.5}, "scale and bias beside mean and std"),
+        ({"std": (1.0, 0.0, 1.0)}, "numbers above 0 are right"),
+    ],
+    ids=str,
+)
+def test_images_of_other_forms_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ImageSpec.of(4, 4, **fields)
+
+
+@given(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans())
+def test_shapes_and_images_survive_a_manifest(extent: int, others: list[int], named: bool) -> None:
+    spec = TensorSpec((extent, 4))
+    listed = [(other, 4) for other in others if other != extent] or [(10, 4)]
+    for given_shapes in (listed, (Range(1, 9, "batch" if named else ""), 4)):
+        shapes = Shapes.of(spec, given_shapes)
+        assert Shapes.from_json(json.loads(json.dumps(shapes.to_json()))) == shapes
+    image = ImageSpec.of(extent, 4, std=tuple(map(float, (others * 3)[:3])))
+    assert spec_from_json(json.loads(json.dumps(image.to_json()))) == image

@@ -1,23 +1,22 @@
 """Packages that were made of other weights than the reference has, by what the export wrote into them."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
 from coreflow.export.capture.fingerprint import weights_digest
-from coreflow.export.targets.mlprogram import RECIPE_KEY
+from coreflow.export.package.graph import Program
+from coreflow.models.spec import RECIPE_KEY
 
 
-def find_foreign_weights(metadata: Mapping[str, Any], module: nn.Module | None) -> str:
+def find_foreign_weights(program: Program, module: nn.Module | None) -> str:
     """That the package was made of other weights, in words; empty where it was not, or where nobody knows, as of a package from elsewhere.
 
-    >>> find_foreign_weights(model.metadata, recipe.module)
+    >>> find_foreign_weights(read_program("encoder.mlpackage"), recipe.module)
     ''
     """
     try:
-        exported = json.loads(metadata["user"][RECIPE_KEY])["weights"]
+        exported = json.loads(program.recorded(RECIPE_KEY, program.default_function) or "")["weights"]
     except (KeyError, TypeError, ValueError):
         return ""
     if module is None or weights_digest(module) == exported:

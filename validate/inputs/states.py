@@ -135,6 +135,7 @@ def stateless(source: nn.Module | Recipe, model: Model, states: Mapping[str, Ten
         inputs={**source.inputs, **states},
         outputs=(*source.outputs, *state_output_names(source.inputs, states, source.outputs).values()),
         draw=None if source.draw is None else with_states(source.draw, states),
+        states=(),
     )
 
 

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from coreflow.export.package.graph import Graph, Interface, Program
+from coreflow.export.package.graph import Graph, Interface, Op, Program
 from coreflow.models.spec import Precision, TensorSpec
 from coreflow.runtime.backend import ComputeUnits, LoadOptions, Model, NumericsName
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import open_model
 from coreflow.validate.gates.tolerance import DEVICE, FP32, LIFTED, Limits, Tolerance
+from coreflow.validate.inputs.classifiers import ClassifierModel, without_labels
 from coreflow.validate.inputs.states import StatelessLifted, StatelessModel
 from coreflow.validate.options import Options
 from coreflow.validate.report.model import RungName
@@ -66,10 +67,13 @@ class OpenPackage:
 def open_package(program: Program, options: Options) -> OpenPackage:
     """The package of ``program`` on the backend of ``options``, and in the arithmetics of the rungs below it."""
     loading = options.loading
-    graph, _ = program.function()
+    program, classify = without_labels(program)
+    graph, interface = program.function()
     model = open_model(program, loading)
     states = model.states
     is_lifted = isinstance(model, LiftedModel)
+    if classify is not None and not is_lifted:
+        model = ClassifierModel(model, classify, interface)
     if states:
         model = StatelessLifted(program, options.numerics) if is_lifted else StatelessModel(model)
     has_fp16 = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
@@ -90,15 +94,17 @@ def open_package(program: Program, options: Options) -> OpenPackage:
         numerics=options.numerics if is_lifted else "device",
         compute_units=options.compute_units,
         states=states,
-        units={} if is_lifted or options.compute_units != "all" else _other_units(program, loading),
+        units={} if is_lifted or options.compute_units != "all" else _other_units(program, classify, loading),
     )
 
 
-def _other_units(program: Program, loading: LoadOptions) -> dict[str, Callable[[], Model]]:
+def _other_units(program: Program, classify: Op | None, loading: LoadOptions) -> dict[str, Callable[[], Model]]:
     """Functions that open a package in Core ML on all compute units but ``all``."""
 
     def open_on(unit: ComputeUnits) -> Model:
         model = open_model(program, replace(loading, backend="coreml", compute_units=unit))
+        if classify is not None:
+            model = ClassifierModel(model, classify, program.function()[1])
         return StatelessModel(model) if model.states else model
 
     return {unit: partial(open_on, unit) for unit in get_args(ComputeUnits) if unit != "all"}

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from coreflow.export.package.classifier import without_classifier
 from coreflow.export.package.graph import Op, Program
 from coreflow.models.errors import UnsupportedError
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lift.onnx.cached import cached_onnx
 from coreflow.runtime.lift.onnx.session import float_dtypes, open_session, session_inputs
-from coreflow.runtime.lift.onnx.write import TOLERANCE, without_classifier
+from coreflow.runtime.lift.onnx.write import TOLERANCE
 from coreflow.runtime.lift.ops.state import StateBuffer
 from coreflow.runtime.lift.registry import find
 

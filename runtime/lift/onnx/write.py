@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coreflow.export.package.graph import Graph, Interface, Op, Program
+from coreflow.export.package.classifier import without_classifier
+from coreflow.export.package.graph import Program
 from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
@@ -61,20 +62,6 @@ def write_onnx(
     session = open_session(path, tuned=tuned)
     for seed in range(_DRAWS):
         _compare(module, session, _draw(module, specs, seed), TOLERANCE[numerics], label)
-
-
-def without_classifier(graph: Graph, interface: Interface) -> tuple[Graph, Interface, Op | None]:
-    """The function up to its ``classify``, whose probabilities take the place of the label and its dictionary; and that op."""
-    op = next((op for op in graph.ops if op.type == "classify"), None)
-    if op is None:
-        return graph, interface, None
-    (probabilities,), own = op.argument("probabilities"), {value.name for value in op.outputs}
-    values = tuple(value for value in graph.outputs if value.name not in own)
-    label = next(feature for feature in interface.outputs if feature.name in own)
-    features = tuple(feature for feature in interface.outputs if feature.name not in own)
-    if probabilities not in values:
-        values, features = (*values, probabilities), (*features, replace(label, name=probabilities.name, kind="array"))
-    return replace(graph, ops=tuple(o for o in graph.ops if o is not op), outputs=values), replace(interface, outputs=features), op
 
 
 def _export(module: LiftedModule, example: Sequence[Tensor], path: Path, label: str) -> None:

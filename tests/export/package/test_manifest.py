@@ -107,7 +107,7 @@ def test_a_link_may_not_leave_the_bundle(bundle: Path, tmp_path_factory: pytest.
 
 def test_a_newer_schema_asks_for_a_newer_coreflow(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps({**plain(bundle), "schema": 99, "surprise": True}))
-    with pytest.raises(BundleError, match="schema 99, and this coreflow reads up to 1; install a newer coreflow"):
+    with pytest.raises(BundleError, match="schema 99, and this coreflow reads up to 2; install a newer coreflow"):
         read_manifest(bundle)
 
 

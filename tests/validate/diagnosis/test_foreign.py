@@ -1,13 +1,13 @@
 """Packages that were made of other weights than the reference has: told by the digest that the export wrote."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coreflow.export.package.mlpackage import read_program
-from coreflow.export.targets.mlprogram import RECIPE_KEY
-from coreflow.runtime.interface import program_metadata
+from coreflow.models.spec import RECIPE_KEY
 from coreflow.validate import validate
 from coreflow.validate.diagnosis.foreign import find_foreign_weights
 
@@ -30,9 +30,9 @@ def test_a_package_whose_weights_changed_after_the_export_is_not(converted: Any,
 
 @pytest.mark.parametrize("written", [None, "", "{", "[]", "{}", "7"], ids=repr)
 def test_nothing_is_said_of_a_package_from_elsewhere(converted: Any, written: str | None) -> None:
-    metadata = program_metadata(read_program(converted.package))
+    program = read_program(converted.package)
     other = converted.recipe(seed=1).module
-    assert find_foreign_weights(metadata, other).startswith(SAID)
-    user = {} if written is None else {RECIPE_KEY: written}
-    assert find_foreign_weights({**metadata, "user": user}, other) == "" == find_foreign_weights(metadata, None)
-    assert find_foreign_weights(metadata, converted.recipe().module) == ""
+    assert find_foreign_weights(program, other).startswith(SAID)
+    metadata = replace(program.metadata, user={} if written is None else {RECIPE_KEY: written})
+    assert find_foreign_weights(replace(program, metadata=metadata), other) == "" == find_foreign_weights(program, None)
+    assert find_foreign_weights(program, converted.recipe().module) == ""
