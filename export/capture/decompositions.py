@@ -22,8 +22,10 @@ _aten = torch.ops.aten
 _LACKING = frozenset(
     f"aten::{name}"
     for name in (
-        *("addcdiv", "addcmul", "gru.input", "gru_cell", "index_add", "index_copy"),
-        *("lstm.input", "lstm_cell", "rms_norm", "_fused_rms_norm"),
+        "gru.input",
+        "gru_cell",
+        "lstm.input",
+        "lstm_cell",
     )
 )
 # Keyword arguments that the converter reads, by operation. Any other is lost.
@@ -168,10 +170,8 @@ _REWRITES: Mapping[Any, Callable[..., Any]] = {
     **{getattr(_aten.arange, form): _cast_after(getattr(_aten.arange, form)) for form in ("default", "start", "start_step")},
     **{operation: _in_dtype_of_result(operation) for operation in (_aten.sum.default, _aten.sum.dim_IntList)},
     **{operation: _in_dtype_of_result(operation) for operation in (_aten.mean.default, _aten.mean.dim)},
-    **{operation: _in_dtype_of_result(operation) for operation in (_aten.prod.default, _aten.prod.dim_int)},
     _aten.where.ScalarOther: lambda condition, x, other: _aten.where.self(condition, x, torch.full((), other, dtype=x.dtype)),
-    _aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
-    _aten.lerp.Tensor: lambda start, end, weight: start + (end - start) * weight,
+    _aten.where.ScalarSelf: lambda condition, x, other: _aten.where.self(condition, torch.full((), x, dtype=other.dtype), other),
     _aten.unsafe_split.Tensor: lambda x, size, dim=0: list(_aten.split.Tensor(x, size, dim)),
     _aten.scaled_dot_product_attention.default: _attention,
 }

@@ -22,7 +22,7 @@ from coreflow.models.errors import ConfigError, ExportError
 Function = TypeVar("Function", bound=Callable[..., Any])
 Ints = Sequence[int]  # of an argument that is a list of whole numbers
 
-_FAMILIES = ("creation", "logic", "resampling", "structure")
+_FAMILIES = ("arithmetic", "creation", "indexing", "logic", "normalisation", "reductions", "resampling", "structure")
 _HERE = Path(__file__).resolve().parent
 _LOCK = threading.RLock()  # the converter's registry is one for the whole process
 _BESIDE_OVERLOADS = ("__{}__", "__i{}__", "{}", "i{}")  # the forms of ``&`` and the like, under which the front ends look it up
@@ -148,7 +148,11 @@ def _translation(lowering: Lowering) -> Callable[[Any, Any], None]:
         keywords = {name: _read(context, values[0]) for name, values in (node.kwinputs or {}).items() if values}
         bound = _bind(lowering, given, keywords)
         result = lowering.function(*bound.args, **bound.kwargs)
-        context.add(_as_result(result, node.name, given), torch_name=node.name)
+        if len(node.outputs) == 1:
+            context.add(_as_result(result, node.name, given), torch_name=node.name)
+            return
+        for name, value in zip(node.outputs, result, strict=True):  # a trace names each
+            context.add(_as_result(value, name, given), torch_name=name)
 
     return translate
 
@@ -164,7 +168,7 @@ def _bind(lowering: Lowering, given: Sequence[Any], keywords: dict[str, Any]) ->
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.annotation is not parameter.empty and not re.search("Var|Any", str(parameter.annotation)):
-            bound.arguments[name] = _known(value, f"{lowering.operation}: {name}")
+            bound.arguments[name] = known(value, f"{lowering.operation}: {name}")
     return bound
 
 
@@ -177,10 +181,10 @@ def _read(context: Any, argument: Any) -> Any:
     return argument
 
 
-def _known(value: Any, what: str) -> Any:
-    """The Python value of an argument; ``ExportError`` where it is computed by the program."""
+def known(value: Any, what: str) -> Any:
+    """The Python value of an argument, lists as tuples; ``ExportError``, which begins with ``what``, where the program computes it."""
     if isinstance(value, list | tuple):
-        return tuple(_known(part, what) for part in value)
+        return tuple(known(part, what) for part in value)
     if not hasattr(value, "sym_type"):
         return value
     if value.val is None:

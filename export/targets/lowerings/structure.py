@@ -1,9 +1,13 @@
-"""Operations that move, cut and subtract neighbours: ``roll``, ``diff``, ``unsafe_chunk``."""
+"""Operations that move, cut and subtract neighbours: ``roll``, ``diff``, ``unfold``, triangles."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 from coremltools.converters.mil import Builder as mb
 
 from coreflow.export.targets.lowerings.registry import Ints, torch_lowering
-from coreflow.export.targets.lowerings.values import Var, axis_of, fixed_size, is_bool
+from coreflow.export.targets.lowerings.values import Var, axis_of, filled, fixed_size, is_bool
 from coreflow.models.errors import ExportError
 
 
@@ -44,6 +48,41 @@ def diff(x: Var, n: int = 1, dim: int = -1, prepend: Var | None = None, append: 
         later, earlier = part(x, axis, 1), part(x, axis, 0, -1)
         x = mb.logical_xor(x=later, y=earlier) if is_bool(x) else mb.sub(x=later, y=earlier)
     return x
+
+
+@torch_lowering("unfold")
+def unfold(x: Var, dimension: int, size: int, step: int) -> Var:
+    """gather of overlapping windows, their elements last"""
+    if x.rank == 0:
+        return mb.expand_dims(x=x, axes=[0])
+    axis = axis_of(x, dimension, "unfold")
+    starts = np.arange(0, fixed_size(x, axis, "unfold") - size + 1, step)
+    windows = mb.gather(x=x, indices=(starts[:, None] + np.arange(size)).astype(np.int32).reshape(-1), axis=axis)
+    shape = [int(extent) for extent in x.shape]
+    split = mb.reshape(x=windows, shape=[*shape[:axis], len(starts), size, *shape[axis + 1 :]])
+    order = [place for place in range(x.rank + 1) if place != axis + 1]
+    return mb.transpose(x=split, perm=[*order, axis + 1])
+
+
+@torch_lowering("triu")
+def triu(x: Var, diagonal: int = 0) -> Var:
+    """select by a fixed mask: what is left out may be infinite"""
+    return _triangle(x, np.triu, diagonal)
+
+
+@torch_lowering("tril")
+def tril(x: Var, diagonal: int = 0) -> Var:
+    """select by a fixed mask: what is left out may be infinite"""
+    return _triangle(x, np.tril, diagonal)
+
+
+def _triangle(x: Var, side: Callable[..., Any], diagonal: int) -> Var:
+    # coremltools subtracts the other triangle, and -inf - -inf, of a causal mask, is no number.
+    shape = [fixed_size(x, axis, "a triangle") for axis in range(x.rank)]
+    mask = np.broadcast_to(side(np.ones(shape[-2:], bool), diagonal), shape)
+    if is_bool(x):
+        return mb.logical_and(x=x, y=mask)
+    return mb.select(cond=mask, a=x, b=filled(x, 0))
 
 
 @torch_lowering("unsafe_chunk")

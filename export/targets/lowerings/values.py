@@ -11,7 +11,7 @@ from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
 
 from coreflow.models.errors import ExportError
 
-__all__ = ["Var", "axis_of", "fixed_size", "is_bool", "is_float", "numpy_dtype", "promote", "shape_value"]
+__all__ = ["Var", "axis_of", "broadcast", "filled", "fixed_size", "is_bool", "is_float", "numpy_dtype", "promote", "shape_value"]
 
 
 def is_float(x: Var) -> bool:
@@ -56,3 +56,22 @@ def shape_value(size: Any) -> tuple[int, ...] | Var:
     if any(value is None for value in plain):
         return mb.concat(values=list(parts), axis=0) if isinstance(size, Sequence) else size
     return tuple(int(number) for value in plain for number in np.atleast_1d(value))
+
+
+def broadcast(*, but: int | None = None, **variables: Var) -> dict[str, Var]:
+    """The variables in one shape, by torch's rules; the axis ``but``, counted from the front in variables of one rank, stays as it is."""
+    rank = max(variable.rank for variable in variables.values())
+    sizes = {name: [1] * (rank - x.rank) + [fixed_size(x, axis, "broadcasting") for axis in range(x.rank)] for name, x in variables.items()}
+    shape = [max(sizes[name][axis] for name in sizes) for axis in range(rank)]
+    result = {}
+    for name, x in variables.items():
+        repeats = [1 if axis == but else size // own for axis, (size, own) in enumerate(zip(shape, sizes[name], strict=True))]
+        same_rank = x if x.rank == rank else mb.reshape(x=x, shape=sizes[name])
+        result[name] = mb.tile(x=same_rank, reps=repeats) if any(count != 1 for count in repeats) else same_rank
+    return result
+
+
+def filled(x: Var, value: float) -> Var:
+    """A tensor of the shape and dtype of ``x`` that holds ``value`` everywhere."""
+    shape = [fixed_size(x, axis, "filling") for axis in range(x.rank)]
+    return mb.fill(shape=shape, value=numpy_dtype(x)(value)) if shape else mb.const(val=numpy_dtype(x)(value))

@@ -83,6 +83,118 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         ),
         [(floats(2, 3, 4, 5),)],
     ),
+    "lerp, addcmul, addcdiv": (
+        lambda x, y, z, i: (
+            x.lerp(y, 0.25), x.lerp(y, z), torch.addcmul(x, y, z), torch.addcmul(x, y, z[:1], value=-0.5), torch.addcmul(i, i, i, value=3),
+            torch.addcdiv(x, y, z.abs() + 1), torch.addcdiv(x[:, :1], y, z.abs() + 1, value=2), x.clone().lerp_(y, 0.5),
+        ),
+        [(floats(2, 3), floats(2, 3), floats(2, 3), whole(4))],
+    ),
+    "heaviside, hypot, logaddexp, outer": (
+        lambda x, y, i, v: (
+            torch.heaviside(torch.trunc(x), y), torch.heaviside(i, i + 1), torch.heaviside(torch.trunc(x), y[0, 0]),
+            torch.hypot(x, y), torch.hypot(x * 0, y * 0), torch.logaddexp(x * 9, y[:1]), torch.outer(v, v * 2), torch.outer(i[0], i[1]),
+        ),
+        [(floats(3, 4), floats(3, 4), whole(2, 5), floats(6))],
+    ),
+    "trunc, fmod, sgn": (
+        lambda x, y, i: (
+            x.trunc(), (x * 5).fix(), i.sgn(), x.sgn(), torch.fmod(x * 5, y), torch.fmod(x * 5, 0.75), torch.fmod(i, 4), (i * 1.0).fmod(-2),
+        ),
+        [(floats(3, 4), floats(3, 4), whole(9))],
+    ),
+    "nan_to_num": (
+        lambda x, y, i: (
+            torch.nan_to_num(x / y, nan=0.5, posinf=3, neginf=-4), torch.nan_to_num(x / y, 1.0, 1e4, -1e4).sum(-1), torch.nan_to_num(i),
+        ),
+        [(*ODD, whole(3))],
+    ),
+    "index_add, index_copy, index_fill": (
+        lambda x, i, s, t, v: (
+            x.index_add(0, i, s), x.index_add(-2, i, s, alpha=-0.5), x.index_copy(1, torch.tensor([3, 0]), t), v.index_add(0, i, s[:, 0]),
+            x.index_fill(1, torch.tensor([2, 0]), 0.5), (x > 0).index_fill(-1, torch.tensor([1]), 1), x.clone().index_add_(0, i, s) + x,
+            (x * 4).int().index_add(0, i, (s * 4).int()), (x > 0).index_copy(1, torch.tensor([1, 2]), t > 0),
+            v.index_add(0, i[0], s[0, :1]),
+        ),
+        [(floats(5, 4), np.array([1, 1, 4, 0], np.int32), floats(4, 4), floats(5, 2), floats(5))],
+    ),
+    "scatter_reduce": (
+        lambda x, s, i: (
+            *(
+                x.scatter_reduce(0, i.long(), s, how, include_self=own)
+                for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)
+            ),
+            *(
+                (x * 9).int().scatter_reduce(-1, i.long(), (s * 9).int(), how, include_self=own)
+                for how in ("sum", "prod", "mean", "amax", "amin") for own in (True, False)
+            ),
+        ),
+        [(floats(4, 5), floats(3, 6), whole(2, 4, low=0, high=3))],
+    ),
+    "take_along_dim": (
+        lambda x, i, v: (
+            torch.take_along_dim(x, i.long(), 1), torch.take_along_dim(x, i[:1].long(), -1), torch.take_along_dim(x[:1], i.long(), 1),
+            torch.take_along_dim(x, i.long()), torch.take_along_dim(v, i[0].long(), 0), torch.take_along_dim((x > 0), i.long(), 1),
+            torch.take_along_dim(x, x.argsort(1), 1),
+        ),
+        [(floats(3, 5), whole(3, 2, low=0, high=4), floats(6))],
+    ),
+    "bucketize": (
+        lambda x, i: (
+            torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5, 0.5, 2.0])), torch.bucketize(i, torch.tensor([-3, 0, 4]), right=True),
+            torch.bucketize(x / 0 * 0, torch.tensor([1.0, 2.0])), torch.bucketize(i, torch.tensor([-3, 0, 4]), out_int32=True),
+        ),
+        [(floats(3, 4), whole(12))],
+    ),
+    "count_nonzero, prod": (
+        lambda x, i: (
+            torch.count_nonzero(i), torch.count_nonzero(x.trunc(), 1), torch.count_nonzero(i, (0, -1)), torch.count_nonzero(x > 0, dim=0),
+            x.prod(), x.prod(1), x.prod(-1, keepdim=True), i.prod(0),
+            (x > 0).prod(1), i.prod(1, dtype=torch.float32), (i * 0.5).prod(dtype=torch.float32),
+        ),
+        [(floats(3, 4), whole(2, 3, low=-3, high=3))],
+    ),
+    "moments and extremes": (
+        lambda x: (
+            *torch.var_mean(x, 1), *torch.var_mean(x, (0, -1), correction=0, keepdim=True), *torch.var_mean(x),
+            *torch.std_mean(x, -1, unbiased=False),
+            *torch.std_mean(x, correction=2), *torch.aminmax(x), *torch.aminmax(x, dim=1, keepdim=True), *torch.var_mean(x, unbiased=False),
+        ),
+        [(floats(3, 4, 5),)],
+    ),
+    "cdist": (
+        lambda x, y: (*(torch.cdist(x, y, p=p) for p in (2.0, 1.0, 0.0, float("inf"), 3.0, 0.5)), torch.cdist(x[0], y[0])),
+        [(floats(2, 3, 4), floats(2, 5, 4))],
+    ),
+    "norms": (
+        lambda x: (
+            functional.rms_norm(x, (4,)), functional.rms_norm(x * 1000, (3, 4), eps=1e-3), functional.rms_norm(x * 0, (4,), x[0, 0], 1e-6),
+            functional.rms_norm(x / 1000, (4,), x[0, 0], 1e-5), functional.log_softmax(x * 50, -1), functional.log_softmax(x, 0),
+            (x > 0).int().log_softmax(1, dtype=torch.float32), x[0, 0].log_softmax(0),
+        ),
+        [(floats(2, 3, 4),)],
+    ),
+    "activations": (
+        lambda x: (
+            functional.softplus(x * 50), functional.softplus(x, 2.5), functional.softplus(x[0], 0.5, 30), functional.logsigmoid(x * 50),
+            functional.celu(x, 0.7), functional.hardshrink(x, 0.8), functional.softshrink(x, 0.3), functional.celu(x),
+        ),
+        [(floats(2, 3, 4, 5),)],
+    ),
+    "unfold": (
+        lambda x, v: (
+            x.unfold(1, 3, 2), x.unfold(-1, 2, 1), x.unfold(0, 2, 5), v.unfold(0, 3, 1), v.unfold(0, 7, 1),
+            (x > 0).int().unfold(1, 2, 2),
+        ),
+        [(floats(2, 6, 3), floats(7))],
+    ),
+    "triangles": (
+        lambda x, i: (
+            *(x.triu(d) for d in (-2, 0, 1, 3)), *(x.tril(d) for d in (-2, -1, 0, 1)), (x > 0).triu(1), i.tril(-1), i.triu(2),
+            torch.where((x[0] * 0 + float("-inf")).triu(1) < 0, -1.0, x),
+        ),
+        [(floats(2, 4, 5), whole(3, 3))],
+    ),
 }  # fmt: skip
 
 
