@@ -12,6 +12,7 @@ from coreflow.cli.options import json_option
 
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
+    from coreflow.export.package.manifest import StageEntry
 
 
 def export(
@@ -22,6 +23,7 @@ def export(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")] = None,
     target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not prove that the saved programs are their modules.")] = False,
     ops: Annotated[bool, typer.Option("--ops", help="List torch operations that coreflow converts and coremltools does not.")] = False,
     as_json: Annotated[bool, json_option("the manifest", "or the list of --ops")] = False,
 ) -> int:
@@ -31,7 +33,7 @@ def export(
     if source is None or out_dir is None:
         missing = "--out" if source else "a run or FILE.py:NAME"
         raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
-    done = export_with_bar(source, out_dir, target, jobs)
+    done = export_with_bar(source, out_dir, target, jobs, check=not no_check)
     if as_json:
         print_json(done.manifest.to_json())
     else:
@@ -39,12 +41,12 @@ def export(
     return 0
 
 
-def export_with_bar(source: str, out_dir: Path, target: str | None = None, jobs: int | None = None) -> "BundleDone":
+def export_with_bar(source: str, out_dir: Path, target: str | None = None, jobs: int | None = None, *, check: bool = True) -> "BundleDone":
     """Export while a bar counts the stages; returns the bundle."""
     from coreflow.export.bundle import BundleDone
 
     with progress_bar("exporting") as (bar, task):
-        for event in _start(source, out_dir, target, jobs):
+        for event in _start(source, out_dir, target, jobs, check):
             if isinstance(event, BundleDone):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.stage)
@@ -63,10 +65,14 @@ def summary(done: "BundleDone") -> str:
     return "\n".join(
         lines
         + [
-            f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {done.path / stage.package}"
+            f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {_proven(stage):15}  {done.path / stage.package}"
             for name, stage in stages.items()
         ]
     )
+
+
+def _proven(stage: "StageEntry") -> str:
+    return "not checked" if stage.errors is None else f"error {max(stage.errors.values()):.1e}"
 
 
 def _list_operations(as_json: bool) -> int:
@@ -85,7 +91,7 @@ def _list_operations(as_json: bool) -> int:
     return 0
 
 
-def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> "Iterator[StageDone | BundleDone]":
+def _start(source: str, out_dir: Path, target: str | None, jobs: int | None, check: bool) -> "Iterator[StageDone | BundleDone]":
     from dataclasses import replace
 
     from coreflow.export.bundle import export_bundle
@@ -93,8 +99,8 @@ def _start(source: str, out_dir: Path, target: str | None, jobs: int | None) -> 
     from coreflow.export.user_files import is_recipe_source, load_recipes
 
     if not is_recipe_source(source):
-        return export_run(Path(source), out_dir, target=target or "iOS17", jobs=jobs)  # type: ignore[arg-type]
+        return export_run(Path(source), out_dir, target=target or "iOS17", jobs=jobs, check=check)  # type: ignore[arg-type]
     recipes = load_recipes(source)
     if target is not None:
         recipes = tuple(replace(recipe, target=target) for recipe in recipes)  # type: ignore[arg-type]
-    return export_bundle(recipes, out_dir, settings={"source": Path(source).name}, jobs=jobs)
+    return export_bundle(recipes, out_dir, settings={"source": Path(source).name}, jobs=jobs, check=check)

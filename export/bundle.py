@@ -9,11 +9,12 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from coreflow.export.package.manifest import (
     read_manifest,
     write_manifest,
 )
+from coreflow.export.proof import Proof, prove
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.lowerings.registry import user_lowerings
 from coreflow.export.targets.mlprogram import Conversion, convert
@@ -43,6 +45,7 @@ from coreflow.models.versions import version
 logger = logging.getLogger(__name__)
 
 STAGING = ".staging-"
+_AT_FLOAT32 = "at-float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class StageDone:
     done: int
     total: int
     warnings: tuple[str, ...] = ()  # values that the trace froze, with the lines that read them
+    errors: Mapping[str, float] | None = None  # of every output, where the saved program was proven to be its module (``export.proof``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +80,11 @@ class BundleDone:
     seconds: float
 
 
-def build(recipe: Recipe, out_dir: str | Path) -> Path:
-    """Convert one recipe into ``out_dir/NAME.mlpackage``, replacing what is there; returns the path. Logs values that a trace froze."""
+def build(recipe: Recipe, out_dir: str | Path, *, check: bool = True) -> Path:
+    """Convert one recipe into ``out_dir/NAME.mlpackage``, replacing what is there; returns the path. Logs values that a trace froze.
+
+    The saved program is proven to be the module before it is put in place, unless ``check`` is False; ``ExportError`` where it is not.
+    """
     out = Path(out_dir)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +94,9 @@ def build(recipe: Recipe, out_dir: str | Path) -> Path:
             for text in captured.warnings:
                 logger.warning("%s: %s", recipe.name, text)
             package = _convert(conversion_of(captured), staging)
+            for proof in _prove(captured, package, staging).values() if check else ():
+                if proof.warning:
+                    logger.warning("%s: %s", recipe.name, proof.warning)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -104,12 +114,14 @@ def export_bundle(
     settings: dict[str, Any] | None = None,
     write_companions: Callable[[Path], None] | None = None,
     jobs: int | None = None,
+    check: bool = True,
 ) -> Iterator[StageDone | BundleDone]:
     """Write the bundle ``out``: a package per recipe, and the companions that ``write_companions`` puts into a folder.
 
     Stages whose fingerprint is that of a package already there are kept; the others convert in ``jobs`` processes (default: a process per
-    core, at most one per stage). Yields a ``StageDone`` per stage, then a ``BundleDone``. If it is interrupted, the previous bundle stays
-    complete and loadable.
+    core, at most one per stage). Every saved program is proven to be its module, unless ``check`` is False or that is on record;
+    ``ExportError`` where it is not. Yields a ``StageDone`` per stage, then a ``BundleDone``. If it is interrupted, the previous bundle
+    stays complete and loadable.
     """
     started = time.monotonic()
     if not recipes:
@@ -124,7 +136,7 @@ def export_bundle(
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
-            yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, started)
+            yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, check, started)
 
 
 def _export(
@@ -134,6 +146,7 @@ def _export(
     settings: dict[str, Any],
     write_companions: Callable[[Path], None] | None,
     jobs: int | None,
+    check: bool,
     started: float,
 ) -> Iterator[StageDone | BundleDone]:
     # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
@@ -141,26 +154,11 @@ def _export(
     _sweep(out, old)
     captures = [capture(recipe) for recipe in recipes]
     stages = {name: entry for captured in captures for name, entry in stage_entries(captured).items()}
-    texts = {part.recipe.name: part.warnings for captured in captures for part in captured.parts}
-    kept = {} if old is None else _reusable(out, old)
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
-        done = 0
-        for name, stage in stages.items():
-            if stage.fingerprint in kept:
-                done += 1
-                size = _size(out / kept[stage.fingerprint])
-                yield StageDone(stage=name, reused=True, seconds=0.0, size_bytes=size, done=done, total=len(stages), warnings=texts[name])
-        todo = [captured for captured in captures if captured.fingerprint not in kept]
-        for converted, package, seconds in _convert_all(todo, staging, jobs):
-            place = out / stages[converted].package
-            _move(package.parent, place.parent)
-            size = _size(place)
-            for name in (name for name, stage in stages.items() if stage.package == stages[converted].package):
-                done += 1
-                yield StageDone(
-                    stage=name, reused=False, seconds=seconds, size_bytes=size, done=done, total=len(stages), warnings=texts[name]
-                )
+        for event in _export_stages(captures, out, old, staging, jobs, check):
+            stages[event.stage] = replace(stages[event.stage], errors=event.errors)
+            yield event
         companions = None
         if write_companions is not None:
             made = staging / COMPANIONS
@@ -182,6 +180,60 @@ def _export(
     write_manifest(out, manifest)
     _sweep(out, manifest)
     yield BundleDone(path=out, manifest=manifest, seconds=time.monotonic() - started)
+
+
+def _export_stages(
+    captures: Sequence[Captured], out: Path, old: Manifest | None, staging: Path, jobs: int | None, check: bool
+) -> Iterator[StageDone]:
+    """Keep the packages of the bundle that are these already, and convert, prove and put in place the others."""
+    kept, done, total = {} if old is None else _reusable(out, old), 0, sum(len(captured.parts) for captured in captures)
+
+    def finish(captured: Captured, package: Path, proofs: Mapping[str, Proof], seconds: float, *, reused: bool) -> Iterator[StageDone]:
+        nonlocal done
+        for part in captured.parts:
+            done += 1
+            proof = proofs.get(part.recipe.name, Proof())
+            yield StageDone(
+                stage=part.recipe.name,
+                reused=reused,
+                seconds=seconds,
+                size_bytes=_size(package),
+                done=done,
+                total=total,
+                warnings=(*part.warnings, *([proof.warning] if proof.warning else [])),
+                errors=proof.errors or None,
+            )
+
+    for captured in captures:
+        if stage := kept.get(captured.fingerprint):
+            proofs = {name: Proof(entry.errors) for name, entry in old.stages.items() if entry.errors} if old is not None else {}
+            if check and any(part.recipe.name not in proofs for part in captured.parts):
+                proofs = _prove(captured, out / stage, staging)
+            yield from finish(captured, out / stage, proofs, 0.0, reused=True)
+    todo = {captured.recipe.name: captured for captured in captures if captured.fingerprint not in kept}
+    for name, package, seconds in _convert_all(list(todo.values()), staging, jobs):
+        captured = todo[name]
+        proofs = _prove(captured, package, staging) if check else {}
+        place = out / next(iter(stage_entries(captured).values())).package
+        _move(package.parent, place.parent)
+        yield from finish(captured, place, proofs, seconds, reused=False)
+
+
+def _prove(captured: Captured, package: Path, staging: Path) -> dict[str, Proof]:
+    """Proofs of all functions of a saved package, by name."""
+
+    def convert_fp32(part: Captured) -> Path:
+        conversion = conversion_of(replace(part, functions=()))
+        entry = replace(conversion.entry, recipe={**conversion.entry.recipe, "precision": "fp32"})
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(staging / _AT_FLOAT32)
+        (staging / _AT_FLOAT32).mkdir()
+        return convert(replace(conversion, entry=entry), staging / _AT_FLOAT32 / package.name)
+
+    return {
+        part.recipe.name: prove(part.recipe, package, partial(convert_fp32, part), part.recipe.name if captured.functions else None)
+        for part in captured.parts
+    }
 
 
 def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) -> Iterator[tuple[str, Path, float]]:

@@ -14,7 +14,9 @@ def stage_recipes(stages: Sequence[Stage], target: Target = "iOS17") -> tuple[Re
     return tuple(Recipe(**vars(stage), target=target) for stage in stages)
 
 
-def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | None = None) -> Iterator[StageDone | BundleDone]:
+def export_run(
+    run: Path, out: Path, *, target: Target = "iOS17", jobs: int | None = None, check: bool = True
+) -> Iterator[StageDone | BundleDone]:
     """Export the run at ``run`` to the bundle ``out``; see ``export_bundle``."""
     family = family_of_run(run)
     trained = family.open_run(run)
@@ -25,4 +27,5 @@ def export_run(run: Path, out: Path, *, target: Target = "iOS17", jobs: int | No
         settings=dict(trained.settings),
         write_companions=trained.write_companions,
         jobs=jobs,
+        check=check,
     )

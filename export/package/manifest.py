@@ -40,6 +40,7 @@ class StageEntry:
     outputs: Mapping[str, TensorSpec]
     recipe: Mapping[str, Any]  # ``Recipe.to_json``, and "weights": digest of the module's parameters
     function: str | None = None  # of a package of several
+    errors: Mapping[str, float] | None = None  # of every output (``export.proof``); None where the program was not proven to be its module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class Manifest:
                     "outputs": {key: spec.to_json() for key, spec in stage.outputs.items()},
                     "recipe": dict(stage.recipe),
                     **({} if stage.function is None else {"function": stage.function}),
+                    "proof": {"checked": stage.errors is not None, "errors": dict(stage.errors or {})},
                 }
                 for name, stage in self.stages.items()
             },
@@ -110,6 +112,7 @@ def manifest_from_json(plain: Any) -> Manifest:
                 outputs=_specs(stage["outputs"]),
                 recipe=dict(stage["recipe"]),
                 function=None if stage.get("function") is None else str(stage["function"]),
+                errors=_errors(stage.get("proof")),
             )
             for name, stage in plain["stages"].items()
         }
@@ -197,6 +200,11 @@ def _inside(path: Any) -> str:
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in str(path) or ":" in pure.parts[0]:
         raise ValueError(f"the path {str(path)!r} leads out of the bundle")
     return str(pure)
+
+
+def _errors(proof: Any) -> Mapping[str, float] | None:
+    """None of bundles before there were proofs, too."""
+    return {str(name): float(error) for name, error in proof["errors"].items()} if proof and proof["checked"] else None
 
 
 def _specs(plain: Mapping[str, Any]) -> dict[str, TensorSpec]:

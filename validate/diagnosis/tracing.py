@@ -16,15 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from coreflow.export.capture.calls import call
+from coreflow.export.capture.casts import CastsTo
 from coreflow.export.capture.evaluation import tensors
+from coreflow.export.capture.precision import converted_copy, plain_torch, round_to_fp16
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
 from coreflow.runtime import lift
 from coreflow.validate.diagnosis.fingerprints import Fingerprint, fingerprint, scaled
 from coreflow.validate.inputs.states import StatelessModule
-from coreflow.validate.references.casts import CastsTo
-from coreflow.validate.references.fp16_rounding import round_to_fp16
-from coreflow.validate.references.torch_module import converted_copy, plain_torch
 from coreflow.validate.report.model import Origin
 
 

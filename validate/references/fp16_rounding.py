@@ -20,15 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from coreflow.export.capture.precision import round_to_fp16
 from coreflow.models import fp16
 
 # Operations on two operands, of which a number may be one.
 _BINARY_OPERATIONS = frozenset({"aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div", "aten::pow"})
-
-
-def round_to_fp16(values: Tensor) -> Tensor:
-    """The nearest fp16 numbers, in the dtype of ``values``; inf beyond 65504."""
-    return values.to(torch.float16).to(values.dtype)
 
 
 class Fp16Rounding(TorchDispatchMode):
