@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from coreflow.export.capture.capture import Captured, capture, serialised
+from coreflow.export.capture.capture import Captured, serialised
 from coreflow.export.capture.fingerprint import weights_digest
+from coreflow.export.capture.front_ends import advice_on_writes, capture_best, capture_by_other
 from coreflow.export.package.manifest import (
     COMPANIONS,
     MANIFEST,
@@ -45,7 +46,7 @@ from coreflow.models.versions import version
 logger = logging.getLogger(__name__)
 
 STAGING = ".staging-"
-_AT_FLOAT32 = "at-float32"
+_AT_FLOAT32, _BY_OTHER = "at-float32", "by-other"  # folders of staging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +91,11 @@ def build(recipe: Recipe, out_dir: str | Path, *, check: bool = True) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
             staging = Path(folder)
-            captured = capture(recipe)
-            for text in captured.warnings:
+            captured = capture_best(recipe)
+            ((_, result, _),) = _convert_all([captured], staging, jobs=1)
+            captured, package, proofs = _settle(captured, result, staging, check)
+            for text in (*captured.warnings, *(proof.warning for proof in proofs.values() if proof.warning)):
                 logger.warning("%s: %s", recipe.name, text)
-            package = _convert(conversion_of(captured), staging)
-            for proof in _prove(captured, package, staging).values() if check else ():
-                if proof.warning:
-                    logger.warning("%s: %s", recipe.name, proof.warning)
             target = out / package.name
             replaced = staging / "replaced"
             if target.exists():
@@ -152,13 +151,11 @@ def _export(
     # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
     old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
     _sweep(out, old)
-    captures = [capture(recipe) for recipe in recipes]
-    stages = {name: entry for captured in captures for name, entry in stage_entries(captured).items()}
+    captures = [capture_best(recipe) for recipe in recipes]
+    stages: dict[str, StageEntry] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
         staging = Path(folder)
-        for event in _export_stages(captures, out, old, staging, jobs, check):
-            stages[event.stage] = replace(stages[event.stage], errors=event.errors)
-            yield event
+        yield from _export_stages(captures, stages, out, old, staging, jobs, check)
         companions = None
         if write_companions is not None:
             made = staging / COMPANIONS
@@ -183,18 +180,28 @@ def _export(
 
 
 def _export_stages(
-    captures: Sequence[Captured], out: Path, old: Manifest | None, staging: Path, jobs: int | None, check: bool
+    captures: Sequence[Captured],
+    stages: dict[str, StageEntry],
+    out: Path,
+    old: Manifest | None,
+    staging: Path,
+    jobs: int | None,
+    check: bool,
 ) -> Iterator[StageDone]:
-    """Keep the packages of the bundle that are these already, and convert, prove and put in place the others."""
+    """Keep the packages of the bundle that are these already, and convert, prove and put in place the others; enters all in ``stages``."""
+    for captured in captures:  # first of all, for their order
+        stages.update(stage_entries(captured))
     kept, done, total = {} if old is None else _reusable(out, old), 0, sum(len(captured.parts) for captured in captures)
 
     def finish(captured: Captured, package: Path, proofs: Mapping[str, Proof], seconds: float, *, reused: bool) -> Iterator[StageDone]:
         nonlocal done
+        entries = stage_entries(captured)
         for part in captured.parts:
-            done += 1
-            proof = proofs.get(part.recipe.name, Proof())
+            done, name = done + 1, part.recipe.name
+            proof = proofs.get(name, Proof())
+            stages[name] = replace(entries[name], errors=proof.errors or None)
             yield StageDone(
-                stage=part.recipe.name,
+                stage=name,
                 reused=reused,
                 seconds=seconds,
                 size_bytes=_size(package),
@@ -211,12 +218,33 @@ def _export_stages(
                 proofs = _prove(captured, out / stage, staging)
             yield from finish(captured, out / stage, proofs, 0.0, reused=True)
     todo = {captured.recipe.name: captured for captured in captures if captured.fingerprint not in kept}
-    for name, package, seconds in _convert_all(list(todo.values()), staging, jobs):
-        captured = todo[name]
-        proofs = _prove(captured, package, staging) if check else {}
+    for name, result, seconds in _convert_all(list(todo.values()), staging, jobs):
+        captured, package, proofs = _settle(todo[name], result, staging, check)
         place = out / next(iter(stage_entries(captured).values())).package
         _move(package.parent, place.parent)
         yield from finish(captured, place, proofs, seconds, reused=False)
+
+
+def _settle(captured: Captured, result: Path | ExportError, staging: Path, check: bool) -> tuple[Captured, Path, dict[str, Proof]]:
+    """The package of a captured recipe with its proofs: that which was converted, or that of the other front end.
+
+    Both have to fail for the ``ExportError`` of the first, with the places of writes that may be why.
+    """
+    try:
+        if isinstance(result, ExportError):
+            raise result
+        if captured.lost_writes and captured.front_end == "trace" and not check:
+            raise ExportError(f"{captured.recipe.name}: not proven to be the module{advice_on_writes(captured)}")
+        return captured, result, _prove(captured, result, staging) if check else {}
+    except ExportError as error:
+        if isinstance(error.__cause__, OSError | BundleError):
+            raise
+        try:
+            other = capture_by_other(captured)
+            package = _convert(conversion_of(other), staging / _BY_OTHER)
+            return other, package, _prove(other, package, staging) if check else {}
+        except ExportError:
+            raise ExportError(f"{error}{advice_on_writes(captured)}") from error
 
 
 def _prove(captured: Captured, package: Path, staging: Path) -> dict[str, Proof]:
@@ -236,8 +264,8 @@ def _prove(captured: Captured, package: Path, staging: Path) -> dict[str, Proof]
     }
 
 
-def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) -> Iterator[tuple[str, Path, float]]:
-    """Convert side by side; yields the name, the package and the seconds of a stage as soon as it is there."""
+def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) -> Iterator[tuple[str, Path | ExportError, float]]:
+    """Convert side by side; yields the name, the package or why there is none, and the seconds of a stage as soon as it is there."""
     if not captures:
         return
     conversions = [conversion_of(captured) for captured in captures]
@@ -251,7 +279,7 @@ def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) 
     # Spawned, not forked: the parent has used torch's thread pool, which a fork would copy in an unknown state.
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        futures: dict[Future[tuple[Path, float]], str] = {
+        futures: dict[Future[tuple[Path | ExportError, float]], str] = {
             pool.submit(_timed_convert, conversion, staging): conversion.name for conversion in conversions
         }
         for future in as_completed(futures):
@@ -268,9 +296,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path, float]:
+def _timed_convert(conversion: Conversion, staging: Path) -> tuple[Path | ExportError, float]:
     began = time.monotonic()
-    return _convert(conversion, staging), time.monotonic() - began
+    try:
+        return _convert(conversion, staging), time.monotonic() - began
+    except ExportError as error:
+        return error, time.monotonic() - began
 
 
 def conversion_of(captured: Captured) -> Conversion:
@@ -298,7 +329,7 @@ def stage_entries(captured: Captured) -> dict[str, StageEntry]:
             fingerprint=fingerprint,
             inputs=dict(part.recipe.inputs),
             outputs=part.outputs,
-            recipe={**part.recipe.to_json(), "weights": weights_digest(part.recipe.module)},
+            recipe={**part.recipe.to_json(), "weights": weights_digest(part.recipe.module), "front_end": part.front_end},
             function=part.recipe.name if captured.functions else None,
         )
         for part in captured.parts
@@ -307,7 +338,7 @@ def stage_entries(captured: Captured) -> dict[str, StageEntry]:
 
 def _convert(conversion: Conversion, staging: Path) -> Path:
     folder = staging / conversion.name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return convert(conversion, folder / f"{conversion.name}.mlpackage")
 
 

@@ -6,19 +6,24 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreflow.export.capture.calls import INSIDE, InOrder, arguments, in_order, pick
 from coreflow.export.capture.decompositions import ignored_keywords, safe_decompositions
 from coreflow.export.capture.evaluation import clear_states, evaluating, read_states, tensors
 from coreflow.export.capture.fingerprint import fingerprint, join_digests
 from coreflow.export.capture.indices import IndexWatch
+from coreflow.export.capture.places import Place, place_of_error
 from coreflow.export.capture.value_reads import ValueRead, ValueReads
+from coreflow.export.capture.writes import WriteWatch
 from coreflow.export.recipe import Recipe
 from coreflow.export.shapes import shape_choices
 from coreflow.export.states import warn_of_states
@@ -30,6 +35,16 @@ from coreflow.models.spec import Dtype, TensorSpec
 
 # A value read during tracing (``.item()``, a Python branch) is right for the inputs traced and wrong for others.
 SEEDS = range(8)  # of the inputs that a recipe draws: the first is traced, the others are compared
+
+
+class FrontEndError(ExportError):
+    """A module that one front end cannot follow; another may.
+
+    >>> try:
+    ...     capture(recipe)
+    ... except FrontEndError:
+    ...     capture_by_export(recipe)
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +63,17 @@ class Captured:
     removed_passes: tuple[str, ...] = REMOVED_PASSES  # of the converter
     functions: tuple["Captured", ...] = ()  # further ones of the same package
     prefix: str = ""  # of the paths of the recipe's module in the program
+    lost_writes: tuple[Place | None, ...] = ()  # writes through views that a trace loses, as far as their places are known
 
     @property
     def parts(self) -> tuple["Captured", ...]:
         """This function of the package and the further ones."""
         return (self, *self.functions)
+
+    @property
+    def front_end(self) -> Literal["trace", "export"]:
+        """What made the program: ``torch.jit.trace`` or ``torch.export``."""
+        return "export" if isinstance(self.program, ExportedProgram) else "trace"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -100,9 +121,10 @@ class _Form:
 
 def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, nn.Module, tuple[Tensor, ...]], _Form]) -> Captured:
     given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
+    writes = WriteWatch(recipe.module)
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
         owned = dict(recipe.module.named_buffers())
-        runs = _runs(recipe, samples or _drawn(recipe), watch, skips=bool(samples))
+        runs = _runs(recipe, samples or _drawn(recipe), (watch, writes), skips=bool(samples))
         example, returned, results = next(runs)
         _check_buffers(recipe, owned, buffers)
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
@@ -121,7 +143,7 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         if watch.indexes:
             lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
             with contextlib.suppress(ExportError):
-                next(_runs(recipe, [lowest], watch, skips=False))
+                next(_runs(recipe, [lowest], (watch,), skips=False))
         clear_states(form.call, states)  # which are part of the program
     guards = watch.may_be_negative(recipe.inputs.values())
     removed = tuple(name for name in REMOVED_PASSES if not (guards and name == NEGATIVE_INDICES))
@@ -133,6 +155,7 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         form.frozen,
         removed,
         prefix=INSIDE if isinstance(module, InOrder) else "",
+        lost_writes=writes.lost,
     )
 
 
@@ -195,18 +218,37 @@ def _trace(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> _F
             torch.jit.trace(module, example, check_trace=False, strict=True)
         traced = torch.jit.trace(module, example, check_trace=False, strict=True)
     except Exception as error:
-        raise ExportError(f"{recipe.name}: torch.jit.trace gave up: {first_line(error)}") from error
+        raise FrontEndError(f"{recipe.name}: torch.jit.trace gave up{_at(error, recipe.module)}: {first_line(error)}") from error
     return _Form(traced, traced, tuple(dict.fromkeys(reads.values)))
 
 
 def _export(recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...]) -> _Form:
     try:
         exported = torch.export.export(module, example, strict=False).run_decompositions(safe_decompositions())
+        if exported.graph_signature.user_inputs_to_mutate:  # a package cannot, and nobody would see it
+            exported = torch.export.export(_OnCopies(module), example, strict=False).run_decompositions(safe_decompositions())
     except Exception as error:
-        raise ExportError(f"{recipe.name}: torch.export gave up: {first_line(error)}") from error
+        raise FrontEndError(f"{recipe.name}: torch.export gave up{_at(error, recipe.module)}: {first_line(error)}") from error
     if ignored := ignored_keywords(exported):
-        raise ExportError(f"{recipe.name}: of what torch.export gives the converter would ignore {', '.join(ignored)}")
+        raise FrontEndError(f"{recipe.name}: of what torch.export gives the converter would ignore {', '.join(ignored)}")
     return _Form(exported, exported.module())
+
+
+class _OnCopies(nn.Module):
+    """A module that writes into its inputs, on copies of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """(*inputs) -> (*outputs)."""
+        return self.module(*(tensor.clone() for tensor in inputs))
+
+
+def _at(error: Exception, module: nn.Module) -> str:
+    place = place_of_error(error, module)
+    return "" if place is None else f" at {place}"
 
 
 def serialised(captured: Captured) -> bytes:
@@ -236,9 +278,9 @@ def _check_alike(recipe: Recipe, name: str, reference: Tensor, actual: Tensor, f
 
 
 def _runs(
-    recipe: Recipe, samples: Iterable[Arrays], watch: IndexWatch, *, skips: bool
+    recipe: Recipe, samples: Iterable[Arrays], watches: Sequence[TorchDispatchMode], *, skips: bool
 ) -> Iterator[tuple[dict[str, Tensor], object, tuple[Tensor, ...]]]:
-    """Inputs of the module, what it returns under ``watch``, and the outputs among that.
+    """Inputs of the module, what it returns under ``watches``, and the outputs among that.
 
     ``skips`` passes over samples on which it does not run, unless it runs on none.
     """
@@ -248,7 +290,9 @@ def _runs(
         try:
             ordered, named = arguments(recipe.module, {name: tensor.clone() for name, tensor in inputs.items()})  # it may write to them
             clear_states(recipe.module, recipe.states)
-            with watch:
+            with ExitStack() as stack:
+                for watch in watches:
+                    stack.enter_context(watch)
                 result = recipe.module(*ordered, **named)
         except ConfigError as error:
             raise ExportError(f"{recipe.name}: {error}") from error
@@ -256,7 +300,7 @@ def _runs(
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-            problem = ExportError(f"{recipe.name}: the module does not run on {shapes}: {error}")
+            problem = ExportError(f"{recipe.name}: the module does not run on {shapes}{_at(error, recipe.module)}: {error}")
             problem.__cause__ = error
             if not skips:
                 raise problem from error

@@ -1,0 +1,48 @@
+"""The front end that captures a module: the trace, or ``torch.export`` where a trace cannot follow it or would lose a write."""
+
+import contextlib
+
+from coreflow.export.capture.capture import Captured, FrontEndError, capture, capture_by_export
+from coreflow.export.recipe import Recipe
+from coreflow.models.errors import ExportError
+
+
+def capture_best(recipe: Recipe) -> Captured:
+    """``recipe`` by a trace, or by ``torch.export`` where the trace gives up, or loses writes that are made through views.
+
+    >>> capture_best(recipe).front_end
+    'trace'
+
+    ``torch.export`` makes a new value of every write, but drops other things (``decompositions``): what it gives is proven after it has
+    been converted. The ``ExportError`` of a module that neither can follow is that of the trace.
+    """
+    try:
+        traced = capture(recipe)
+    except FrontEndError as error:
+        with contextlib.suppress(ExportError):
+            return _by_export(recipe)
+        raise error
+    if traced.lost_writes:
+        with contextlib.suppress(ExportError):
+            return _by_export(recipe)
+    return traced
+
+
+def capture_by_other(captured: Captured) -> Captured:
+    """The module of ``captured`` by the other front end."""
+    return capture(captured.recipe) if captured.front_end == "export" else _by_export(captured.recipe)
+
+
+def advice_on_writes(captured: Captured) -> str:
+    """What to write in place of writes that the converter loses, with their lines; empty where there are none."""
+    if not captured.lost_writes:
+        return ""
+    places = ", ".join(dict.fromkeys(str(place) for place in captured.lost_writes if place is not None))
+    where = f" at {places}" if places else ""
+    return f"; forward writes through a view{where}, which is lost: assign to the tensor (y[:, 3] = y[:, 3] + 1)"
+
+
+def _by_export(recipe: Recipe) -> Captured:
+    if recipe.functions:
+        raise FrontEndError(f"{recipe.name}: several functions are captured by traces")
+    return capture_by_export(recipe)
