@@ -1,6 +1,6 @@
 """``coreflow export``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,27 +13,46 @@ from coreflow.cli.options import json_option
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
     from coreflow.export.package.manifest import StageEntry
+    from coreflow.export.sources.source import SourceOptions
 
 
 def export(
     source: Annotated[
         str | None,
-        typer.Argument(help="A run of `coreflow train`, or FILE.py:NAME of a Recipe, a list of them, or a function that gives them."),
+        typer.Argument(
+            help="A run of `coreflow train`; FILE.py:NAME of a Recipe, a list of them, or a function that gives them; a folder of "
+            "transformers; module.path:Class; FILE.pt2; or a TorchScript FILE.pt.",
+            show_default=False,
+        ),
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")] = None,
     target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
+    task: Annotated[str | None, typer.Option(help="Of a folder of transformers [default: that of its class].", show_default=False)] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens [default: 128, or the model's most].", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels of both sides [default: the model's].", show_default=False)] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Of a class or a program: NAME:SHAPE[:DTYPE[:LOW..HIGH]], as in ids:1x128:int32:0..999."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Of a class: .safetensors, or .pt with tensors alone.", show_default=False)] = None,
+    arguments: Annotated[str | None, typer.Option(help="Of a class: a JSON object.", show_default=False)] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not prove that the saved programs are their modules.")] = False,
     ops: Annotated[bool, typer.Option("--ops", help="List torch operations that coreflow converts and coremltools does not.")] = False,
-    as_json: Annotated[bool, json_option("the manifest", "or the list of --ops")] = False,
+    models: Annotated[bool, typer.Option("--list", help="List the models that are exported from a folder of transformers.")] = False,
+    as_json: Annotated[bool, json_option("the manifest", "or the list of --ops or --list")] = False,
 ) -> int:
-    """Convert a trained run, or your own recipes, to a bundle of Core ML packages."""
+    """Convert a trained run, your own recipes, or a model as it comes, to a bundle of Core ML packages."""
     if ops:
         return _list_operations(as_json)
+    if models:
+        return _list_models(as_json)
     if source is None or out_dir is None:
         missing = "--out" if source else "a run or FILE.py:NAME"
         raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
-    done = export_with_bar(source, out_dir, target, jobs, check=not no_check)
+    options = _options(target, task, (length, batch, image_size), inputs or (), weights, arguments)
+    done = export_with_bar(source, out_dir, options, jobs, check=not no_check)
     if as_json:
         print_json(done.manifest.to_json())
     else:
@@ -41,12 +60,51 @@ def export(
     return 0
 
 
-def export_with_bar(source: str, out_dir: Path, target: str | None = None, jobs: int | None = None, *, check: bool = True) -> "BundleDone":
+def _options(
+    target: str | None,
+    task: str | None,
+    sizes: tuple[int | None, int, int | None],
+    inputs: Sequence[str],
+    weights: Path | None,
+    arguments: str | None,
+) -> "SourceOptions":
+    """What was said of the source, checked."""
+    import json
+
+    from coreflow.export.recipe import TARGETS
+    from coreflow.export.sources.adapters.adapter import Sizes
+    from coreflow.export.sources.input_texts import parse_inputs
+    from coreflow.export.sources.source import SourceOptions
+    from coreflow.models.errors import ConfigError
+
+    if target is not None and target not in TARGETS:
+        raise ConfigError(f"target {target!r}; choose one of {', '.join(TARGETS)}")
+    try:
+        keywords = json.loads(arguments or "{}")
+    except ValueError as error:
+        raise ConfigError(f"--arguments {arguments!r} is no JSON ({error})") from error
+    if not isinstance(keywords, dict):
+        raise ConfigError(f"--arguments {arguments!r}; a JSON object is right, as in '{{\"width\": 64}}'")
+    length, batch, image_size = sizes
+    return SourceOptions(
+        task=task,
+        sizes=Sizes(length=length, batch=batch, image_size=image_size),
+        inputs=parse_inputs(inputs),
+        weights=weights,
+        arguments=keywords,
+        target=target,
+    )
+
+
+def export_with_bar(
+    source: str, out_dir: Path, options: "SourceOptions | None" = None, jobs: int | None = None, *, check: bool = True
+) -> "BundleDone":
     """Export while a bar counts the stages; returns the bundle."""
     from coreflow.export.bundle import BundleDone
+    from coreflow.export.sources.source import SourceOptions
 
     with progress_bar("exporting") as (bar, task):
-        for event in _start(source, out_dir, target, jobs, check):
+        for event in _start(source, out_dir, options or SourceOptions(), jobs, check):
             if isinstance(event, BundleDone):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.stage)
@@ -91,16 +149,30 @@ def _list_operations(as_json: bool) -> int:
     return 0
 
 
-def _start(source: str, out_dir: Path, target: str | None, jobs: int | None, check: bool) -> "Iterator[StageDone | BundleDone]":
-    from dataclasses import replace
+def _list_models(as_json: bool) -> int:
+    from rich.table import Table
 
+    from coreflow.export.sources.hugging_face import ADAPTERS
+
+    rows = [{"task": adapter.task, "class": adapter.auto_class, "model_types": list(adapter.model_types)} for adapter in ADAPTERS]
+    if as_json:
+        print_json(rows)
+        return 0
+    table = Table("task", "model types", box=None, pad_edge=False, header_style="dim")
+    for row in rows:
+        table.add_row(str(row["task"]), ", ".join(row["model_types"]))
+    out().print(table)
+    return 0
+
+
+def _start(source: str, out_dir: Path, options: "SourceOptions", jobs: int | None, check: bool) -> "Iterator[StageDone | BundleDone]":
     from coreflow.export.bundle import export_bundle
     from coreflow.export.run import export_run
-    from coreflow.export.user_files import is_recipe_source, load_recipes
+    from coreflow.export.sources.hugging_face import is_checkpoint
+    from coreflow.export.sources.source import OPTIONS, load_source
 
-    if not is_recipe_source(source):
-        return export_run(Path(source), out_dir, target=target or "iOS17", jobs=jobs, check=check)  # type: ignore[arg-type]
-    recipes = load_recipes(source)
-    if target is not None:
-        recipes = tuple(replace(recipe, target=target) for recipe in recipes)  # type: ignore[arg-type]
-    return export_bundle(recipes, out_dir, settings={"source": Path(source).name}, jobs=jobs, check=check)
+    if Path(source).is_dir() and not is_checkpoint(source):
+        return export_run(Path(source), out_dir, target=options.target or "iOS17", jobs=jobs, check=check)
+    found = load_source(source, options)
+    settings = {"source": Path(source).name, OPTIONS: options.to_json()}
+    return export_bundle(found.recipes, out_dir, settings=settings, write_companions=found.write_companions, jobs=jobs, check=check)

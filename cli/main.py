@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read once, when torch loads. Threads that wait for each other by spinning take a core from the one that is waited for, where other
     # processes keep the cores busy: 400 linear layers took 36 s so, and 6 to 9 s without, on two cores under a load of nine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it warns of is about training, or is said by us
     try:
         app(args=None if argv is None else list(argv))
     except CoreflowError as error:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from coreflow.export.package.graph import Program
+from coreflow.export.package.manifest import MANIFEST, read_manifest
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
-from coreflow.export.user_files import is_recipe_source, load_recipes
+from coreflow.export.sources.source import OPTIONS, SourceOptions, load_source
+from coreflow.export.user_files import is_recipe_source
 from coreflow.models.errors import ConfigError
 from coreflow.runtime.interface import input_specs
 from coreflow.validate.bundle import PartDone, judge_parts
@@ -23,11 +25,11 @@ def validate_files(
 ) -> Iterator[PartDone | BundleReport | Report]:
     """Events of a validation of ``path``, a package or a bundle; the last one is its report.
 
-    ``reference`` is FILE.py:NAME of recipes, or the path of a package or ONNX file for one package; a family's bundle brings its own.
-    ``inputs`` is a file of samples, or of texts for a bundle.
+    ``reference`` is FILE.py:NAME of recipes, or what else was exported, or the path of a package or ONNX file for one package; a
+    family's bundle brings its own. ``inputs`` is a file of samples, or of texts for a bundle.
     """
-    from_recipes = reference is not None and is_recipe_source(reference)
-    recipes = load_recipes(reference) if reference is not None and from_recipes else None
+    from_recipes = reference is not None and Path(reference).suffix not in (".mlpackage", ".onnx")
+    recipes = _load_recipes(reference, path) if reference is not None and from_recipes else None
     if path.suffix == ".mlpackage":
         against = Path(reference) if reference is not None and not from_recipes else _only_recipe(path, recipes, options.function_name)
         if options.evidence is not None:
@@ -38,6 +40,14 @@ def validate_files(
         raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
     else:
         yield from judge_parts(path, options, recipes=recipes, texts=inputs, verify=verify)
+
+
+def _load_recipes(source: str, path: Path) -> tuple[Recipe, ...]:
+    """The recipes of ``source``; those of a folder, class or program by the options of the bundle at or around ``path``."""
+    folder = next((folder for folder in (path, *path.parents[:3]) if (folder / MANIFEST).is_file()), None)
+    if is_recipe_source(source) or folder is None:
+        return load_source(source).recipes
+    return load_source(source, SourceOptions.from_json(read_manifest(folder, verify=False).settings.get(OPTIONS, {}))).recipes
 
 
 def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None, function_name: str | None) -> Recipe:

@@ -1,0 +1,102 @@
+"""From what a user names to recipes: a recipe file, a folder of transformers, a class, or a captured program."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from coreflow.export.recipe import Recipe, Target
+from coreflow.export.sources.adapters.adapter import Sizes
+from coreflow.export.sources.classes import is_class, load_class
+from coreflow.export.sources.hugging_face import is_checkpoint, load_checkpoint, write_companions
+from coreflow.export.sources.programs import is_program, load_program
+from coreflow.export.user_files import is_recipe_source, load_recipes
+from coreflow.models.errors import ConfigError
+from coreflow.models.images import spec_from_json
+from coreflow.models.spec import TensorSpec
+
+OPTIONS = "options"  # of a manifest's settings
+FORMS = "FILE.py:NAME of a recipe, a folder of transformers, module.path:Class, FILE.pt2, or a TorchScript FILE.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a user says of a source beside its name.
+
+    >>> SourceOptions(task="text-classification", sizes=Sizes(length=64))
+    """
+
+    task: str | None = None  # of a folder of transformers; None: that of the class it was saved as
+    sizes: Sizes = field(default_factory=Sizes)
+    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)  # of a class or a program
+    weights: Path | None = None  # of a class
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of a class
+    target: Target | None = None  # None: the recipe's own, else iOS17
+
+    def to_json(self) -> dict[str, Any]:
+        """What a bundle records, by which `coreflow validate --reference` finds the same recipes; without defaults and without paths."""
+        sizes = {
+            "length": self.sizes.length,
+            "image_size": self.sizes.image_size,
+            "batch": self.sizes.batch if self.sizes.batch > 1 else None,
+        }
+        inputs = {name: spec.to_json() for name, spec in self.inputs.items()}
+        plain = {"task": self.task, "sizes": _given(sizes), "inputs": inputs, "arguments": dict(self.arguments), "target": self.target}
+        return _given(plain)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "SourceOptions":
+        """Inverse of ``to_json``."""
+        inputs = {name: spec_from_json(spec) for name, spec in plain.get("inputs", {}).items()}
+        sizes, arguments = Sizes(**plain.get("sizes", {})), plain.get("arguments", {})
+        return cls(task=plain.get("task"), sizes=sizes, inputs=inputs, arguments=arguments, target=plain.get("target"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The recipes that a source stands for, and what else belongs into their bundle.
+
+    >>> load_source("artifacts/minilm").recipes[0].inputs
+    """
+
+    recipes: tuple[Recipe, ...]
+    write_companions: Callable[[Path], None] | None = None
+
+
+def load_source(source: str, options: SourceOptions = SourceOptions()) -> Source:
+    """What ``source`` stands for; ``ConfigError`` with the forms of a source for anything else, and for options that are not its own."""
+    target = options.target or "iOS17"
+    if is_recipe_source(source):
+        _refuse(source, options, ())
+        recipes = load_recipes(source)
+        return Source(recipes=recipes if options.target is None else tuple(_for_target(recipe, options.target) for recipe in recipes))
+    if is_checkpoint(source):
+        _refuse(source, options, ("task", "sizes"))
+        recipes = load_checkpoint(source, task=options.task, sizes=options.sizes, target=target)
+        return Source(recipes=recipes, write_companions=partial(write_companions, Path(source)))
+    if is_program(source):
+        _refuse(source, options, ("inputs",))
+        return Source(recipes=load_program(source, inputs=options.inputs, target=target))
+    if is_class(source):
+        _refuse(source, options, ("inputs", "weights", "arguments"))
+        fields = {"inputs": options.inputs, "weights": options.weights, "arguments": options.arguments}
+        return Source(recipes=load_class(source, **fields, target=target))  # type: ignore[arg-type]
+    raise ConfigError(f"{source} is nothing to export; {FORMS} is right")
+
+
+def _given(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plain.items() if value}
+
+
+def _refuse(source: str, options: SourceOptions, taken: tuple[str, ...]) -> None:
+    """Options that would be ignored are errors."""
+    given: dict[str, Any] = {"task": options.task, "sizes": options.sizes if options.sizes != Sizes() else None, "inputs": options.inputs}
+    given |= {"weights": options.weights, "arguments": options.arguments}
+    words = {"sizes": "--length, --batch and --image-size", "inputs": "--input"}
+    if wrong := [words.get(name, f"--{name}") for name, value in given.items() if value and name not in taken]:
+        raise ConfigError(f"{source} takes no {' and no '.join(wrong)}")
+
+
+def _for_target(recipe: Recipe, target: Target) -> Recipe:
+    return replace(recipe, target=target, functions=tuple(replace(function, target=target) for function in recipe.functions))
