@@ -61,7 +61,7 @@ def prove(recipe: Recipe, package: Path, convert_fp32: Callable[[], Path], funct
     ``convert_fp32`` converts the same captured module at FLOAT32. Raises ``ExportError`` where the program is another function. Where one
     of the two cannot be executed in float64 there is no proof, and ``Proof.warning`` says why.
     """
-    samples = [recipe.inputs_for(seed) for seed in SEEDS]
+    samples = [*map(recipe.inputs_for, SEEDS), *recipe.inputs_of_other_shapes()]
     try:
         program = _run_program(recipe, package, samples, function)
         if recipe.precision == "fp32":

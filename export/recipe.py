@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from coreflow.export.capture.modules import as_module
 from coreflow.export.pictures import with_pictures
-from coreflow.export.shapes import Shapes
+from coreflow.export.shapes import Shapes, shape_choices
+from coreflow.models.arrays import Array
+from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError
 from coreflow.models.spec import PRECISIONS, Precision
 from coreflow.models.stage import Stage
@@ -89,6 +91,11 @@ class Recipe(Stage):
     def parts(self) -> tuple["Recipe", ...]:
         """This recipe and those of its further functions: a stage each."""
         return (self, *self.functions)
+
+    def inputs_of_other_shapes(self) -> Iterator[dict[str, Array]]:
+        """Inputs in every shape to compare but the default, drawn by the specs."""
+        for place, shapes in enumerate(shape_choices(self.shapes, self.inputs)[1:]):
+            yield draw_inputs({name: replace(spec, shape=shapes[name]) for name, spec in self.inputs.items()}, place)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of the manifest, without what the recipe does not say; the weights are covered by the fingerprint."""

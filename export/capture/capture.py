@@ -25,11 +25,9 @@ from coreflow.export.capture.places import Place, place_of_error
 from coreflow.export.capture.value_reads import ValueRead, ValueReads
 from coreflow.export.capture.writes import WriteWatch
 from coreflow.export.recipe import Recipe
-from coreflow.export.shapes import shape_choices
 from coreflow.export.states import warn_of_states
 from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
 from coreflow.models.arrays import Array, Arrays
-from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError, CoreflowError, ExportError, first_line
 from coreflow.models.spec import Dtype, TensorSpec
 
@@ -160,10 +158,9 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
 
 
 def _drawn(recipe: Recipe) -> Iterator[Arrays]:
-    """Inputs in the default shape, as the recipe draws them, and in every other shape, as the specs say."""
+    """Inputs in the default shape, as the recipe draws them, and in every other shape."""
     yield from map(recipe.inputs_for, SEEDS)
-    for place, shapes in enumerate(shape_choices(recipe.shapes, recipe.inputs)[1:]):
-        yield draw_inputs({name: replace(spec, shape=shapes[name]) for name, spec in recipe.inputs.items()}, place)
+    yield from recipe.inputs_of_other_shapes()
 
 
 def _check_buffers(recipe: Recipe, owned: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,7 +25,9 @@ def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn
     One tensor used twice stays one. Raises ``ConfigError`` when the module cannot be copied.
     """
     try:
-        copied = copy.deepcopy(module).cpu().eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about the insides of exported programs
+            copied = copy.deepcopy(module).cpu().eval()
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
     uncompile(copied)
