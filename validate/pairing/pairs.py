@@ -135,7 +135,7 @@ class _Index:
             for permuted in layouts(weight.values):
                 if stored.accepts(_at(permuted, places), places).all():
                     flat = permuted.reshape(-1)
-                    if stored.accepts(flat).all():
+                    if all(block.all() for block in stored.accepts_by_block(flat)):
                         self._used.add(id(weight))
                         return flat.reshape(stored.numbers.shape)
         return None
@@ -162,7 +162,7 @@ class _Index:
             op=stored.op.name,
             op_type=stored.op.type,
             weight=self._parameter(nearest),
-            differing=int(np.count_nonzero(~stored.accepts(laid_out.reshape(-1)))),
+            differing=sum(int(np.count_nonzero(~block)) for block in stored.accepts_by_block(laid_out.reshape(-1))),
             elements=stored.numbers.size,
         )
 

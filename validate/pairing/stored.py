@@ -17,6 +17,7 @@ from coreflow.validate.pairing.rounding import is_rounding_of, slack_of
 _FLOATS = ("float16", "float32")
 _BLUR = 0.02  # of a step: what coremltools' own palettes and scales are off by
 _CODES = ("quantized_data", "data", "nonzero_data")  # arguments that hold steps of a scale
+_BLOCK = 1 << 16  # elements compared at a time: no temporary of an embedding is as large as the embedding, and all stay in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,6 +39,12 @@ class Stored:
     def name(self) -> str:
         """Name of the constant, or of the op that reads it."""
         return self.value.name or self.op.name
+
+    def accepts_by_block(self, values: Array) -> Iterator[Bools]:
+        """``accepts`` of ``values`` (N,), one for each number, a block at a time."""
+        for start in range(0, values.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            yield self.accepts(values[block], block)
 
     def accepts(self, values: Array, places: npt.NDArray[np.intp] | slice = slice(None)) -> Bools:
         """(N,) whether each of ``values`` (N,) may have been stored as the number at its place; ``places`` (N,) count in a flat array."""
