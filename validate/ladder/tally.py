@@ -16,6 +16,7 @@ from coreflow.validate.gates.metrics import ratio
 # RMS error of rounding to fp16, as a share of the RMS of what is rounded: ulp / sqrt(12) of each value, averaged over a normal
 # distribution's binades (simulated with 1e7 draws: 0.41 unit roundoffs).
 ROUNDING = 0.41 * fp16.UNIT_ROUNDOFF
+_BLOCK = 1 << 17  # elements that are measured at a time: a dozen passes over them read from the cache, not from memory
 
 
 @dataclass(slots=True)
@@ -98,7 +99,17 @@ class Tally:
         if reference.shape != result.shape:  # a shape that depends on values, and these on the arithmetic
             return
         only_moves = unrounded is result
-        unrounded, result, reference = unrounded.reshape(-1), result.reshape(-1), reference.reshape(-1)
+        flat = [tensor.reshape(-1) for tensor in (unrounded, result, reference)]
+        invalid = 0
+        for start in range(0, result.numel(), _BLOCK):
+            block = [tensor[start : start + _BLOCK] for tensor in flat]
+            invalid += self._add_block(*block, only_moves=only_moves)
+        if invalid and all(bool(torch.isfinite(value).all()) for value in inputs if isinstance(value, Tensor)):
+            self.overflowed += invalid
+
+    def _add_block(self, unrounded: Tensor, result: Tensor, reference: Tensor, *, only_moves: bool) -> int:
+        """Add elements (N,); the number of those that are NaN before their rounding."""
+        invalid = 0
         self.elements += result.numel()
         difference = reference - result
         error = torch.dot(difference, difference).item()
@@ -107,8 +118,6 @@ class Tally:
             finite = torch.isfinite(result) & torch.isfinite(reference)
             self.overflowed += int((torch.isfinite(unrounded) & torch.isfinite(reference) & ~torch.isfinite(result)).sum())
             invalid = int(torch.isnan(unrounded).sum())
-            if invalid and all(bool(torch.isfinite(value).all()) for value in inputs if isinstance(value, Tensor)):
-                self.overflowed += invalid
             self.range.widen(result)
             unrounded, result, reference = unrounded[finite], result[finite], reference[finite]
             difference = reference - result
@@ -118,7 +127,7 @@ class Tally:
         if only_moves or not result.numel():
             if all_finite:
                 self.range.widen(result)
-            return
+            return invalid
         low, high = _ends(unrounded)
         smallest = smallest_of(unrounded)
         if all_finite:  # roundings keep an order: the ends of what was rounded are the ends, rounded
@@ -133,6 +142,7 @@ class Tally:
         if smallest < fp16.SMALLEST_NORMAL:
             sizes = unrounded.abs()
             self.underflowed += int(((sizes < fp16.SMALLEST_NORMAL) & (sizes > 0)).sum())
+        return invalid
 
 
 def smallest_of(values: Tensor) -> float:
