@@ -155,6 +155,12 @@ def test_a_reader_that_goes_away_is_no_error(exported: Path) -> None:
         assert process.stderr.read() == ""
 
 
+def _has_large_pages() -> bool:
+    """Whether programs of this system may ask for them, and do not have them anyway."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[madvise]" in setting.read_text()
+
+
 @pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")], ids=["default", "chosen"])
 def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str, str], policy: str) -> None:
     """OpenMP itself tells how it waits, once it is loaded with torch."""
@@ -164,3 +170,19 @@ def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str
         env={**unset, **chosen, "OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert re.search(rf"OMP_WAIT_POLICY\s*=\s*'{policy}'", done.stderr), done.stderr
+
+
+@pytest.mark.skipif(not _has_large_pages(), reason="this system has no large pages")
+@pytest.mark.parametrize(("chosen", "has_large"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)], ids=["default", "chosen"])
+def test_memory_comes_in_large_pages_unless_the_user_does_not_want_it(chosen: dict[str, str], has_large: bool) -> None:
+    """The system itself tells in which pages a tensor lies."""
+    code = """
+from coreflow.cli.main import main
+main(["validate", "nowhere.mlpackage"])
+import torch
+kept = torch.ones(1 << 24)
+print(next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+    unset = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", code], env={**unset, **chosen}, capture_output=True, text=True, check=True)
+    assert (int(done.stdout.split()[-1]) > 0) == has_large
