@@ -91,6 +91,7 @@ def observe(case: Case, options: Options) -> tuple[Observations, ...] | Obstacle
     samples += tuple(case.sweeps() if options.sweep else ())
     announce = partial(options.announce, case.name)
     announce("converting anew")
+    case.opened.rest()  # the converter needs the room
     fp32 = _fp32_conversion(case, options, in_use)
     pairing = None if case.module is None else pair(case.opened.graph, _weights(fp32, case.module))
     open_ladder = partial(Ladder, case.opened, case.open_reference, fp32.program, pairing, walks=not options.quick, announce=announce)

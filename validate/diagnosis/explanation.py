@@ -81,13 +81,13 @@ def diagnose(
     sample = _telling_sample(finite or observations[:1], ladder.opened.last)
     has_fp16_weights = ladder.opened.precision == "fp16"
     traced = trace_values(module, ladder.rounded(sample), fp16_weights=has_fp16_weights)
-    results = ladder.localiser.values_fp64(sample.inputs)
+    warns = any(gate.outcome == "warn" for gate in _gates(outputs, "translation"))
+    has_faults = warns or (verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"))
+    values = ladder.localiser.values_fp64(sample.inputs)
+    results = list(values) if has_faults else values  # only faults are looked for more than once
     matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
     reports = ladder.localiser.reports(matches.origins)
-    faults = Faults()
-    warns = any(gate.outcome == "warn" for gate in _gates(outputs, "translation"))
-    if warns or (verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device")):
-        faults = _find_faults(ladder, module, sample, traced, results, outputs, constants)
+    faults = _find_faults(ladder, module, sample, traced, results, outputs, constants) if isinstance(results, list) else Faults()
     op_culprits = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
     return Explanation(ops=reports, culprits=rank_culprits(cause, faults, op_culprits), constants=constants)
 

@@ -5,7 +5,7 @@ come from any of them. An op into which several operations were fused has the nu
 otherwise has its numbers in another order, which fingerprints do not depend on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +88,8 @@ class Matches:
         return {place: value.origin for place, value in self.values.items()}
 
 
-def match_ops(ops: Sequence[Op], results: Sequence[Tensor | None], matcher: Matcher) -> Matches:
-    """The traced value of every op; ``results`` are the ops' first results.
+def match_ops(ops: Sequence[Op], results: Iterable[Tensor | None], matcher: Matcher) -> Matches:
+    """The traced value of every op; ``results`` are the ops' first results, of which one is held at a time.
 
     Of several equal values the next one after those that the op reads is taken.
     """

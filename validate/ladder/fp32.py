@@ -21,7 +21,7 @@ from coreflow.export.package.graph import Graph, Program, Shape
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe, Target
-from coreflow.export.targets.mlprogram import Conversion, convert
+from coreflow.export.targets.mlprogram import convert
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, CoreflowError, ExportError
 from coreflow.models.spec import TensorSpec
@@ -91,9 +91,9 @@ def convert_fp32(captured: Captured) -> Fp32Conversion:
     Where the cache cannot be written it lies in a temporary folder, since a verdict is not to depend on a cache. Raises ``CoreflowError``
     where it cannot be converted or executed.
     """
-    frozen, conversion, file = captured.frozen, conversion_of(captured), f"{_NAME}.mlpackage"
-    folder, temporary = Cache(_NAME).entry_or_temporary(captured.fingerprint, partial(_convert_into, conversion, file))
-    del captured, conversion
+    frozen, file = captured.frozen, f"{_NAME}.mlpackage"
+    folder, temporary = Cache(_NAME).entry_or_temporary(captured.fingerprint, partial(_convert_into, captured, file))
+    del captured
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
     program = read_program(folder / file)
     load_lowerings()
@@ -131,10 +131,10 @@ def _in_order(module: nn.Module, model: Model, samples: Iterable[Arrays]) -> nn.
     return InOrder(module, tuple(model.inputs), tuple(model.outputs))
 
 
-def _convert_into(conversion: Conversion, file: str, folder: Path) -> None:
+def _convert_into(captured: Captured, file: str, folder: Path) -> None:
     """Convert into ``folder``; ``OSError`` where the disk is full, as of everything else that is written there."""
     try:
-        convert(conversion, folder / file)
+        convert(conversion_of(captured), folder / file)
     except ExportError as error:
         if isinstance(error.__cause__, OSError | BundleError):
             raise OSError(str(error)) from error

@@ -31,6 +31,7 @@ from coreflow.validate.ladder.observation import Observation
 from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.options import PhaseName
 from coreflow.validate.pairing.pairs import Pairing
+from coreflow.validate.pairing.same_function import is_same_function
 from coreflow.validate.references.choices import margins_of
 from coreflow.validate.references.reference import Reference
 from coreflow.validate.report.model import RungName
@@ -84,27 +85,19 @@ class Ladder:
         self._announce("saved program", 0.0)
         walked = self._walk(taken)
         observations = [self._run_package(sample, walked[place] if place < len(walked) else {}) for place, sample in enumerate(taken)]
-        for model in self.opened.rungs.values():
-            if isinstance(model, LiftedModel):
-                model.interpreter.rest()
+        self.opened.rest()
         if observations:
-            reference = self._open_reference()
-            observations = [self._run_reference(observation, reference) for observation in self._announced("reference", observations)]
-            observations[0] = replace(observations[0], again=reference.outputs(self.rounded(observations[0].sample)))
-            del reference
-        if observations and self.program_fp32 is not None:
-            model_fp32 = self.open_fp32()
-            observations = [self._run_program(seen, "R2", model_fp32) for seen in self._announced("fresh conversion", observations)]
-            del model_fp32
-        if observations and self.pairing is not None and self.pairing.is_complete:
-            unrounded = self.open_unrounded()
-            observations = [self._run_program(seen, "R2s", unrounded) for seen in self._announced("unrounded program", observations)]
+            observations = self._run_reference(observations)
+            observations = self._run_fresh_conversion(observations)
+            observations = self._run_unrounded_program(observations)
         return [replace(observation, squares=dict(sorted(observation.squares.items()))) for observation in observations]
 
-    def _announced(self, phase: PhaseName, observations: Sequence[Observation]) -> Iterator[Observation]:
-        """``observations``, each announced before it is taken."""
+    def _announced(
+        self, phase: PhaseName, observations: Sequence[Observation], begin: float = 0.0, end: float = 1.0
+    ) -> Iterator[Observation]:
+        """``observations``, each announced before it is taken; all of them are the part from ``begin`` to ``end`` of the phase."""
         for place, observation in enumerate(observations):
-            self._announce(phase, place / len(observations))
+            self._announce(phase, begin + (end - begin) * place / len(observations))
             yield observation
 
     def _walk(self, samples: Sequence[Sample]) -> list[dict[RungName, Arrays]]:
@@ -124,34 +117,90 @@ class Ladder:
         rungs = {rung: walked[rung] if rung in walked else model.predict(sample.inputs) for rung, model in self.opened.rungs.items()}
         return Observation(sample=sample, rungs=rungs, squares={}, reference=(), simulated=None, margins=())
 
-    def _run_reference(self, observation: Observation, reference: Reference) -> Observation:
-        """``observation`` plus reference outputs, squared errors and decision margins."""
+    def _run_reference(self, observations: Sequence[Observation]) -> list[Observation]:
+        """``observations`` plus reference outputs, squared errors and decision margins.
+
+        One arithmetic after the other, each on a reference that is opened for it alone: a module is copied for every arithmetic.
+        """
+        reference = self._open_reference()
+        seen = [self._run_fp64(observation, reference) for observation in self._announced("reference", observations, 0.0, 0.5)]
+        seen[0] = replace(seen[0], again=reference.outputs(self.rounded(seen[0].sample)))
+        reference = self._open_reference()
+        seen = [self._run_simulation(observation, reference) for observation in self._announced("reference", seen, 0.5, 0.75)]
+        if self.opened.precision != "fp16":
+            return seen
+        reference = self._open_reference()
+        return [self._run_fp32(observation, reference) for observation in self._announced("reference", seen, 0.75, 1.0)]
+
+    def _run_fp64(self, observation: Observation, reference: Reference) -> Observation:
+        """``observation`` plus R0, and the simulation where outputs are choices: their scores are held for one sample at a time."""
         inputs = self.rounded(observation.sample)
         outputs = reference.outputs(inputs)
-        choices = reference.choices
-        simulated = reference.simulated_outputs(inputs)
-        simulated_choices = reference.choices
-        rungs: dict[RungName, Sequence[Array]] = {rung: tuple(arrays.values()) for rung, arrays in observation.rungs.items()}
-        if self.opened.precision == "fp16" and (in_fp32 := reference.fp32_outputs(inputs)) is not None:
-            rungs["R1"] = in_fp32
+        choices, simulated = reference.choices, None
+        margins: tuple[tuple[Array, Array] | None, ...] = (None,) * len(outputs)
+        if choices:
+            simulated = reference.simulated_outputs(inputs)
+            margins = tuple(margins_of(output, choices, reference.choices) if output.dtype.kind in "iu" else None for output in outputs)
         return replace(
             observation,
-            squares={rung: tuple(map(_squared_error, arrays, outputs)) for rung, arrays in rungs.items()},
+            squares={rung: tuple(map(_squared_error, arrays.values(), outputs)) for rung, arrays in observation.rungs.items()},
             reference=outputs,
             simulated=simulated,
-            margins=tuple(margins_of(output, choices, simulated_choices) if output.dtype.kind in "iu" else None for output in outputs),
+            margins=margins,
             reference_margins=reference.margins(inputs) if reference.has_margins else None,
+        )
+
+    def _run_simulation(self, observation: Observation, reference: Reference) -> Observation:
+        """``observation`` plus the outputs of the simulation, and its margins of the decisions inside the module."""
+        inputs = self.rounded(observation.sample)
+        return replace(
+            observation,
+            simulated=reference.simulated_outputs(inputs) if observation.simulated is None else observation.simulated,
             simulated_margins=reference.simulated_margins(inputs) if reference.has_margins else None,
         )
 
+    def _run_fp32(self, observation: Observation, reference: Reference) -> Observation:
+        """``observation`` plus the squared errors of R1, where the reference has one."""
+        outputs = reference.fp32_outputs(self.rounded(observation.sample))
+        return observation if outputs is None else _with_rung(observation, "R1", outputs)
+
+    def _run_fresh_conversion(self, observations: list[Observation]) -> list[Observation]:
+        """``observations`` plus the squared errors of R2, of those in its default shape."""
+        if self.program_fp32 is None:
+            return observations
+        model = self.open_fp32()
+        shapes = [spec.shape for spec in model.inputs.values()]
+
+        def run(observation: Observation) -> Observation:
+            has_shapes = [array.shape for array in self.rounded(observation.sample).values()] == shapes
+            return self._run_program(observation, "R2", model) if has_shapes else observation
+
+        return [run(observation) for observation in self._announced("fresh conversion", observations)]
+
+    def _run_unrounded_program(self, observations: list[Observation]) -> list[Observation]:
+        """``observations`` plus the squared errors of R2s; they are those of R2 where the two programs are one but for names and casts."""
+        if self.pairing is None or not self.pairing.is_complete:
+            return observations
+        is_fresh = self.program_fp32 is not None and is_same_function(self.pairing.graph, self.program_fp32.function()[0])
+        model: LiftedModel | None = None
+        seen: list[Observation] = []
+        for observation in self._announced("unrounded program", observations):
+            if is_fresh and "R2" in observation.squares:
+                seen.append(replace(observation, squares={**observation.squares, "R2s": observation.squares["R2"]}))
+            else:
+                model = model or self.open_unrounded()
+                seen.append(self._run_program(observation, "R2s", model))
+        return seen
+
     def _run_program(self, observation: Observation, rung: RungName, model: LiftedModel) -> Observation:
-        """``observation`` plus the squared errors of ``rung``, which has the package's inputs in order; R2 takes its default shape."""
-        inputs = self.rounded(observation.sample)
-        if rung == "R2" and [array.shape for array in inputs.values()] != [spec.shape for spec in model.inputs.values()]:
-            return observation
-        outputs = model.predict(dict(zip(model.inputs, inputs.values(), strict=True)))
-        squares = tuple(map(_squared_error, outputs.values(), observation.reference))
-        return replace(observation, squares={**observation.squares, rung: squares})
+        """``observation`` plus the squared errors of ``rung``, which has the package's inputs in order."""
+        outputs = model.predict(dict(zip(model.inputs, self.rounded(observation.sample).values(), strict=True)))
+        return _with_rung(observation, rung, outputs.values())
+
+
+def _with_rung(observation: Observation, rung: RungName, outputs: Iterable[Array]) -> Observation:
+    """``observation`` plus the squared errors of the ``outputs`` of ``rung``."""
+    return replace(observation, squares={**observation.squares, rung: tuple(map(_squared_error, outputs, observation.reference))})
 
 
 def _to_float32(outputs: Arrays) -> dict[str, Array]:

@@ -50,17 +50,16 @@ class Localiser:
         self._only_moves = [facts_of(op.type).rounds_nothing for op in self.ops]
         self._ranges: dict[int, Range] = {}  # id of an input Value of the graph
 
-    def values_fp64(self, inputs: Mapping[str, Any]) -> list[Tensor | None]:
-        """Every op's first result in fp64, in execution order."""
-        values: list[Tensor | None] = []
-        tops = {id(op) for op in self.ops}
-
-        def observe(op: Op, results: tuple[Any, ...]) -> None:
-            if id(op) in tops:  # not what the blocks of another do
-                values.append(results[0] if results and isinstance(results[0], Tensor) else None)
-
-        self.model_fp64.predict(inputs, observe=observe)
-        return values
+    def values_fp64(self, inputs: Mapping[str, Any]) -> Iterator[Tensor | None]:
+        """Every op's first result in fp64, in execution order, computed when it is asked for and held as long as an op reads it."""
+        model = self.model_fp64
+        environment = model.interpreter.environment(model.prepare_inputs(inputs))
+        for step in model.interpreter.plan.steps:
+            with torch.inference_mode():
+                step.call(environment)
+            results = step.results(environment)
+            yield results[0] if results and isinstance(results[0], Tensor) else None
+            step.free(environment)
 
     def run(self, samples: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Outputs in fp16 and in fp64 of every sample.

@@ -43,6 +43,12 @@ class OpenPackage:
         limits = self.output_limits.get(output)
         return self.tolerance if limits is None else limits.on(self.tolerance)
 
+    def rest(self) -> None:
+        """Free the weights of all lifted rungs; what runs next plans again."""
+        for model in self.rungs.values():
+            if isinstance(model, LiftedModel):
+                model.interpreter.rest()
+
     @property
     def path(self) -> Path:
         """Where the package is."""

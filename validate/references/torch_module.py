@@ -6,9 +6,10 @@ neither their lowerings nor the converter's graph. A program compared with the r
 
 import contextlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coreflow.export.capture.calls import arguments, pick
 from coreflow.export.capture.casts import CastsTo
@@ -37,14 +38,26 @@ class TorchReference:
         self, module: nn.Module, precision: Precision = "fp16", names: Sequence[str] = (), *, records_choices: bool = False
     ) -> None:
         self.budget = f"torch's own {precision}"
-        self._module_fp64 = converted_copy(module, lambda tensor: tensor.double())
-        self._simulated = converted_copy(module, lambda tensor: round_to_fp16(tensor.float()) if precision == "fp16" else tensor.float())
-        self._source, self._module_fp32 = module, None if precision == "fp16" else self._simulated
-        self._precision = precision
-        self._names = tuple(names)
+        self._source, self._precision, self._names = module, precision, tuple(names)
         self._records_choices = records_choices
         self.choices: list[Choice] = []  # of the latest call, if they are recorded
         self.has_margins = callable(getattr(module, "decision_margins", None))
+
+    # Copies of the module, each made when it is first needed: what runs one arithmetic only holds one.
+
+    @cached_property
+    def _module_fp64(self) -> nn.Module:
+        return converted_copy(self._source, Tensor.double)
+
+    @cached_property
+    def _simulated(self) -> nn.Module:
+        return (
+            converted_copy(self._source, lambda tensor: round_to_fp16(tensor.float())) if self._precision == "fp16" else self._module_fp32
+        )
+
+    @cached_property
+    def _module_fp32(self) -> nn.Module:
+        return converted_copy(self._source, Tensor.float)
 
     def outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R0: the outputs in float64."""
@@ -56,8 +69,6 @@ class TorchReference:
 
     def fp32_outputs(self, inputs: Arrays) -> tuple[Array, ...]:
         """R1: the outputs in float32, nothing rounded further."""
-        if self._module_fp32 is None:
-            self._module_fp32 = converted_copy(self._source, lambda tensor: tensor.float())
         return self._call(self._module_fp32, inputs, torch.float32, rounds=False)
 
     def margins(self, inputs: Arrays) -> Array:
