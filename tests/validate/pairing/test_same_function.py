@@ -1,6 +1,6 @@
 """Programs that are one function under other names, and some that only look so: what is called the same gives the same bits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from benchmarks.networks import NETWORKS, network_recipe
 from coreflow.export.bundle import build
 from coreflow.export.package.graph import Graph, Op, Program, Value
 from coreflow.export.package.mlpackage import read_program
+from coreflow.models.arrays import Arrays
 from coreflow.runtime.backend import LoadOptions
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.validate.pairing.pairs import pair
@@ -25,7 +26,7 @@ X = Value("x", "float32", (2, 3))
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3) + 0.5
 
 
-def outputs_of(program: Program, inputs: Mapping[str, np.ndarray]) -> list[bytes]:  # type: ignore[type-arg]
+def outputs_of(program: Program, inputs: Arrays) -> list[bytes]:
     model = LiftedModel(program, LoadOptions(numerics="fp64", engine="interpreter"))
     return [output.tobytes() for output in model.predict(dict(zip(model.inputs, inputs.values(), strict=True))).values()]
 
