@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from coreflow.export.capture.capture import Captured, serialised
 from coreflow.export.capture.fingerprint import weights_digest
 from coreflow.export.capture.front_ends import advice_on_writes, capture_best, capture_by_other
+from coreflow.export.loops import warn_of_loops
 from coreflow.export.package.manifest import (
     COMPANIONS,
     MANIFEST,
@@ -35,6 +36,7 @@ from coreflow.export.package.manifest import (
     read_manifest,
     write_manifest,
 )
+from coreflow.export.package.mlpackage import read_program
 from coreflow.export.proof import Proof, prove
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.lowerings.registry import user_lowerings
@@ -94,7 +96,7 @@ def build(recipe: Recipe, out_dir: str | Path, *, check: bool = True) -> Path:
             captured = capture_best(recipe)
             ((_, result, _),) = _convert_all([captured], staging, jobs=1)
             captured, package, proofs = _settle(captured, result, staging, check)
-            for text in (*captured.warnings, *(proof.warning for proof in proofs.values() if proof.warning)):
+            for text in _warnings(captured, package, proofs):
                 logger.warning("%s: %s", recipe.name, text)
             target = out / package.name
             replaced = staging / "replaced"
@@ -207,7 +209,7 @@ def _export_stages(
                 size_bytes=_size(package),
                 done=done,
                 total=total,
-                warnings=(*part.warnings, *([proof.warning] if proof.warning else [])),
+                warnings=_warnings(part, package, {name: proof}),
                 errors=proof.errors or None,
             )
 
@@ -225,6 +227,12 @@ def _export_stages(
         yield from finish(captured, place, proofs, seconds, reused=False)
 
 
+def _warnings(part: Captured, package: Path, proofs: Mapping[str, Proof]) -> tuple[str, ...]:
+    """What is to be said of one function of a saved package, or of its only one."""
+    loops = (text for graph in read_program(package).functions.values() for text in warn_of_loops(graph))
+    return (*part.warnings, *loops, *(proof.warning for proof in proofs.values() if proof.warning))
+
+
 def _settle(captured: Captured, result: Path | ExportError, staging: Path, check: bool) -> tuple[Captured, Path, dict[str, Proof]]:
     """The package of a captured recipe with its proofs: that which was converted, or that of the other front end.
 
@@ -234,17 +242,34 @@ def _settle(captured: Captured, result: Path | ExportError, staging: Path, check
         if isinstance(result, ExportError):
             raise result
         if captured.lost_writes and captured.front_end == "trace" and not check:
-            raise ExportError(f"{captured.recipe.name}: not proven to be the module{advice_on_writes(captured)}")
-        return captured, result, _prove(captured, result, staging) if check else {}
+            raise ExportError(f"{captured.recipe.name}: not proven to be the module")
+        return captured, result, _judge(captured, result, staging, check)
     except ExportError as error:
         if isinstance(error.__cause__, OSError | BundleError):
             raise
         try:
             other = capture_by_other(captured)
             package = _convert(conversion_of(other), staging / _BY_OTHER)
-            return other, package, _prove(other, package, staging) if check else {}
+            return other, package, _judge(other, package, staging, check)
         except ExportError:
             raise ExportError(f"{error}{advice_on_writes(captured)}") from error
+
+
+def _judge(captured: Captured, package: Path, staging: Path, check: bool) -> dict[str, Proof]:
+    """Proofs of a saved package, none without ``check``; ``ExportError`` where it is not to be put in place."""
+    _check_shapes(captured, package)
+    return _prove(captured, package, staging) if check else {}
+
+
+def _check_shapes(captured: Captured, package: Path) -> None:
+    """Where shapes inside depend on values, those of the outputs do not."""
+    if captured.data_shapes and not captured.recipe.shapes:
+        graph, _ = read_program(package).function()
+        if names := [value.name for value in graph.outputs if value.shape is None or None in value.shape]:
+            raise ExportError(
+                f"{captured.recipe.name}: the shape of {', '.join(map(repr, names))} depends on values, by {captured.data_shapes}; "
+                "return all places, and a mask of those that count"
+            )
 
 
 def _prove(captured: Captured, package: Path, staging: Path) -> dict[str, Proof]:

@@ -62,7 +62,7 @@ def pick(result: object, outputs: Sequence[str] = (), *, strict: bool = False) -
     fields = fields_of(result)
     by_name = fields is not None and (set(outputs) & fields.keys() or (outputs and strict and not isinstance(result, tuple)))
     if fields is None or not by_name:
-        return _in_order(result if fields is None else tuple(fields.values()), outputs, type(result).__name__)
+        return _in_order(result if fields is None else tuple(fields.values()), outputs, type(result).__name__, strict)
     if missing := [name for name in outputs if not isinstance(fields.get(name), Tensor)]:
         raise ConfigError(f"forward returns no tensor {', '.join(map(repr, missing))}; there is {_listed(fields)}")
     return tuple(fields[name] for name in outputs)
@@ -106,14 +106,19 @@ def in_order(module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], r
     return module if is_plain and not named else InOrder(module, inputs, outputs)
 
 
-def _in_order(result: object, outputs: Sequence[str], kind: str) -> tuple[Tensor, ...]:
-    """All tensors in ``result``, or those that lie in no tuple of their own: what there are as many of as ``outputs``."""
+def _in_order(result: object, outputs: Sequence[str], kind: str, strict: bool) -> tuple[Tensor, ...]:
+    """All tensors in ``result``, or those that lie in no tuple of their own: what there are as many of as ``outputs``.
+
+    All of them where that is neither, unless ``strict``: a package may have lost an output.
+    """
     values = (result,) if isinstance(result, Tensor) else result
     if not isinstance(values, tuple | list) or not (tensors := tuple(_tensors_in(values))):
         raise ConfigError(f"forward returns {kind}; return a tensor, a tuple of tensors, or tensors by name")
     for candidates in (tensors, tuple(value for value in values if isinstance(value, Tensor))):
-        if len(candidates) == len(outputs) or not outputs:
+        if len(candidates) == len(outputs):
             return candidates
+    if not (outputs and strict):
+        return tensors
     raise ConfigError(f"forward returns {len(tensors)} tensors, {len(outputs)} outputs are named ({', '.join(outputs)})")
 
 

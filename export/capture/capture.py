@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreflow.export.capture.calls import INSIDE, InOrder, arguments, in_order, pick
+from coreflow.export.capture.data_shapes import DataShapes
 from coreflow.export.capture.decompositions import ignored_keywords, safe_decompositions
 from coreflow.export.capture.evaluation import clear_states, evaluating, read_states, tensors
 from coreflow.export.capture.fingerprint import fingerprint, join_digests
@@ -61,6 +62,7 @@ class Captured:
     removed_passes: tuple[str, ...] = REMOVED_PASSES  # of the converter
     functions: tuple["Captured", ...] = ()  # further ones of the same package
     prefix: str = ""  # of the paths of the recipe's module in the program
+    data_shapes: str = ""  # operations whose result is as long as the values say, with their places
     lost_writes: tuple[Place | None, ...] = ()  # writes through views that a trace loses, as far as their places are known
 
     @property
@@ -119,10 +121,10 @@ class _Form:
 
 def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, nn.Module, tuple[Tensor, ...]], _Form]) -> Captured:
     given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
-    writes = WriteWatch(recipe.module)
+    writes, shapes = WriteWatch(recipe.module), DataShapes(recipe.module)
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
         owned = dict(recipe.module.named_buffers())
-        runs = _runs(recipe, samples or _drawn(recipe), (watch, writes), skips=bool(samples))
+        runs = _runs(recipe, samples or _drawn(recipe), watch, (writes, shapes), skips=bool(samples))
         example, returned, results = next(runs)
         _check_buffers(recipe, owned, buffers)
         outputs = {name: _spec(recipe, name, result) for name, result in zip(recipe.outputs, results, strict=True)}
@@ -136,12 +138,13 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         for inputs, _, results in runs:
             reference = read_states(recipe.module, recipe.states)
             clear_states(form.call, states)
+            _check_shapes(recipe, inputs, example, results, outputs, shapes)
             _check_replay(recipe, results, _outputs(recipe, form.call(*inputs.values())), form.frozen)
             _check_states(recipe, reference, read_states(form.call, states), form.frozen)
         if watch.indexes:
             lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
             with contextlib.suppress(ExportError):
-                next(_runs(recipe, [lowest], (watch,), skips=False))
+                next(_runs(recipe, [lowest], watch, skips=False))
         clear_states(form.call, states)  # which are part of the program
     guards = watch.may_be_negative(recipe.inputs.values())
     removed = tuple(name for name in REMOVED_PASSES if not (guards and name == NEGATIVE_INDICES))
@@ -154,7 +157,28 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         removed,
         prefix=INSIDE if isinstance(module, InOrder) else "",
         lost_writes=writes.lost,
+        data_shapes=str(shapes),
     )
+
+
+def _check_shapes(
+    recipe: Recipe,
+    inputs: Mapping[str, Tensor],
+    example: Mapping[str, Tensor],
+    results: Sequence[Tensor],
+    outputs: Mapping[str, TensorSpec],
+    shapes: DataShapes,
+) -> None:
+    """Outputs have the shapes that they have for ``example``, of whose shapes ``inputs`` are."""
+    if any(tensor.shape != example[name].shape for name, tensor in inputs.items()):
+        return
+    for (name, spec), result in zip(outputs.items(), results, strict=True):
+        if (tuple(result.shape) or (1,)) != spec.shape:
+            by = f", by {shapes}" if shapes.places else ""
+            raise ExportError(
+                f"{recipe.name}: the shape of {name!r} depends on values, {list(spec.shape)} and {list(result.shape)}{by}; "
+                "return all places, and a mask of those that count"
+            )
 
 
 def _drawn(recipe: Recipe) -> Iterator[Arrays]:
@@ -275,9 +299,9 @@ def _check_alike(recipe: Recipe, name: str, reference: Tensor, actual: Tensor, f
 
 
 def _runs(
-    recipe: Recipe, samples: Iterable[Arrays], watches: Sequence[TorchDispatchMode], *, skips: bool
+    recipe: Recipe, samples: Iterable[Arrays], watch: IndexWatch, first: Sequence[TorchDispatchMode] = (), *, skips: bool
 ) -> Iterator[tuple[dict[str, Tensor], object, tuple[Tensor, ...]]]:
-    """Inputs of the module, what it returns under ``watches``, and the outputs among that.
+    """Inputs of the module, what it returns under ``watch``, and the outputs among that; ``first`` watch the first run only.
 
     ``skips`` passes over samples on which it does not run, unless it runs on none.
     """
@@ -288,8 +312,8 @@ def _runs(
             ordered, named = arguments(recipe.module, {name: tensor.clone() for name, tensor in inputs.items()})  # it may write to them
             clear_states(recipe.module, recipe.states)
             with ExitStack() as stack:
-                for watch in watches:
-                    stack.enter_context(watch)
+                for mode in (watch, *(() if has_run else first)):
+                    stack.enter_context(mode)
                 result = recipe.module(*ordered, **named)
         except ConfigError as error:
             raise ExportError(f"{recipe.name}: {error}") from error

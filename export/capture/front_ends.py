@@ -1,6 +1,7 @@
 """The front end that captures a module: the trace, or ``torch.export`` where a trace cannot follow it or would lose a write."""
 
 import contextlib
+from typing import Any
 
 from coreflow.export.capture.capture import Captured, FrontEndError, capture, capture_by_export
 from coreflow.export.recipe import Recipe
@@ -13,7 +14,8 @@ def capture_best(recipe: Recipe) -> Captured:
     >>> capture_best(recipe).front_end
     'trace'
 
-    ``torch.export`` makes a new value of every write, but drops other things (``decompositions``): what it gives is proven after it has
+    A ``nn.GRU`` of one step would be a loop by the trace, and is its few operations by ``torch.export``. That makes a new value of every
+    write as well, but drops other things (``decompositions``): what it gives is proven after it has
     been converted. The ``ExportError`` of a module that neither can follow is that of the trace.
     """
     try:
@@ -22,7 +24,7 @@ def capture_best(recipe: Recipe) -> Captured:
         with contextlib.suppress(ExportError):
             return _by_export(recipe)
         raise error
-    if traced.lost_writes:
+    if traced.lost_writes or _has_gru_of_one_step(traced):
         with contextlib.suppress(ExportError):
             return _by_export(recipe)
     return traced
@@ -40,6 +42,16 @@ def advice_on_writes(captured: Captured) -> str:
     places = ", ".join(dict.fromkeys(str(place) for place in captured.lost_writes if place is not None))
     where = f" at {places}" if places else ""
     return f"; forward writes through a view{where}, which is lost: assign to the tensor (y[:, 3] = y[:, 3] + 1)"
+
+
+def _has_gru_of_one_step(traced: Captured) -> bool:
+    graph: Any = traced.program.inlined_graph  # type: ignore[union-attr]  # a variable, since its nodes do not keep it alive
+    for node in graph.findAllNodes("aten::gru"):
+        x, *_, is_batch_first = node.inputs()
+        extents = x.type().sizes()
+        if extents and extents[1 if is_batch_first.toIValue() else 0] == 1:
+            return True
+    return False
 
 
 def _by_export(recipe: Recipe) -> Captured:

@@ -56,28 +56,32 @@ def short_name(file: str) -> str:
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
 
 
+def place_in(lines: Iterable[tuple[str, int]], module: str) -> Place | None:
+    """The first of ``lines``, innermost first, that is the user's own code, else that of the library that the model is from."""
+    library: Place | None = None
+    for file, line in lines:
+        if file.startswith((_TORCH, *_ROOMS, "<")) or (file.startswith(_STANDARD) and not _is_library(file)):
+            continue
+        if not _is_library(file):
+            return Place(short_name(file), line, module)
+        library = library or Place(short_name(file), line, module)
+    return library
+
+
 def _place(steps: Iterable[tuple[FrameType, int]], module: nn.Module) -> Place | None:
-    """Innermost first: the first line of the user's own code, else of the library that the model is from; the first submodule at work.
+    """Innermost first: the line as in ``place_in``, and the first submodule at work.
 
     Not from hooks, which see calls of ``forward`` only: models call other methods of their parts as well.
     """
     paths = {id(part): path for path, part in module.named_modules()}
-    own: tuple[str, int] | None = None
-    library: tuple[str, int] | None = None
     path: str | None = None
+    lines = []
     for frame, line in steps:
         code = frame.f_code
+        lines.append((code.co_filename, line))
         if path is None and code.co_argcount:
             path = paths.get(id(frame.f_locals.get(code.co_varnames[0])))
-        file = code.co_filename
-        if file.startswith((_TORCH, *_ROOMS, "<")) or (file.startswith(_STANDARD) and not _is_library(file)):
-            continue
-        if _is_library(file):
-            library = library or (file, line)
-        else:
-            own = own or (file, line)
-    found = own or library
-    return None if found is None or path is None else Place(short_name(found[0]), found[1], path)
+    return None if path is None else place_in(lines, path)
 
 
 def _is_library(file: str) -> bool:

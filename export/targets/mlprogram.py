@@ -22,6 +22,7 @@ from coreflow.export.targets.declarations import (
     rename_states,
     state_types,
 )
+from coreflow.export.targets.failures import failing_place
 from coreflow.export.targets.functions import merge_functions
 from coreflow.export.targets.lowerings.registry import registered
 from coreflow.export.targets.passes import REMOVED_PASSES
@@ -73,6 +74,7 @@ def _convert_one(conversion: Conversion, package: Path) -> Path:
     entry = conversion.entry
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(conversion.removed_passes))
+    program = None
     try:
         with _silenced(), registered():
             program = _load(conversion)
@@ -96,7 +98,8 @@ def _convert_one(conversion: Conversion, package: Path) -> Path:
     except OSError as error:
         raise ExportError(f"{conversion.name}: could not be written: {error.strerror or error}") from error
     except Exception as error:
-        raise ExportError(f"{conversion.name}: the converter gave up: {first_line(error)}") from error
+        place = None if program is None else failing_place(program, error)
+        raise ExportError(f"{conversion.name}: the converter gave up{f' at {place}' if place else ''}: {first_line(error)}") from error
     try:
         # The converter's own writer does not tell of a disk that was full: what was saved has to be readable to its end.
         _, interface = read_program(package).function()

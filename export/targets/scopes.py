@@ -17,7 +17,7 @@ def outside_of(traced: jit.ScriptModule, paths: Iterable[str]) -> Callable[[Any]
     ``left.0`` and ``right.0`` are both ``0``.
     """
     kinds = {path: str(getattr(module, "original_name", "")) for path, module in traced.named_modules()}
-    scopes = {path: _scope(path, kinds) for path in kinds if path and kinds[path] not in _NEVER_CALLED}
+    scopes = {path: scope_of(path, kinds) for path in kinds if path and kinds[path] not in _NEVER_CALLED}
     chosen = []
     for path in paths:
         others = [other for other, scope in scopes.items() if other != path and scope == scopes.get(path)]
@@ -33,6 +33,7 @@ def outside_of(traced: jit.ScriptModule, paths: Iterable[str]) -> Callable[[Any]
     return is_outside
 
 
-def _scope(path: str, kinds: dict[str, str]) -> tuple[str, ...]:
+def scope_of(path: str, kinds: dict[str, str]) -> tuple[str, ...]:
+    """The names by which the converter knows the submodule at ``path``; ``kinds`` are the classes of all submodules."""
     parts = path.split(".")
     return tuple(part for place, part in enumerate(parts) if kinds.get(".".join(parts[: place + 1])) not in _NEVER_CALLED)

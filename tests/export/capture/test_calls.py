@@ -125,6 +125,7 @@ def test_an_input_that_would_go_to_the_parameter_of_another_is_refused() -> None
         (Pair(a, b), ("product",), (b,)),
         (Pair(a, b), ("one", "two"), (a, b)),
         ({"y": a, "z": b}, (), (a, b)),
+        ((a, b), ("y",), (a, b)),  # of a package that lost an output
     ],
 )
 def test_results_are_picked_by_name_or_taken_in_order(result: object, names: tuple[str, ...], picked: tuple[Tensor, ...]) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from coreflow.export import Recipe, TensorSpec
-from coreflow.export.bundle import BundleDone, build, export_bundle
+from coreflow.export.bundle import BundleDone, StageDone, build, conversion_of, export_bundle
 from coreflow.export.capture import front_ends
-from coreflow.export.capture.capture import FrontEndError, capture
+from coreflow.export.capture.capture import Captured, FrontEndError, capture, capture_by_export
 from coreflow.export.capture.front_ends import capture_best
+from coreflow.export.package.mlpackage import read_program
+from coreflow.export.targets.mlprogram import convert
 from coreflow.models.errors import ExportError
 from tests.validate.diagnosis.test_lost_writes import KEPT, LOST, Collecting, Writing, add_to_item, clamp, last_line, scale
 
@@ -79,6 +81,65 @@ class Fails(nn.Module):
 class Mismatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ torch.ones(3, 3)
+
+
+class Bessel(nn.Module):
+    """An operation that no front end converts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.special.i0(x)
+
+
+@pytest.mark.parametrize("capture_by", [capture, capture_by_export])
+def test_an_error_of_the_converter_names_the_line_and_the_submodule(capture_by: Callable[[Recipe], Captured], tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(16, 16), nn.Sequential(nn.ReLU(), Bessel()))
+    line = inspect.getsourcelines(Bessel)[1] + 4
+    place = rf"tests/export/capture/test_front_ends.py:{line} \(1.1\)"
+    with pytest.raises(ExportError, match=rf"^net: the converter gave up at {place}: .*i0"):
+        convert(conversion_of(capture_by(recipe(module))), tmp_path / "net.mlpackage")
+
+
+class Picks(nn.Module):
+    """As many values as are above a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > self.limit] * 2
+
+
+@pytest.mark.parametrize("limit", [0.0, -1e3], ids=["others for each sample", "all, as it happens"])
+def test_an_output_whose_shape_depends_on_values_is_refused(limit: float, tmp_path: Path) -> None:
+    line = inspect.getsourcelines(Picks)[1] + 8
+    place = f"tests/export/capture/test_front_ends.py:{line}"
+    with pytest.raises(
+        ExportError, match=f"^net: the shape of 'y' depends on values.*, by index at {place}; return all places, and a mask"
+    ):
+        build(recipe(Picks(limit)), tmp_path)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(8, 8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.layer(x, h)
+        return y, h
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_gru_is_its_operations_for_one_step_and_a_loop_that_is_warned_of_for_more(steps: int, tmp_path: Path) -> None:
+    inputs = {"x": TensorSpec((1, steps, 8)), "h": TensorSpec((2, 1, 8))}
+    event, done = export_bundle([Recipe(name="net", module=Recurrent(), inputs=inputs, outputs=("y", "h_next"))], tmp_path / "bundle")
+    assert isinstance(event, StageDone) and isinstance(done, BundleDone)
+    graph, _ = read_program(done.path / done.manifest.stages["net"].package).function()
+    loops = sum(op.type == "while_loop" for op in graph.walk())
+    assert loops == (0 if steps == 1 else 2)
+    assert [text for text in event.warnings if "while_loop" in text] == [text for text in event.warnings if text.startswith("2 loops")]
+    assert bool(event.warnings) == (steps > 1)
 
 
 def test_an_error_of_the_module_names_its_line_and_the_submodule() -> None:
