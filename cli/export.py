@@ -1,7 +1,7 @@
 """``coreflow export``."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +38,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="Of a class: .safetensors, or .pt with tensors alone.", show_default=False)] = None,
     arguments: Annotated[str | None, typer.Option(help="Of a class: a JSON object.", show_default=False)] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
+    no_reference: Annotated[bool, typer.Option("--no-reference", help="Leave out the weights and golden samples of the modules.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not prove that the saved programs are their modules.")] = False,
     ops: Annotated[bool, typer.Option("--ops", help="List torch operations that coreflow converts and coremltools does not.")] = False,
     models: Annotated[bool, typer.Option("--list", help="List the models that are exported from a folder of transformers.")] = False,
@@ -51,7 +52,7 @@ def export(
     if source is None or out_dir is None:
         missing = "--out" if source else "a run or FILE.py:NAME"
         raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
-    options = _options(target, task, (length, batch, image_size), inputs or (), weights, arguments)
+    options = replace(_options(target, task, (length, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference)
     done = export_with_bar(source, out_dir, options, jobs, check=not no_check)
     if as_json:
         print_json(done.manifest.to_json())

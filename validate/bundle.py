@@ -9,8 +9,11 @@ from coreflow.export.package.manifest import Manifest, damaged_files, read_manif
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
+from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, ConfigError
 from coreflow.models.family import Companions, TextEntry, find_family
+from coreflow.models.golden import has_samples
+from coreflow.models.golden import read_samples as read_golden
 from coreflow.models.stage import Stage
 from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
 from coreflow.validate.acceptance import unseen
@@ -189,7 +192,7 @@ class _Judging:
             recipes = stage_recipes(tuple(self._stages.values()))
         self._entry = self._text_entry()
         self.recipes = {part.name: part for recipe in recipes or () for part in recipe.parts}
-        if missing := [name for name in manifest.stages if name not in self.recipes]:
+        if missing := [name for name in manifest.stages if name not in self.recipes and not self._recorded(name)]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
 
     @property
@@ -210,12 +213,21 @@ class _Judging:
         opened = open_package(read_program(self.folder / stage.package).at(stage.function), options)
         self._opened[name] = opened
         recipe = self.recipes.get(name)
+        if recipe is None and (recorded := self._recorded(name)):
+            return judge_package(make_case(opened, None, recorded, name=name), options)
         if recipe is None:
             return judge_package(Case(opened=opened, name=name), options)
-        given = [] if self._companions is None else _golden(self._companions, name)
+        given = [] if self._companions is None else _golden(self._companions.golden(name))
         if self._entry is not None and name == self._entry.stage:
             given += self._read_texts(self._entry)
         return judge_package(make_case(opened, recipe, given), options)
+
+    def _recorded(self, name: str) -> list[Sample]:
+        """Golden samples of a stage, by which a bundle of recipes is judged where nobody passes those."""
+        companions = None if self.manifest.companions is None else self.folder / self.manifest.companions
+        if companions is None or self._companions is not None or not has_samples(companions, name):
+            return []
+        return _golden(read_golden(companions, name))
 
     def chain(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
@@ -243,12 +255,9 @@ class _Judging:
         return read_samples(self._texts, self.recipes[entry.stage].inputs, entry.tokenizer)
 
 
-def _golden(companions: Companions, stage: str) -> list[Sample]:
-    """The recorded samples of a stage with the outputs that torch gave for them."""
-    return [
-        Sample(label=f"golden {number}", inputs=inputs, expected=outputs)
-        for number, (inputs, outputs) in enumerate(companions.golden(stage))
-    ]
+def _golden(pairs: Sequence[tuple[Arrays, Arrays]]) -> list[Sample]:
+    """Recorded inputs of a stage as samples, with the outputs that torch gave for them."""
+    return [Sample(label=f"golden {number}", inputs=inputs, expected=outputs) for number, (inputs, outputs) in enumerate(pairs)]
 
 
 def _report(

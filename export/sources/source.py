@@ -1,12 +1,12 @@
 """From what a user names to recipes: a recipe file, a folder of transformers, a class, or a captured program."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coreflow.export.recipe import Recipe, Target
+from coreflow.export.reference import write_reference
 from coreflow.export.sources.adapters.adapter import Sizes
 from coreflow.export.sources.classes import is_class, load_class
 from coreflow.export.sources.hugging_face import is_checkpoint, load_checkpoint, write_companions
@@ -33,6 +33,7 @@ class SourceOptions:
     weights: Path | None = None  # of a class
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of a class
     target: Target | None = None  # None: the recipe's own, else iOS17
+    has_reference: bool = True  # whether weights and golden samples belong into the bundle
 
     def to_json(self) -> dict[str, Any]:
         """What a bundle records, by which `coreflow validate --reference` finds the same recipes; without defaults and without paths."""
@@ -61,7 +62,15 @@ class Source:
     """
 
     recipes: tuple[Recipe, ...]
-    write_companions: Callable[[Path], None] | None = None
+    folder: Path | None = None  # of transformers
+    has_reference: bool = True  # whether weights and golden samples belong into the bundle
+
+    def write_companions(self, out: Path) -> None:
+        """Weights and golden samples of the recipes, and the tokenizer and settings of a folder of transformers, into ``out``."""
+        if self.has_reference:
+            write_reference(self.recipes, out)
+        if self.folder is not None:
+            write_companions(self.folder, out)
 
 
 def load_source(source: str, options: SourceOptions = SourceOptions()) -> Source:
@@ -70,18 +79,21 @@ def load_source(source: str, options: SourceOptions = SourceOptions()) -> Source
     if is_recipe_source(source):
         _refuse(source, options, ())
         recipes = load_recipes(source)
-        return Source(recipes=recipes if options.target is None else tuple(_for_target(recipe, options.target) for recipe in recipes))
+        if options.target is not None:
+            recipes = tuple(_for_target(recipe, options.target) for recipe in recipes)
+        return Source(recipes=recipes, has_reference=options.has_reference)
     if is_checkpoint(source):
         _refuse(source, options, ("task", "sizes"))
         recipes = load_checkpoint(source, task=options.task, sizes=options.sizes, target=target)
-        return Source(recipes=recipes, write_companions=partial(write_companions, Path(source)))
+        return Source(recipes=recipes, folder=Path(source), has_reference=options.has_reference)
     if is_program(source):
         _refuse(source, options, ("inputs",))
-        return Source(recipes=load_program(source, inputs=options.inputs, target=target))
+        return Source(recipes=load_program(source, inputs=options.inputs, target=target), has_reference=options.has_reference)
     if is_class(source):
         _refuse(source, options, ("inputs", "weights", "arguments"))
         fields = {"inputs": options.inputs, "weights": options.weights, "arguments": options.arguments}
-        return Source(recipes=load_class(source, **fields, target=target))  # type: ignore[arg-type]
+        recipes = load_class(source, **fields, target=target)  # type: ignore[arg-type]
+        return Source(recipes=recipes, has_reference=options.has_reference)
     raise ConfigError(f"{source} is nothing to export; {FORMS} is right")
 
 

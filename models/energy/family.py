@@ -95,7 +95,7 @@ class EnergyCompanions:
 
     def golden(self, stage: str) -> list[tuple[Arrays, Arrays]]:
         """Recorded inputs of a stage and the outputs that torch gave for them."""
-        from coreflow.models.energy.chain.golden import read_samples
+        from coreflow.models.golden import read_samples
 
         return read_samples(self._folder, stage)
 

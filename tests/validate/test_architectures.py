@@ -8,19 +8,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from benchmarks.architectures import CAUSAL, LENGTH, MAMBA, NAMES, PIXELS, SIDE, SPEECH, TEXT, WHISPER, tiny_model
 from coreflow.export.bundle import build
 from coreflow.export.recipe import Recipe
 from coreflow.models.spec import TensorSpec
 from coreflow.validate import validate
-
-LENGTH, SIDE = 12, 32
 
 
 class Hidden(nn.Module):
@@ -58,126 +56,33 @@ def _wave(model: nn.Module, wave: Tensor) -> Tensor:
     return model(input_values=wave).last_hidden_state
 
 
-BERT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
-LLAMA: dict[str, Any] = {**BERT, "num_key_value_heads": 2, "max_position_embeddings": 64}
-VIT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": SIDE,
-    "patch_size": 8,
-}
-
-TEXT: dict[str, dict[str, Any]] = {
-    "Bert": BERT,
-    "Roberta": BERT,
-    "XLMRoberta": BERT,
-    "Camembert": BERT,
-    "Electra": {**BERT, "embedding_size": 32},
-    "Albert": {**BERT, "embedding_size": 16},
-    "MPNet": BERT,
-    "DistilBert": {"dim": 32, "n_heads": 4, "hidden_dim": 64, "n_layers": 2, "vocab_size": 100},
-    "MobileBert": {**BERT, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-    "SqueezeBert": {**BERT, "embedding_size": 32},
-    "Ernie": BERT,
-    "RemBert": {**BERT, "input_embedding_size": 32, "output_embedding_size": 32},
-}
-CAUSAL: dict[str, dict[str, Any]] = {
-    "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 100},
-    "GPTNeoX": {**BERT, "max_position_embeddings": 64},
-    "Llama": LLAMA,
-    "Mistral": LLAMA,
-    "Qwen2": LLAMA,
-    "Qwen3": {**LLAMA, "head_dim": 8},
-    "Gemma": {**LLAMA, "head_dim": 8},
-    "Phi": LLAMA,
-    "StableLm": LLAMA,
-    "Olmo": LLAMA,
-    "Granite": LLAMA,
-    "Cohere": LLAMA,
-}
-PIXELS: dict[str, dict[str, Any]] = {
-    "ViT": VIT,
-    "DeiT": VIT,
-    "Beit": VIT,
-    "ResNet": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]},
-    "RegNet": {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8},
-    "ConvNext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-    "ConvNextV2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-    "MobileNetV1": {"image_size": SIDE, "depth_multiplier": 0.25},
-    "MobileNetV2": {"image_size": SIDE, "depth_multiplier": 0.25},
-    "PoolFormer": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
-    "Swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": SIDE, "patch_size": 4},
-    "Segformer": {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2], "decoder_hidden_size": 16},
-    "CLIPVision": VIT,
-    "SiglipVision": VIT,
-    "Pvt": {
-        "image_size": 64,
-        "hidden_sizes": [8, 16, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 2, 2, 2],
-        "num_encoder_blocks": 4,
-    },
-}
-
-
 def recipe(name: str) -> Recipe:
     """The recipe of one architecture, with seeded random weights."""
     torch.manual_seed(0)
     ids = TensorSpec((1, LENGTH), "int32", (0, 99))
     mask = TensorSpec((1, 1, LENGTH, LENGTH), bounds=(-1e4, 0))
     if name in TEXT:
-        module = Hidden(_model(name, TEXT[name]), _text)
+        module = Hidden(tiny_model(name, TEXT[name]), _text)
         return Recipe(name=name, module=module, inputs={"ids": ids, "mask": mask}, outputs=("y",))
     if name in CAUSAL:
-        module = Hidden(_model(name, CAUSAL[name]), _causal)
+        module = Hidden(tiny_model(name, CAUSAL[name]), _causal)
         return Recipe(name=name, module=module, inputs={"ids": ids, "mask": mask}, outputs=("y",))
     if name in PIXELS:
         sizes = PIXELS[name]
         side = sizes.get("image_size", SIDE)
-        return Recipe(name=name, module=Hidden(_model(name, sizes), _pixels), inputs={"x": TensorSpec((1, 3, side, side))}, outputs=("y",))
-    if name == "Whisper":
-        config = hf.WhisperConfig(
-            d_model=32,
-            encoder_layers=2,
-            encoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            max_source_positions=LENGTH,
-            attn_implementation="eager",
+        return Recipe(
+            name=name, module=Hidden(tiny_model(name, sizes), _pixels), inputs={"x": TensorSpec((1, 3, side, side))}, outputs=("y",)
         )
+    if name == "Whisper":
+        config = hf.WhisperConfig(**WHISPER, attn_implementation="eager")
         module = Hidden(hf.models.whisper.modeling_whisper.WhisperEncoder(config).eval(), _speech)
         return Recipe(name=name, module=module, inputs={"x": TensorSpec((1, config.num_mel_bins, 2 * LENGTH))}, outputs=("y",))
-    if name in ("Wav2Vec2", "Hubert"):
-        sizes = {
-            **BERT,
-            "conv_dim": (16, 16),
-            "conv_stride": (5, 2),
-            "conv_kernel": (10, 3),
-            "num_feat_extract_layers": 2,
-            "num_conv_pos_embeddings": 8,
-            "num_conv_pos_embedding_groups": 2,
-        }
-        return Recipe(name=name, module=Hidden(_model(name, sizes), _wave), inputs={"x": TensorSpec((1, 400))}, outputs=("y",))
+    if name in SPEECH:
+        return Recipe(name=name, module=Hidden(tiny_model(name, SPEECH[name]), _wave), inputs={"x": TensorSpec((1, 400))}, outputs=("y",))
     if name == "Mamba":
-        config = hf.MambaConfig(vocab_size=100, hidden_size=16, state_size=4, num_hidden_layers=1)
+        config = hf.MambaConfig(**MAMBA)
         return Recipe(name=name, module=Hidden(hf.MambaModel(config).eval(), _scan), inputs={"ids": ids}, outputs=("y",))
     raise KeyError(name)
-
-
-def _model(name: str, sizes: dict[str, Any]) -> nn.Module:
-    config = getattr(hf, f"{name}Config")(**sizes)
-    if hasattr(config, "_attn_implementation"):
-        config._attn_implementation = "eager"
-    model = getattr(hf, f"{name}Model")(config).eval()
-    for parameter in model.parameters():
-        if not parameter.any():  # tokens that start at zero: a norm of nothing but them shows its epsilon, which fp16 raises
-            nn.init.normal_(parameter, std=0.02)
-    return model
-
-
-OTHERS = ("Whisper", "Wav2Vec2", "Hubert", "Mamba")
-NAMES = (*TEXT, *CAUSAL, *PIXELS, *OTHERS)
 
 
 # Without trained statistics the values of these two vanish, layer by layer, below all fp16 numbers.

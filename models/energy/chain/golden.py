@@ -2,29 +2,27 @@
 
 companions/<digest>/
   golden/sentences.json       held-out sentences and the tokens that torch gives for them
-  golden/STAGE.safetensors    inputs and outputs of every stage on the way, ``<sample>.in.<name>`` and ``<sample>.out.<name>``
+  golden/STAGE.safetensors    inputs and outputs of every stage on the way (``coreflow.models.golden``)
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from coreflow.models.arrays import Array, Arrays
+from coreflow.models.arrays import Arrays
 from coreflow.models.data import grammar
 from coreflow.models.energy.decoding import DecodingOptions, decode
 from coreflow.models.energy.stages import energy_stages
 from coreflow.models.energy.training.checkpoint import Checkpoint
 from coreflow.models.energy.wiring import Wiring, torch_predict
 from coreflow.models.errors import BundleError
+from coreflow.models.golden import GOLDEN, write_samples
 from coreflow.models.stage import Stage
 
-GOLDEN, SENTENCES = "golden", "sentences.json"
+SENTENCES = "sentences.json"
 GOLDEN_SENTENCES = 8
 KEPT_STEPS = 3  # of the decoder's many steps, every third is kept
 
@@ -36,13 +34,7 @@ def write_golden(folder: Path, checkpoint: Checkpoint) -> None:
     sentences, calls = golden_samples(checkpoint, checkpoint.held_out[:GOLDEN_SENTENCES] or grammar.sentences(0, GOLDEN_SENTENCES))
     (golden / SENTENCES).write_text(json.dumps(sentences, indent=1) + "\n", encoding="utf-8")
     for stage, samples in calls.items():
-        tensors = {
-            f"{number}.{side}.{name}": np.ascontiguousarray(array)
-            for number, pair in enumerate(samples)
-            for side, arrays in zip(("in", "out"), pair, strict=True)
-            for name, array in arrays.items()
-        }
-        save_file(tensors, golden / f"{stage}.safetensors")
+        write_samples(folder, stage, samples)
 
 
 def read_sentences(companions: Path) -> list[str]:
@@ -52,22 +44,6 @@ def read_sentences(companions: Path) -> list[str]:
         return [str(sentence["text"]) for sentence in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} does not hold golden sentences: {error}") from error
-
-
-def read_samples(companions: Path, stage: str) -> list[tuple[Arrays, Arrays]]:
-    """Recorded inputs of a stage and torch's outputs for them; ``BundleError`` when they cannot be read."""
-    path = companions / GOLDEN / f"{stage}.safetensors"
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} is not a readable safetensors file: {error}") from error
-    numbers = sorted({int(key[1]) for name in arrays if (key := re.match(r"(\d+)\.in\.", name))})
-
-    def side(number: int, which: str) -> dict[str, Array]:
-        prefix = f"{number}.{which}."
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    return [(side(number, "in"), side(number, "out")) for number in numbers]
 
 
 def golden_samples(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, list[tuple[Arrays, Arrays]]]]:
