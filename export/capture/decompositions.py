@@ -40,8 +40,6 @@ _READ: Mapping[str, frozenset[str]] = {
     "aten::scaled_dot_product_attention": frozenset({"scale"}),
     "aten::scatter": frozenset({"reduce"}),
     "aten::searchsorted": frozenset({"right", "side"}),
-    "aten::std": frozenset({"correction"}),
-    "aten::var": frozenset({"correction"}),
 }
 # Where tensors lie, and copies of them, mean nothing to a program.
 _MEANINGLESS = frozenset({"device", "layout", "memory_format", "non_blocking", "pin_memory", "generator"})

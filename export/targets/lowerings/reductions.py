@@ -1,6 +1,7 @@
 """Reductions: ``prod``, ``count_nonzero``, extremes and moments of one call, and distances between rows."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,30 @@ def _axes(x: Var, dim: Ints | int | None) -> list[int]:
 @torch_lowering("count_nonzero")
 def count_nonzero(x: Var, dim: Ints | int | None = None) -> Var:
     """reduce_sum of a comparison with 0"""
-    true = x if is_bool(x) else mb.not_equal(x=x, y=0.0 if is_float(x) else 0)
-    return mb.reduce_sum(x=mb.cast(x=true, dtype="int32"), axes=_axes(x, dim)) if x.rank else mb.cast(x=true, dtype="int32")
+    return _reduced(mb.reduce_sum, x, dim, keepdim=False)
+
+
+@torch_lowering("any")
+def any_of(x: Var, dim: Ints | int | None = None, keepdim: bool = False) -> Var:
+    """reduce_max of truth values"""
+    # coremltools casts numbers to whole numbers first: 0.5 is none of any, and -1 less than 0.
+    return mb.cast(x=_reduced(mb.reduce_max, x, dim, keepdim), dtype="bool")
+
+
+@torch_lowering("all")
+def all_of(x: Var, dim: Ints | int | None = None, keepdim: bool = False) -> Var:
+    """reduce_min of truth values"""
+    return mb.cast(x=_reduced(mb.reduce_min, x, dim, keepdim), dtype="bool")
+
+
+def _reduced(reduce: Callable[..., Var], x: Var, dim: Ints | int | None, keepdim: bool) -> Var:
+    """``reduce`` of 1 where ``x`` is true or not 0, and of 0 elsewhere."""
+    flags = mb.cast(x=_true(x), dtype="int32")
+    return reduce(x=flags, axes=_axes(x, dim), keep_dims=keepdim) if x.rank else flags
+
+
+def _true(x: Var) -> Var:
+    return x if is_bool(x) else mb.not_equal(x=x, y=0.0 if is_float(x) else 0)
 
 
 @torch_lowering("prod")
@@ -51,43 +74,87 @@ def aminmax(x: Var, dim: int | None = None, keepdim: bool = False) -> list[Var]:
     return [mb.reduce_min(x=x, axes=axes, keep_dims=keepdim), mb.reduce_max(x=x, axes=axes, keep_dims=keepdim)]
 
 
-@torch_lowering("var_mean")
-def var_mean_of_trace(x: Var, *arguments: Any, **keywords: Any) -> list[Var]:
-    """var_mean.correction"""
-    return var_mean(x, *_moments(arguments), **keywords)
-
-
-@torch_lowering("std_mean")
-def std_mean_of_trace(x: Var, *arguments: Any, **keywords: Any) -> list[Var]:
-    """std_mean.correction"""
-    return std_mean(x, *_moments(arguments), **keywords)
-
-
-@torch_lowering("var_mean.correction")
-def var_mean(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> list[Var]:
-    """reduce_mean of squared differences from the reduce_mean"""
+def _variance(x: Var, dim: Any, correction: float | None, keepdim: bool) -> list[Var]:
     axes = _axes(x, dim)
     mean = mb.reduce_mean(x=x, axes=axes, keep_dims=True)
-    squares = mb.reduce_sum(x=mb.square(x=mb.sub(x=x, y=mean)), axes=axes, keep_dims=keepdim)
-    count = math.prod(fixed_size(x, axis, "a variance") for axis in axes) - (1 if correction is None else correction)
-    variance = mb.mul(x=squares, y=np.float32(1 / count))
+    squares = mb.square(x=mb.sub(x=x, y=mean))
+    correction = 1 if correction is None else correction
+    if correction == 0:
+        variance = mb.reduce_mean(x=squares, axes=axes, keep_dims=keepdim)
+    else:
+        count = math.prod(fixed_size(x, axis, "a variance") for axis in axes) - correction
+        variance = mb.mul(x=mb.reduce_sum(x=squares, axes=axes, keep_dims=keepdim), y=np.float32(1 / count if count > 0 else math.nan))
     return [variance, mean if keepdim else mb.squeeze(x=mean, axes=axes)]
 
 
-@torch_lowering("std_mean.correction")
-def std_mean(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> list[Var]:
+# A trace does not tell the forms apart, an exported program does. Of the one with a correction coremltools takes any other than 0 for 1.
+@torch_lowering("var_mean")
+def var_mean(x: Var, *arguments: Any, **keywords: Any) -> list[Var]:
+    """reduce_mean of squared differences from the reduce_mean"""
+    return _variance(x, *_moments(arguments, keywords))
+
+
+@torch_lowering("var_mean.correction")
+def var_mean_with_correction(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> list[Var]:
+    """reduce_mean of squared differences from the reduce_mean"""
+    return _variance(x, dim, correction, keepdim)
+
+
+@torch_lowering("std_mean")
+def std_mean(x: Var, *arguments: Any, **keywords: Any) -> list[Var]:
     """the root of var_mean"""
-    variance, mean = var_mean(x, dim, correction, keepdim)
+    variance, mean = var_mean(x, *arguments, **keywords)
     return [mb.sqrt(x=variance), mean]
 
 
-def _moments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+@torch_lowering("std_mean.correction")
+def std_mean_with_correction(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> list[Var]:
+    """the root of var_mean"""
+    variance, mean = _variance(x, dim, correction, keepdim)
+    return [mb.sqrt(x=variance), mean]
+
+
+@torch_lowering("var")
+def var(x: Var, *arguments: Any, **keywords: Any) -> Var:
+    """the first of var_mean"""
+    return var_mean(x, *arguments, **keywords)[0]
+
+
+@torch_lowering("var.correction")
+def var_with_correction(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> Var:
+    """the first of var_mean"""
+    return _variance(x, dim, correction, keepdim)[0]
+
+
+@torch_lowering("std")
+def std(x: Var, *arguments: Any, **keywords: Any) -> Var:
+    """the root of var"""
+    return mb.sqrt(x=var(x, *arguments, **keywords))
+
+
+@torch_lowering("std.correction")
+def std_with_correction(x: Var, dim: Ints | int | None = None, correction: float | None = None, keepdim: bool = False) -> Var:
+    """the root of var"""
+    return mb.sqrt(x=_variance(x, dim, correction, keepdim)[0])
+
+
+def _moments(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, float | None, bool]:
     """(dim, correction, keepdim) of (unbiased,), or of (dim, unbiased or correction, keepdim) without some of the last."""
-    plain: tuple[Any, ...] = known(arguments, "moments")
+    plain: tuple[Any, ...] = known((*arguments, *keywords.values()), "moments")
     if len(plain) == 1 and not isinstance(plain[0], tuple):
         plain = (None, *plain)
     dim, correction, keepdim = plain + (None, None, False)[len(plain) :]
     return dim, None if correction is None else float(correction), bool(keepdim)
+
+
+@torch_lowering("cosine_similarity")
+def cosine_similarity(x: Var, other: Var, dim: int = 1, eps: float = 1e-8) -> Var:
+    """product of the unit vectors, norms below eps as eps"""
+    # coremltools adds eps under the root, which is then another one.
+    x, other = promote(x, other)
+    norms = [mb.maximum(x=mb.reduce_l2_norm(x=side, axes=[dim], keep_dims=True), y=np.float32(eps)) for side in (x, other)]
+    left, right = (mb.real_div(x=side, y=norm) for side, norm in zip((x, other), norms, strict=True))
+    return mb.reduce_sum(x=mb.mul(x=left, y=right), axes=[dim])
 
 
 @torch_lowering("cdist", "_cdist_forward", "_euclidean_dist")

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.models.errors import ConfigError, ExportError
 
@@ -189,8 +191,10 @@ def known(value: Any, what: str) -> Any:
         return value
     if value.val is None:
         raise ExportError(f"{what} is computed from the inputs; a constant is needed")
-    plain = value.val.tolist() if hasattr(value.val, "tolist") else value.val
-    return tuple(plain) if isinstance(plain, list) else plain
+    array = np.asarray(value.val)
+    # The converter keeps floats in fp32: 1.7 of the source is the shortest number that rounds to it.
+    plain = [float(str(number)) if array.dtype == np.float32 else number.item() for number in array.flat]
+    return tuple(plain) if array.ndim else plain[0]
 
 
 def _as_result(result: Any, name: str, given: Sequence[Any]) -> Any:

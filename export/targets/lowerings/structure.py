@@ -64,6 +64,20 @@ def unfold(x: Var, dimension: int, size: int, step: int) -> Var:
     return mb.transpose(x=split, perm=[*order, axis + 1])
 
 
+@torch_lowering("diagonal")
+def diagonal(x: Var, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Var:
+    """gather of the places of the diagonal, along one axis for both dimensions"""
+    rows, columns = axis_of(x, dim1, "diagonal"), axis_of(x, dim2, "diagonal")
+    height, width = fixed_size(x, rows, "diagonal"), fixed_size(x, columns, "diagonal")
+    places = np.diagonal(np.arange(height * width, dtype=np.int32).reshape(height, width), offset)
+    if not len(places):
+        raise ExportError(f"diagonal {offset} of {height} x {width} is empty; an empty tensor has no counterpart in Core ML")
+    others = [axis for axis in range(x.rank) if axis not in (rows, columns)]
+    last = mb.transpose(x=x, perm=[*others, rows, columns])
+    flat = mb.reshape(x=last, shape=[*(fixed_size(x, axis, "diagonal") for axis in others), height * width])
+    return mb.gather(x=flat, indices=places, axis=len(others))
+
+
 @torch_lowering("triu")
 def triu(x: Var, diagonal: int = 0) -> Var:
     """select by a fixed mask: what is left out may be infinite"""
@@ -77,7 +91,7 @@ def tril(x: Var, diagonal: int = 0) -> Var:
 
 
 def _triangle(x: Var, side: Callable[..., Any], diagonal: int) -> Var:
-    # coremltools subtracts the other triangle, and -inf - -inf, of a causal mask, is no number.
+    # coremltools subtracts the other triangle, and inf - inf is no number.
     shape = [fixed_size(x, axis, "a triangle") for axis in range(x.rank)]
     mask = np.broadcast_to(side(np.ones(shape[-2:], bool), diagonal), shape)
     if is_bool(x):

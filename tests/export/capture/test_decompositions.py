@@ -118,6 +118,5 @@ def test_the_converter_reads_the_keywords_that_are_left_to_it(operation: str, ke
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     short = operation.removeprefix("aten::")
-    known = {"var": "var.correction", "std": "std.correction"}.get(short, short)
-    function = _TORCH_OPS_REGISTRY.get_func(known)
+    function = _TORCH_OPS_REGISTRY.get_func(short)
     assert function is not None and f'"{keyword}"' in inspect.getsource(function)

@@ -162,6 +162,40 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         ),
         [(floats(3, 4, 5),)],
     ),
+    "any, all": (
+        lambda x, i: (
+            i.any(), i.any(1), (x * 0.3).any(0), (x.abs() + 0.1).all(1, keepdim=True), i.all(0), (x > 0).any(), (x > 0).all(dim=1),
+            torch.any(i, (0, 1)), i[0].any(), i[0, 0].any(),
+        ),
+        [(floats(3, 4), np.array([[-1, 0, -2], [0, 0, 0]], np.int32))],
+    ),
+    "variances": (
+        lambda x: (
+            x.var(), x.std(), x.var(1), x.std((0, 1), unbiased=False), x.std(-1, correction=2), x.var(dim=0, correction=0, keepdim=True),
+            x.var(unbiased=False), x.std(unbiased=True),
+        ),
+        [(floats(3, 4, 5),)],
+    ),
+    "diagonals": (
+        lambda x: (x.diagonal(), x.diagonal(1, 1, 2), x.diagonal(-1, -1, 0), x[0].diagonal(), (x > 0).int().diagonal(2, 2, 1)),
+        [(floats(3, 4, 5),)],
+    ),
+    "cosine similarity": (
+        lambda x, y: (
+            functional.cosine_similarity(x, y), functional.cosine_similarity(x * 1e-5, y * 1e-5, dim=-1, eps=1e-4),
+            functional.cosine_similarity(x * 0, y[:1], dim=0),
+        ),
+        [(floats(3, 4), floats(3, 4))],
+    ),
+    "nearest and smoothed bilinear": (
+        lambda x: (
+            functional.interpolate(x, scale_factor=0.6), functional.interpolate(x, (7, 3)), functional.interpolate(x, scale_factor=(2, 3)),
+            functional.interpolate(x, (3, 4), mode="nearest-exact"), functional.interpolate(x, scale_factor=1.7, mode="nearest-exact"),
+            functional.interpolate(x, (3, 4), mode="bilinear", antialias=True), functional.interpolate(x, (16, 9)),
+            functional.interpolate(x, (13, 4), mode="bilinear", antialias=True, align_corners=True),
+        ),
+        [(floats(1, 2, 8, 9),)],
+    ),
     "cdist": (
         lambda x, y: (*(torch.cdist(x, y, p=p) for p in (2.0, 1.0, 0.0, float("inf"), 3.0, 0.5)), torch.cdist(x[0], y[0])),
         [(floats(2, 3, 4), floats(2, 5, 4))],
