@@ -72,6 +72,7 @@ class OpFacts:
     computes_to_pick: bool = False  # rounds never, but computes with its inputs to choose among them
     mixes_types: bool = False  # since iOS17 a constant may be of another type than the result
     is_limit: bool = False  # a parameter beyond all fp16 numbers limits nothing
+    keeps_order: bool = False  # gives the elements that it reads, in their order, in another shape
     is_bookkeeping: bool = False  # a converter adds and removes it freely
 
     @property
@@ -154,9 +155,10 @@ FACTS: Mapping[str, OpFacts] = {
     # activations
     **_for_all("relu relu6 thresholded_relu", _ROUNDS_NEVER),
     # shapes and places
-    **_for_all("batch_to_space concat depth_to_space expand_dims flatten2d identity pixel_shuffle pixel_unshuffle", _ROUNDS_NEVER),
-    **_for_all("reshape reshape_like reverse reverse_sequence sliding_windows space_to_batch space_to_depth", _ROUNDS_NEVER),
-    **_for_all("slice_by_index slice_by_size slice_update split squeeze stack transpose", _ROUNDS_NEVER),
+    **_for_all("expand_dims flatten2d identity reshape reshape_like squeeze", OpFacts(rounds="never", keeps_order=True)),
+    **_for_all("batch_to_space concat depth_to_space pixel_shuffle pixel_unshuffle reverse reverse_sequence", _ROUNDS_NEVER),
+    **_for_all("sliding_windows space_to_batch space_to_depth slice_by_index slice_by_size slice_update", _ROUNDS_NEVER),
+    **_for_all("split stack transpose", _ROUNDS_NEVER),
     **_for_all("gather gather_along_axis gather_nd", OpFacts(rounds="never", looks_up=True)),
     # tensors made or chosen
     **_for_all("band_part fill fill_like one_hot pad tile topk", _ROUNDS_NEVER),

@@ -49,12 +49,12 @@ def cause_of(failed_gates: Collection[str], rung: RungName, *, wrong_program: bo
     >>> cause_of({"rho_rms"}, "R3")
     'weights'
     """
+    if "program" in failed_gates and "translation" not in failed_gates:  # a fresh conversion is right, and finite
+        return "weights" if has_altered_weights else "translation"
     if "finite" in failed_gates:
         return "non-finite"
     if "translation" in failed_gates:
         return "translation"
-    if "program" in failed_gates:
-        return "weights" if has_altered_weights else "translation"
     if rung == "R3":
         return "translation" if wrong_program else "weights"
     return "fp16" if rung == "R4" else "device"

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Arrays
 from coreflow.validate.diagnosis.constants import find_fp16_constants, find_harmed_ops
+from coreflow.validate.diagnosis.departures import find_departures
 from coreflow.validate.diagnosis.lossy_ops import find_lossy_ops
 from coreflow.validate.diagnosis.lost_writes import find_lost_writes
-from coreflow.validate.diagnosis.matching import Matcher, match_ops
+from coreflow.validate.diagnosis.matching import FP32_MATCH, Matcher, match_for, match_ops
 from coreflow.validate.diagnosis.tracing import TracedValue, trace_values
 from coreflow.validate.diagnosis.translation import find_translation_errors
 from coreflow.validate.inputs.samples import Sample
@@ -27,9 +28,6 @@ from coreflow.validate.report.model import Cause, ConstantReport, Culprit, Gate,
 _SAVED_MATCH = 4e-3
 # A fault shows less and less in sums over a whole tensor, further on: the place where the program left torch is looked for more closely.
 _SAVED_FAULT = 2e-3
-# A fresh conversion at FLOAT32 folds constants in fp32.
-_FP32_MATCH = 1e-5
-_LEAST_MATCH = 1e-7  # sums of fp32 weights that a converter folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +83,7 @@ def diagnose(
     has_faults = warns or (verdict in ("fail", "fp16-unsafe") and cause not in ("fp16", "device"))
     values = ladder.localiser.values_fp64(sample.inputs)
     results = list(values) if has_faults else values  # only faults are looked for more than once
-    matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else _FP32_MATCH))
+    matches = match_ops(ladder.localiser.ops, results, Matcher(traced, _SAVED_MATCH if has_fp16_weights else FP32_MATCH))
     reports = ladder.localiser.reports(matches.origins)
     faults = _find_faults(ladder, module, sample, traced, results, outputs, constants) if isinstance(results, list) else Faults()
     op_culprits = tuple(_with_origins(find_lossy_ops(reports), faults.departures, ladder.localiser.ops))
@@ -115,7 +113,7 @@ def _find_faults(
     ops, graph = ladder.localiser.ops, ladder.opened.graph
     ratio = _largest_ratio(outputs)
     is_fp16 = ladder.opened.precision == "fp16"
-    tolerance = _SAVED_FAULT if is_fp16 else _FP32_MATCH
+    tolerance = _SAVED_FAULT if is_fp16 else FP32_MATCH
     lost = find_lost_writes(
         module,
         ladder.rounded(sample),
@@ -127,10 +125,12 @@ def _find_faults(
         ratio,
         fp16_weights=is_fp16,
     )
+    error = _error_of_saved_program(ladder, outputs)
+    if error is not None and (found := lost or find_departures(ladder, module, ladder.rounded(sample), ratio, error)):
+        return Faults(translation=found)
     departures = lost or find_translation_errors(graph, ops, match_ops(ops, results, Matcher(traced, tolerance)), traced, ratio)
-    if _is_only_the_saved_program(outputs):
-        error = max(output.rungs["R2s"].relative_rms for output in outputs.values() if "R2s" in output.rungs)
-        return Faults(translation=lost or _faults_of_saved_program(ladder, module, ladder.rounded(sample), ratio, error) or departures)
+    if error is not None:
+        return Faults(translation=departures)
     fp32_error = max((gate.value for gate in _gates(outputs, "translation") if gate.outcome != "pass"), default=0.0)
     if not fp32_error and (not constants or ladder.program_fp32 is None):
         return Faults(translation=departures, departures=departures)
@@ -151,10 +151,17 @@ def _largest_ratio(outputs: Mapping[str, OutputReport]) -> float:
     return max((output.rho_rms for output in outputs.values() if output.rho_rms == output.rho_rms), default=0.0)
 
 
-def _is_only_the_saved_program(outputs: Mapping[str, OutputReport]) -> bool:
-    """Whether the saved program fails with unrounded weights, and a fresh conversion does not."""
+def _error_of_saved_program(ladder: Ladder, outputs: Mapping[str, OutputReport]) -> float | None:
+    """How far the outputs of the saved program are off, relative, where nothing else is to blame; None where a fresh conversion is, too.
+
+    With weights that nothing rounded where all of them are known, else as the program was saved.
+    """
     fails = {name: any(gate.outcome == "fail" for gate in _gates(outputs, name)) for name in ("program", "translation")}
-    return fails["program"] and not fails["translation"]
+    has_unknown = ladder.pairing is not None and not ladder.pairing.is_complete and ladder.program_fp32 is not None
+    if fails["translation"] or not (fails["program"] or has_unknown):
+        return None
+    rung: RungName = "R2s" if fails["program"] else "R3"
+    return max((output.rungs[rung].relative_rms for output in outputs.values() if rung in output.rungs), default=0.0)
 
 
 def _gates(outputs: Mapping[str, OutputReport], name: str) -> list[Gate]:
@@ -172,40 +179,11 @@ def _faults_of_fresh_conversion(
     model = ladder.open_fp32()
     traced = trace_values(module, inputs)
     walked = walk(model, dict(zip(model.inputs, inputs.values(), strict=True)), {constant.op for constant in constants})
-    tolerance = _match_for(error)
+    tolerance = match_for(error)
     matches = match_ops(walked.ops, walked.values, Matcher(traced, tolerance))
     lost = find_lost_writes(module, inputs, tuple(ladder.opened.model.outputs), model, walked.ops, walked.values, tolerance, ratio)
     translation = lost or find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
     return Faults(translation=translation, constants=find_harmed_ops(constants, walked, matches.origins))
-
-
-def _faults_of_saved_program(ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: float, error: float) -> tuple[Culprit, ...]:
-    """The ops at which the saved program with unrounded weights leaves torch; ``error`` is what its outputs are off by.
-
-    An op that reads a constant of its own is where it leaves torch, too, and is blamed for that.
-    """
-    assert ladder.pairing is not None
-    model = ladder.open_unrounded()
-    traced = trace_values(module, inputs)
-    walked = walk(model, inputs)
-    matches = match_ops(walked.ops, walked.values, Matcher(traced, _match_for(error)))
-    culprits = find_translation_errors(model.interpreter.graph, walked.ops, matches, traced, ratio)
-    altered = {weight.op: weight for weight in ladder.pairing.altered}
-    blamed = tuple(
-        replace(culprit, kind="weights", text=altered[culprit.name].text) if culprit.name in altered else culprit for culprit in culprits
-    )
-    named = {culprit.name for culprit in blamed}
-    others = tuple(
-        Culprit(kind="weights", name=weight.op, type=weight.op_type, ratio=ratio, text=weight.text)
-        for weight in ladder.pairing.altered
-        if weight.op not in named
-    )
-    return tuple(sorted((*blamed, *others), key=lambda culprit: culprit.kind != "weights"))
-
-
-def _match_for(error: float) -> float:
-    """How near values have to be where nothing is rounded, to show what makes outputs differ by ``error``; 0 and NaN tell nothing."""
-    return min(_FP32_MATCH, max(_LEAST_MATCH, error / 4)) if error > 0 else _FP32_MATCH
 
 
 def _telling_sample(observations: Sequence[Observation], rung: RungName) -> Sample:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Floats
-from coreflow.validate.diagnosis.fingerprints import distances, fingerprint, moments_of
+from coreflow.validate.diagnosis.fingerprints import Fingerprint, distances, fingerprint, moments_of
 from coreflow.validate.diagnosis.tracing import TracedValue
 from coreflow.validate.report.model import Origin
 
+FP32_MATCH = 1e-5  # what a fresh conversion at FLOAT32 may be off by: it folds constants in fp32
+_LEAST_MATCH = 1e-7  # sums of fp32 weights that a converter folded
 _SAME = 1e-10  # values whose distances differ by less are the same values, summed in another order
 
 
@@ -51,12 +53,12 @@ class Matcher:
             for key, values in groups.items()
         }
 
-    def match(self, values: Tensor, after: int = -1) -> TracedValue | None:
+    def match(self, values: Tensor | Fingerprint, after: int = -1) -> TracedValue | None:
         """The traced value with the same numbers in any order, the nearest one within the tolerance; None where there is none.
 
         Of equal values (zeros, copies) it is the first with an index above ``after``, else the first; constants come last.
         """
-        sums = fingerprint(values)
+        sums = values if isinstance(values, Fingerprint) else fingerprint(values)
         group = self._groups.get((sums.count, sums.non_finite))
         if group is None:
             return None
@@ -88,8 +90,8 @@ class Matches:
         return {place: value.origin for place, value in self.values.items()}
 
 
-def match_ops(ops: Sequence[Op], results: Iterable[Tensor | None], matcher: Matcher) -> Matches:
-    """The traced value of every op; ``results`` are the ops' first results, of which one is held at a time.
+def match_ops(ops: Sequence[Op], results: Iterable[Tensor | Fingerprint | None], matcher: Matcher) -> Matches:
+    """The traced value of every op; ``results`` are the ops' first results, of which one is held at a time, or what is known of them.
 
     Of several equal values the next one after those that the op reads is taken.
     """
@@ -97,8 +99,14 @@ def match_ops(ops: Sequence[Op], results: Iterable[Tensor | None], matcher: Matc
     latest: dict[int, int] = {}  # id of a value -> index of the latest traced value that it depends on
     for place, (op, result) in enumerate(zip(ops, results, strict=True)):
         before = max((latest[id(value)] for value in op.input_values() if id(value) in latest), default=-1)
-        match = None if result is None or not result.numel() else matcher.match(result, before)
+        is_empty = result is None or (isinstance(result, Tensor) and not result.numel())
+        match = None if result is None or is_empty else matcher.match(result, before)
         if match is not None:
             matches[place] = match
         latest.update((id(value), before if match is None else match.index) for value in op.outputs)
     return Matches(matches)
+
+
+def match_for(error: float) -> float:
+    """How near values have to be where nothing is rounded, to show what makes outputs differ by ``error``; 0 and NaN tell nothing."""
+    return min(FP32_MATCH, max(_LEAST_MATCH, error / 4)) if error > 0 else FP32_MATCH

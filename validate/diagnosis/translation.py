@@ -1,7 +1,7 @@
 """The ops at which a program leaves torch: their inputs are torch's, their results are not."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from coreflow.export.package.graph import Graph, Op
@@ -18,21 +18,26 @@ _MOVING = (
 
 
 @dataclass(frozen=True, slots=True)
-class _DataFlow:
-    """For every op, by its place: the places of the ops whose results it reads, and of those that read its results."""
+class DataFlow:
+    """For every op, by its place: the places of the ops whose results it reads, and of those that read its results.
+
+    >>> DataFlow.of(graph.ops).readers[0]
+    (1, 2)
+    """
 
     sources: tuple[tuple[int, ...], ...]
     readers: tuple[tuple[int, ...], ...]
 
     @staticmethod
-    def of(ops: Sequence[Op]) -> "_DataFlow":
+    def of(ops: Sequence[Op]) -> "DataFlow":
+        """The data flow among ``ops``, in the order of execution."""
         producers = {id(value): place for place, op in enumerate(ops) for value in op.outputs}
         sources = tuple(tuple(producers[id(value)] for value in op.input_values() if id(value) in producers) for op in ops)
         readers: tuple[list[int], ...] = tuple([] for _ in ops)
         for place, read in enumerate(sources):
             for source in read:
                 readers[source].append(place)
-        return _DataFlow(sources, tuple(map(tuple, readers)))
+        return DataFlow(sources, tuple(map(tuple, readers)))
 
 
 def find_translation_errors(
@@ -43,21 +48,26 @@ def find_translation_errors(
     An op whose result torch does not have, but some later one does, is another way to compute the same. ``ratio`` is how far the
     program's outputs are off, in budgets.
     """
-    flow = _DataFlow.of(ops)
+    flow = DataFlow.of(ops)
     lost: set[int] = set()
     for place in range(len(ops) - 1, -1, -1):
         if place not in matches.values and all(reader in lost for reader in flow.readers[place]):
             lost.add(place)
+    return tuple(first_culprits(graph, ops, flow, lost, matches, traced, ratio))
+
+
+def first_culprits(
+    graph: Graph, ops: Sequence[Op], flow: DataFlow, lost: Collection[int], matches: Matches, traced: Sequence[TracedValue], ratio: float
+) -> Iterator[Culprit]:
+    """The ops among the ``lost`` that read nothing lost, with what torch computes there."""
     used = {value.index for value in matches.values.values()}
-    culprits = []
     for place in sorted(lost):
         sources = flow.sources[place]
         if any(source in lost for source in sources):
             continue
         before = max((matches.values[source].index for source in sources if source in matches.values), default=-1)
         unused = (value for value in traced[before + 1 :] if value.index not in used)
-        culprits.append(_culprit(ops[place], _expected_value(ops[place], graph, unused), ratio))
-    return tuple(culprits)
+        yield _culprit(ops[place], matches.values.get(place) or _expected_value(ops[place], graph, unused), ratio)
 
 
 def _expected_value(op: Op, graph: Graph, candidates: Iterable[TracedValue]) -> TracedValue | None:

@@ -62,7 +62,7 @@ def judge_output(comparison: Comparison, tolerance: Tolerance, rungs: Mapping[Ru
         worst_slice=where,
         max_abs=max_abs(errors.error),
         contract=tolerance.contract * errors.reference_rms,
-        mean_drift=float(np.mean(errors.error)) if errors.error.size else math.nan,
+        mean_drift=_mean(errors.error),
         std_drift=_std_drift(np.where(errors.comparable, errors.actual, 0.0), errors.reference),
         non_finite=errors.missing,
         overflowed=errors.overflowed,
@@ -135,6 +135,12 @@ def _judge_integers(comparison: Comparison) -> OutputReport:
         rungs={},
         gates=tuple(gates),
     )
+
+
+def _mean(errors: Floats) -> float:
+    """NaN where there are none, and of infinite ones of both signs."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(errors)) if errors.size else math.nan
 
 
 def _std_drift(actual: Floats, reference: Floats) -> float:

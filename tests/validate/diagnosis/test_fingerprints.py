@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coreflow.models.arrays import Array
-from coreflow.validate.diagnosis.fingerprints import Fingerprint, distance, fingerprint
+from coreflow.validate.diagnosis.fingerprints import Fingerprint, distance, fingerprint, projections
 
 RANDOM = np.random.default_rng(0)
 
@@ -98,3 +98,38 @@ def test_roundings_of_every_element_move_a_fingerprint_by_no_more_than_twice_the
 def test_other_values_are_apart(change: Callable[[Array], Array]) -> None:
     values = RANDOM.standard_normal(1000)
     assert distance(fingerprint(values), fingerprint(change(values))) > 5e-3
+
+
+def apart(a: Array, b: Array) -> float:
+    return float(np.sqrt(np.square(projections(a) - projections(b)).mean()))
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4, 5), (40_000,)], ids=str)
+@pytest.mark.parametrize("size", [1e-9, 1e-3])
+def test_projections_are_as_far_apart_as_the_tensors(shape: tuple[int, ...], size: float) -> None:
+    values = RANDOM.uniform(-0.3, 0.3, shape)
+    noisy = values + size * RANDOM.standard_normal(shape)
+    relative = np.linalg.norm(noisy - values) / np.linalg.norm(values)
+    assert relative / 8 < apart(values, noisy) < 8 * relative
+
+
+def test_projections_see_the_order_and_no_shape() -> None:
+    halves = RANDOM.standard_normal((2, 5, 20_000))
+    assert apart(halves, halves.reshape(-1)) == 0
+    assert apart(halves, halves[::-1]) > 0.1, "two halves exchanged"
+    blocks = RANDOM.standard_normal((4, 1 << 14))
+    assert apart(blocks, blocks[[0, 2, 1, 3]]) > 0.1, "two blocks that are summed at a time, exchanged"
+    square = RANDOM.standard_normal((6, 6))
+    assert apart(square, square.T) > 0.1
+
+
+def test_projections_see_small_numbers_beside_a_mask() -> None:
+    masked = np.where(np.tri(32, dtype=bool), RANDOM.standard_normal((32, 32)), -1e4)
+    assert apart(masked, np.where(masked > -1e3, masked * 1.001, masked)) > 1e-5
+
+
+def test_projections_see_where_the_infinite_ones_are() -> None:
+    assert apart(np.array([np.inf, 1.0, 2.0]), np.array([-np.inf, 1.0, 2.0])) > 0.1
+    assert apart(np.array([np.inf, 1.0, np.nan]), np.array([np.nan, 1.0, np.inf])) > 0.1
+    assert np.isfinite(projections(np.array([np.nan, np.inf, -np.inf]))).all()
+    assert (projections(np.zeros(5)) == 0).all() and (projections(np.zeros(0)) == 0).all()
