@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from coreflow.cli import demo, export, inspection, lift, run, train, validate
+from coreflow.cli import demo, export, inspection, lift, lint, run, train, validate
 from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
 from coreflow.models.versions import version
@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Callable[..., int]] = {
     "validate replay": validate.replay,
     "lift": lift.lift,
     "inspect": inspection.inspect,
+    "lint": lint.lint,
 }
 
 

@@ -1,0 +1,1 @@
+"""The rules of ``coreflow lint``: a file each, which defines ``RULE``; a new one is one new file."""

@@ -1,0 +1,54 @@
+"""``nn.RMSNorm``, of which coremltools divides by the largest magnitude first."""
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from coreflow.export.lint.calls import Call
+from coreflow.export.lint.rule import Rule
+from coreflow.export.package.graph import Graph, Op
+from coreflow.models.arrays import Arrays
+
+
+def _draw(seed: int) -> Arrays:
+    x = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
+    x[seed % 3] = 0  # as of a token that is padding
+    return {"x": x}
+
+
+def _rms_norm(x: Tensor) -> Tensor:
+    return functional.rms_norm(x, (4,), eps=1e-5)
+
+
+def _by_hand(x: Tensor) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+def _is_rms_norm(call: Call) -> bool:
+    return call.operation == "aten::rms_norm"
+
+
+def _divides_by_the_maximum(op: Op, graph: Graph) -> bool:
+    """x / reduce_max(abs(x)), which is squared."""
+    if op.type != "real_div":
+        return False
+    makers = {id(value): maker for maker in graph.walk() for value in maker.outputs}
+    largest = makers.get(id(op.argument("y")[0]))
+    if largest is None or largest.type != "reduce_max":
+        return False
+    magnitude = makers.get(id(largest.argument("x")[0]))
+    squared = any(user.type == "square" and user.argument("x")[0] is op.outputs[0] for user in graph.walk())
+    return squared and magnitude is not None and magnitude.type == "abs" and magnitude.argument("x")[0] is op.argument("x")[0]
+
+
+RULE = Rule(
+    id="rms-norm",
+    title="RMSNorm of a row of zeros is NaN, and epsilon is another one for every row",
+    source="seen with coremltools 9.0: it divides by the largest magnitude, and adds epsilon afterwards",
+    remedy="coreflow export takes the layer norm of [x, -x]; elsewhere write it so in forward",
+    case=_rms_norm,
+    healthy=_by_hand,
+    draw=_draw,
+    finds=_is_rms_norm,
+    finds_in_program=_divides_by_the_maximum,
+)

@@ -1,0 +1,41 @@
+"""x * gamma + beta, of which a pass makes a batch norm with an epsilon of its own."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreflow.export.lint.rule import Rule
+from coreflow.export.package.graph import Graph, Op
+from coreflow.models.arrays import Arrays
+
+
+def _draw(seed: int) -> Arrays:
+    return {"x": np.random.default_rng(seed).standard_normal((1, 3, 4, 4)).astype(np.float32)}
+
+
+def _scale_and_shift(x: Tensor) -> Tensor:
+    return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + torch.tensor([0.5, 1.0, 1.5])[:, None, None]
+
+
+def _scale(x: Tensor) -> Tensor:
+    return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+
+
+def _is_of_variance_one(op: Op, graph: Graph) -> bool:
+    if op.type != "batch_norm":
+        return False
+    variance, mean = (op.argument(name)[0].data for name in ("variance", "mean"))
+    epsilon = op.argument("epsilon")[0].data if "epsilon" in op.inputs else 1e-5
+    return bool(np.all(np.asarray(variance) == 1) and not np.any(np.asarray(mean)) and np.asarray(epsilon) > 0)
+
+
+RULE = Rule(
+    id="scale-and-shift",
+    title="x * gamma + beta of channels is 5e-6 too small: a batch norm of variance 1 with the default epsilon",
+    source="seen with coremltools 9.0: its pass fuse_elementwise_to_batchnorm does not say epsilon",
+    remedy="coreflow export leaves the pass out; elsewhere remove common::fuse_elementwise_to_batchnorm from the pipeline",
+    case=_scale_and_shift,
+    healthy=_scale,
+    draw=_draw,
+    finds_in_program=_is_of_variance_one,
+)
