@@ -1,5 +1,6 @@
 """Places in the source of a module: the user's file and line, and the path of the submodule that was at work."""
 
+import functools
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,11 +50,16 @@ def place_of_error(error: BaseException, module: nn.Module) -> Place | None:
 
 def short_name(file: str) -> str:
     """The part after site-packages, else relative to the working folder, else the last part."""
+    return _short_name(file, Path.cwd())
+
+
+@functools.cache
+def _short_name(file: str, folder: Path) -> str:
     path = Path(file).absolute()
     for place, part in enumerate(path.parts):
         if part in _LIBRARIES:
             return Path(*path.parts[place + 1 :]).as_posix()
-    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def place_in(lines: Iterable[tuple[str, int]], module: str) -> Place | None:

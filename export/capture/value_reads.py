@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from coreflow.export.capture.places import short_name
+
 _TORCH = str(Path(torch.__file__).parent)
 _READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 _OF_SHAPES = frozenset(
@@ -69,7 +71,7 @@ class ValueReads(TorchDispatchMode):
         while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
             frame = frame.f_back
         if frame is not None and frame.f_lineno not in _lines_of_guards(frame.f_code.co_filename):
-            self.values.append(ValueRead(_short(frame.f_code.co_filename), frame.f_lineno, value))
+            self.values.append(ValueRead(short_name(frame.f_code.co_filename), frame.f_lineno, value))
 
 
 def _tensors_in(values: Any) -> Iterator[Tensor]:
@@ -92,9 +94,3 @@ def _lines_of_guards(file: str) -> frozenset[int]:
         if isinstance(node, ast.Assert | ast.If) and (isinstance(node, ast.Assert) or isinstance(node.body[0], ast.Raise)):
             lines.update(range(node.test.lineno, (node.test.end_lineno or node.test.lineno) + 1))
     return frozenset(lines)
-
-
-def _short(file: str) -> str:
-    """Relative to the working folder if it lies in it, else the last part."""
-    path = Path(file).absolute()
-    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from coreflow.export.capture.calls import call
 from coreflow.export.capture.casts import CastsTo
 from coreflow.export.capture.evaluation import tensors
+from coreflow.export.capture.places import short_name
 from coreflow.export.capture.precision import converted_copy, plain_torch, round_to_fp16
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import ConfigError, CoreflowError
@@ -121,7 +122,6 @@ class _Recorder(TorchDispatchMode):
         whole = module.module if isinstance(module, StatelessModule) else module
         self._paths = {id(part): path for path, part in whole.named_modules()}  # a module used twice has its first name
         self._constants = {_storage(tensor) for tensor in _constants(module)}  # storages of tensors that depend on no input
-        self._folder = Path.cwd()
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Fingerprint]] = {}  # id of a tensor -> itself, its version, ...
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -204,7 +204,7 @@ class _Recorder(TorchDispatchMode):
                 break
             frame = frame.f_back
         place = user or layer
-        file, line = (_short_name(place.f_code.co_filename, self._folder), place.f_lineno) if place is not None else ("", 0)
+        file, line = (short_name(place.f_code.co_filename), place.f_lineno) if place is not None else ("", 0)
         return Origin(module=module or "", operation=operation, file=file, line=line)
 
 
@@ -257,13 +257,3 @@ def _kind(file: str) -> Literal["user", "layer", "other"]:
         return "layer" if path.is_relative_to(_TORCH / "nn" / "modules") else "other"
     standard = path.is_relative_to(sysconfig.get_path("stdlib")) and not any(library in path.parts for library in _LIBRARIES)
     return "other" if standard or any(path.is_relative_to(folder) for folder in _MACHINERY) else "user"
-
-
-@functools.cache
-def _short_name(file: str, folder: Path) -> str:
-    """The part after site-packages, else relative to ``folder``, else the last part."""
-    path = Path(file).absolute()
-    for place, part in enumerate(path.parts):
-        if part in _LIBRARIES:
-            return Path(*path.parts[place + 1 :]).as_posix()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
