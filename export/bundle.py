@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from coreflow.export.capture.capture import Captured, serialised
 from coreflow.export.capture.fingerprint import weights_digest
 from coreflow.export.capture.front_ends import advice_on_writes, capture_best, capture_by_other
+from coreflow.export.card import write_card
 from coreflow.export.loops import warn_of_loops
 from coreflow.export.package.manifest import (
     COMPANIONS,
@@ -47,7 +48,7 @@ from coreflow.models.versions import version
 
 logger = logging.getLogger(__name__)
 
-STAGING = ".staging-"
+STAGING, LOCK = ".staging-", ".lock"
 _AT_FLOAT32, _BY_OTHER = "at-float32", "by-other"  # folders of staging
 
 
@@ -134,7 +135,7 @@ def export_bundle(
         raise BundleError(f"{out} is a file; give a folder for the bundle")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not _only_ours(out):
         raise BundleError(f"{out} holds files that are not a bundle's; give an empty or new folder")
-    with _writing(out):
+    with _writing(out), _without_trace(out):
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
             yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, check, started)
@@ -177,6 +178,7 @@ def _export(
         files=list_files(out, folders),
     )
     write_manifest(out, manifest)
+    write_card(out, manifest)
     _sweep(out, manifest)
     yield BundleDone(path=out, manifest=manifest, seconds=time.monotonic() - started)
 
@@ -410,7 +412,7 @@ def _sweep(out: Path, manifest: Manifest | None) -> None:
 
 def _only_ours(out: Path) -> bool:
     """Whether a folder without a manifest holds nothing but what a first, killed export leaves."""
-    ours = {PACKAGES, COMPANIONS, ".lock"}
+    ours = {PACKAGES, COMPANIONS, LOCK}
     return all(path.name in ours or path.name.startswith((STAGING, f".{MANIFEST}-")) for path in out.iterdir())
 
 
@@ -422,12 +424,31 @@ def _only_writer(out: Path) -> Iterator[None]:
     except ImportError:  # not on Windows, where an open file cannot be replaced anyway
         yield
         return
-    with (out / ".lock").open("w") as file:
+    path = out / LOCK
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # the export before has just ended, and removed it
+                raise BlockingIOError
         except OSError:
             raise BundleError(f"{out} is being written by another export; wait for it to end") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _without_trace(out: Path) -> Iterator[None]:
+    """After a failure, no folder where there was none."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
         yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # those that hold something stay
+        raise
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def test_run_saves_a_picture(coreflow: Run, exported: Path, tmp_path: Path) -> N
         (("train", "--corpus", "nowhere.txt"), 2, "nowhere.txt"),
         (("train", "--device", "tpu"), 2, "device 'tpu'"),
         (("train", "--steps", "0"), 2, "steps=0"),
-        (("export", "nowhere", "--out", "{tmp}/x"), 3, "nowhere is not a run"),
+        (("export", "nowhere", "--out", "{tmp}/x"), 2, "nowhere is nothing to export"),
         (("export", "nowhere.py:X", "--out", "{tmp}/x"), 2, "nowhere.py is not a file"),
         (("export", "{bundle}/../run", "--out", "{tmp}/x", "--target", "iOS9"), 2, "target 'iOS9'"),
     ],
