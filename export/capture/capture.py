@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -84,16 +85,17 @@ class Captured:
         return (*frozen, *warn_of_states(self.recipe))
 
 
-def capture(recipe: Recipe, samples: Sequence[Arrays] = ()) -> Captured:
+def capture(recipe: Recipe, samples: Sequence[Arrays] = (), *, replays: int | None = None) -> Captured:
     """Trace ``recipe.module`` in eval mode and in fp32, on the CPU; the module is left as it was.
 
-    The first of ``samples`` is traced, and the trace is compared with the module on all others; without any the recipe draws them. Samples
-    on which the module does not run are passed over. Weights of another precision are taken as the fp32 numbers that they are.
+    The first of ``samples`` is traced, and the trace is compared with the module on all others, or on ``replays`` of them where it froze no
+    value and computes no index, which are what other samples may show; without any the recipe draws them. Samples on which the module does
+    not run are passed over. Weights of another precision are taken as the fp32 numbers that they are.
 
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
-    captured, functions = _capture(recipe, samples, _trace), tuple(map(capture, recipe.functions))
+    captured, functions = _capture(recipe, samples, _trace, replays), tuple(map(capture, recipe.functions))
     if not functions:
         return captured
     digests = [captured.fingerprint, *(part.fingerprint for part in functions)]
@@ -119,7 +121,12 @@ class _Form:
     frozen: tuple[ValueRead, ...] = ()
 
 
-def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recipe, nn.Module, tuple[Tensor, ...]], _Form]) -> Captured:
+def _capture(
+    recipe: Recipe,
+    samples: Sequence[Arrays],
+    to_form: Callable[[Recipe, nn.Module, tuple[Tensor, ...]], _Form],
+    replays: int | None = None,
+) -> Captured:
     given, recipe, watch = recipe, replace(recipe, module=_in_fp32(recipe.module)), IndexWatch()
     writes, shapes = WriteWatch(recipe.module), DataShapes(recipe.module)
     with evaluating(recipe.module) as buffers, warnings.catch_warnings():
@@ -135,7 +142,7 @@ def _capture(recipe: Recipe, samples: Sequence[Arrays], to_form: Callable[[Recip
         module = in_order(recipe.module, tuple(example), recipe.outputs, returned)
         form = to_form(recipe, module, tuple(example.values()))
         states = tuple(f"{INSIDE}{name}" if isinstance(module, InOrder) else name for name in recipe.states)
-        for inputs, _, results in runs:
+        for inputs, _, results in islice(runs, None if form.frozen or watch.indexes else replays):
             reference = read_states(recipe.module, recipe.states)
             clear_states(form.call, states)
             _check_shapes(recipe, inputs, example, results, outputs, shapes)

@@ -71,7 +71,7 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
         precision="fp32",
     )
     problems: dict[str, None] = {}  # those of all front ends, each once
-    for capture_by in (capture, capture_by_export):
+    for capture_by in (partial(capture, replays=1), capture_by_export):  # the program runs on all samples after that
         try:
             fresh = convert_fp32(capture_by(recipe, inputs))
             shapes, saved = [spec.shape for spec in _outputs_of(fresh).values()], _declared_shapes(opened)

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,32 @@ def test_a_trace_is_checked_on_the_samples_given() -> None:
     capture(recipe(Clips()), [{"x": wrong}, {"x": everyday}])
     with pytest.raises(ExportError, match=r"reads a value .* at .*test_capture.py:\d+"):
         capture(recipe(Clips()), [{"x": everyday}, {"x": large}])
+
+
+class Watched(nn.Module):
+    """``function``, and the first number of every input that it was called with."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.seen = function, set[float]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add(float(x.detach().numpy()[0, 0]))
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "seen"),
+    [
+        pytest.param(lambda x: x * 2, {1.0, 2.0}, id="nothing depends on values"),
+        pytest.param(lambda x: x * 2 if x.max() < 50 else x, {1.0, 2.0, 3.0}, id="a value is read"),
+        pytest.param(lambda x: x[:, x[0].argsort()], {1.0, 2.0, 3.0}, id="an index is computed"),
+    ],
+)
+def test_few_replays_are_enough_where_no_sample_can_show_more(function: Callable[[Tensor], Tensor], seen: set[float]) -> None:
+    module = Watched(function)
+    capture(recipe(module), [{"x": np.full((1, 4), value, np.float32)} for value in (1, 2, 3)], replays=1)
+    assert module.seen == seen
 
 
 def test_an_exported_program_has_a_fingerprint_of_its_own() -> None:
