@@ -17,34 +17,10 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.spec import Dtype, TensorSpec
 from coreflow.validate import validate
 from coreflow.validate.report.model import Cause, Outcome, Report
-from tests.validate.test_wrong_conversions import (
-    FLOAT16,
-    WHOLE,
-    Branching,
-    Buffered,
-    Cached,
-    Masked,
-    Normed,
-    Padded,
-    PaddedWords,
-    Positioned,
-    Residual,
-    Scaled,
-    Shapes,
-    Twice,
-    Words,
-    at_positions,
-    convert,
-    large,
-    looked_up,
-    new_keys,
-    padded,
-    padded_words,
-    pruned_by_half,
-    rows,
-    some_zero_rows,
-    words_up_to,
-)
+from tests.validate.conversions import FLOAT16, WHOLE, Shapes, convert, padded, rows
+from tests.validate.test_wrong_conversions import Masked, Normed, Padded, PaddedWords, Residual, Scaled, padded_words, some_zero_rows
+from tests.validate.test_wrong_interfaces import Twice, Words, pruned_by_half, words_up_to
+from tests.validate.test_wrong_traces import Branching, Buffered, Cached, Positioned, at_positions, large, looked_up, new_keys
 
 Ending = tuple[Outcome, Cause | None]
 TRANSLATION: Ending = ("fail", "translation")

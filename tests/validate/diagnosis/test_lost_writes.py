@@ -17,7 +17,7 @@ from coreflow.models.arrays import Arrays
 from coreflow.validate import validate
 from coreflow.validate.diagnosis.tracing import trace
 from coreflow.validate.report.model import Report
-from tests.validate.test_wrong_conversions import convert
+from tests.validate.conversions import convert
 
 FLOAT16 = np.float16
 

@@ -25,19 +25,9 @@ from coreflow.models.t5.config import T5_SMALL
 from coreflow.models.t5.decoder import DecoderStep, T5Decoder
 from coreflow.validate.pairing.pairs import Pairing, pair
 from coreflow.validate.pairing.weights import weights_of_graph, weights_of_module
+from tests.validate.test_architectures import Hidden
 
 SHARE = 0.99
-
-
-class Hidden(nn.Module):
-    """A model of transformers as a function of tensors: ``call`` makes its output of them."""
-
-    def __init__(self, model: nn.Module, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model, self.call = model, call
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.call(self.model, *inputs)
 
 
 class Recurrent(nn.Module):
