@@ -146,7 +146,7 @@ def test_a_position_read_by_item_is_frozen_by_a_trace(tmp_path: Path) -> None:
     assert at_line(report.culprits[0], Positioned, "row = table")
     right = validate(package, module, [looked_up(0)])
     assert right.verdict == "warn", "at the position traced nothing is wrong, and no other was given"
-    assert f"test_wrong_conversions.py:{line_of(Positioned, 'position.item()')}" in right.text
+    assert f"{Path(__file__).name}:{line_of(Positioned, 'position.item()')}" in right.text
 
 
 class Branching(nn.Module):
@@ -179,7 +179,7 @@ def test_a_branch_that_no_draw_takes_is_a_warning_and_a_sample_that_takes_it_a_f
     package = convert(module, tmp_path, {"x": ((4, 8), FLOAT16)})
     report = validate(package, module)
     assert report.verdict == "warn", report.text
-    assert f"test_wrong_conversions.py:{line_of(Branching, 'if x.max()')}," in report.text, "the line, and no other one"
+    assert f"{Path(__file__).name}:{line_of(Branching, 'if x.max()')}," in report.text, "the line, and no other one"
     for samples in ([large(0)], [large(0), large(1)], [everyday(0), large(0)]):
         reached = validate(package, module, samples)
         assert (reached.verdict, reached.cause) == ("fail", "translation"), reached.text
