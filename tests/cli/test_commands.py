@@ -161,7 +161,13 @@ def _has_large_pages() -> bool:
     return setting.exists() and "[madvise]" in setting.read_text()
 
 
-@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")], ids=["default", "chosen"])
+@pytest.mark.parametrize(
+    ("chosen", "policy"),
+    [
+        pytest.param({}, "PASSIVE", id="default"),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", id="chosen", marks=pytest.mark.slow),
+    ],
+)
 def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str, str], policy: str) -> None:
     """OpenMP itself tells how it waits, once it is loaded with torch."""
     unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
@@ -173,7 +179,13 @@ def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str
 
 
 @pytest.mark.skipif(not _has_large_pages(), reason="this system has no large pages")
-@pytest.mark.parametrize(("chosen", "has_large"), [({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)], ids=["default", "chosen"])
+@pytest.mark.parametrize(
+    ("chosen", "has_large"),
+    [
+        pytest.param({}, True, id="default"),
+        pytest.param({"THP_MEM_ALLOC_ENABLE": "0"}, False, id="chosen", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_comes_in_large_pages_unless_the_user_does_not_want_it(chosen: dict[str, str], has_large: bool) -> None:
     """The system itself tells in which pages a tensor lies."""
     code = """

@@ -183,9 +183,10 @@ def no_last(value: float = 0.0) -> torch.Tensor:
 # --- the rules ------------------------------------------------------------------------------------------------------------
 
 
-def test_step_equals_the_per_flow_oracle_on_hundreds_of_random_tables() -> None:
+@pytest.mark.parametrize(("tables", "least"), [(140, 7), pytest.param(400, 20, marks=pytest.mark.slow)])
+def test_step_equals_the_per_flow_oracle_on_hundreds_of_random_tables(tables: int, least: int) -> None:
     seen = {"arrived": 0, "died": 0, "spawned": 0, "full": 0, "cut": 0, "last": 0}
-    for seed in range(400):
+    for seed in range(tables):
         processor = wild_processor(SMALL, seed % 20)
         share = (0.05, 0.4, 0.8, 1.0)[seed % 4]
         table = random_table(SMALL, seed, share, energy=(0.3, 3.0)[seed % 2])
@@ -207,7 +208,7 @@ def test_step_equals_the_per_flow_oracle_on_hundreds_of_random_tables() -> None:
         seen["cut"] += counts["spawned"] == SMALL.max_spawn_per_step
         seen["last"] += last
     # The tables reached what they were drawn for.
-    assert all(count >= 20 for count in seen.values()), seen
+    assert all(count >= least for count in seen.values()), seen
 
 
 def test_children_take_their_energy_from_the_parent() -> None:

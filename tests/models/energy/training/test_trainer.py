@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(options: Trai
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("stop", [5, 7, 10, 11])
+@pytest.mark.parametrize("stop", [7, 10, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (5, 11))])
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_never_stopped(stop: int, options: TrainingOptions, tmp_path: Path) -> None:
     options = replace(options, accumulate=2)
     whole = run(options, tmp_path / "whole")
