@@ -1,10 +1,12 @@
 """How often the report names the op of a fault: 200 faults in small networks of five kinds, by the place of the first right culprit.
 
 A fault is put into the saved package; writes through views are lost by the converter itself. A fault that changes no output is no fault,
-and another one is drawn. ``python -m benchmarks.localisation`` writes the table to benchmarks/results/localisation.json.
+and another one is drawn. ``python -m benchmarks.localisation`` writes the table to benchmarks/results/localisation.json, and that of the
+faults until then where it is interrupted.
 """
 
 import argparse
+import contextlib
 import inspect
 import sys
 import tempfile
@@ -24,9 +26,11 @@ from torch import Tensor
 from benchmarks.measure import record
 from benchmarks.mutations import KINDS, mutations_of
 from benchmarks.networks import NETWORKS, Write, network_recipe
-from coreflow.export.bundle import build
+from coreflow.export.bundle import build, conversion_of
+from coreflow.export.capture.capture import capture
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
+from coreflow.export.targets.mlprogram import convert
 from coreflow.runtime import load_model
 from coreflow.validate import validate
 from coreflow.validate.report.model import Culprit, Report
@@ -99,8 +103,11 @@ class Packages:
         self.of = cache(self._build)
 
     def _build(self, network: str, write: Write | None = None) -> tuple[Recipe, Path]:
-        recipe = network_recipe(network) if write is None else network_recipe(network, write)
-        return recipe, build(recipe, self._folder / network / ("healthy" if write is None else write.__name__))
+        if write is None:
+            recipe = network_recipe(network)
+            return recipe, build(recipe, self._folder / network)
+        recipe = network_recipe(network, write)  # an export would not lose the write, or say so: a trace does, converted without a proof
+        return recipe, convert(conversion_of(capture(recipe)), self._folder / network / f"{write.__name__}.mlpackage")
 
 
 def run_mutation(packages: Packages, network: str, kind: str, number: int, folder: Path) -> Outcome | None:
@@ -194,7 +201,7 @@ def main() -> int:
     torch.set_num_threads(1)
     console = Console(width=None if sys.stdout.isatty() else 200)
     outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         for outcome in run_all(Path(folder), options.count):
             outcomes.append(outcome)
             if options.verbose or outcome.rank != 1 or not outcome.has_right_cause:
