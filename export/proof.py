@@ -70,7 +70,7 @@ def prove(recipe: Recipe, package: Path, convert_fp32: Callable[[], Path], funct
             if _within(errors, LIMIT):
                 return Proof(errors)
             raise ExportError(_fault(recipe, errors))
-        rounded = _run_module(recipe, samples, lambda tensor: round_to_fp16(tensor).double())
+        rounded = _run_module(recipe, samples, _rounded)
         errors = _errors(rounded, program)
         if _within(errors, LIMIT):
             return Proof(errors)
@@ -113,6 +113,12 @@ def _run_module(recipe: Recipe, samples: Sequence[Arrays], convert: Callable[[Te
             except Exception as error:
                 raise ConfigError(f"the module does not run in float64: {first_line(error)}") from error
     return {name: torch.cat([result[place].reshape(-1) for result in results]).numpy() for place, name in enumerate(recipe.outputs)}
+
+
+def _rounded(weights: Tensor) -> Tensor:
+    """The weights as fp16 has them; those beyond it as they are, which the converter leaves in fp32."""
+    rounded = round_to_fp16(weights).double()
+    return torch.where(rounded.isinf(), weights.double(), rounded)
 
 
 def _errors(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> dict[str, float]:

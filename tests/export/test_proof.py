@@ -82,6 +82,26 @@ def is_lost(x: Tensor) -> Tensor:
     return x.sin()
 
 
+def heavy() -> nn.Module:
+    """A weight that fp16 does not hold, and an output that it does."""
+    layer = nn.Linear(16, 16)
+    with torch.no_grad():
+        layer.weight[0, 0] = 1e6
+    return nn.Sequential(layer, nn.Tanh())
+
+
+def test_a_weight_beyond_fp16_is_compared_as_it_is(tmp_path: Path) -> None:
+    """Infinite in the reference, it would hide what the program has there."""
+    torch.manual_seed(0)
+    made = recipe(heavy(), draw=lambda seed: {"x": np.full((4, 16), 2e-7 + seed * 1e-7, np.float16)})
+    package = convert(conversion_of(capture(made)), tmp_path / "net.mlpackage")
+    assert prove(made, package, lambda: package).error < 1e-3
+    with torch.no_grad():
+        next(made.module.parameters())[0, 0] = 5e5
+    with pytest.raises(ExportError, match="the saved program is not the module"):
+        prove(made, package, lambda: package)
+
+
 def is_infinite(x: Tensor, kept: Tensor) -> Tensor:
     return (x + (1 - kept) * torch.finfo(torch.float32).min).softmax(-1)
 
