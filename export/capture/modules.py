@@ -14,20 +14,20 @@ class Held(nn.Module):
     >>> Held(clip.get_image_features)  # a method of a module
     """
 
-    def __init__(self, held: Callable[..., Any]) -> None:
+    def __init__(self, source: Callable[..., Any]) -> None:
         super().__init__()
-        self._held = held
-        for name, part in _parts(held):
+        self._source = source
+        for name, part in _parts(source):
             self.add_module(name, part)
 
     @property
     def signature(self) -> inspect.Signature:
         """That of the object, which ``forward`` hides."""
-        return inspect.signature(self._held)
+        return inspect.signature(self._source)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the object gives."""
-        return self._held(*inputs, **named)
+        return self._source(*inputs, **named)
 
 
 def as_module(value: object) -> nn.Module | None:
@@ -43,13 +43,13 @@ def as_module(value: object) -> nn.Module | None:
     return None
 
 
-def _parts(held: object) -> Iterator[tuple[str, nn.Module]]:
+def _parts(source: object) -> Iterator[tuple[str, nn.Module]]:
     """The modules that an object, or the object of a method, holds, by name; those in lists, tuples and mappings together."""
-    owner = getattr(held, "__self__", None)
+    owner = getattr(source, "__self__", None)
     if isinstance(owner, nn.Module):
         yield "module", owner
         return
-    for name, value in getattr(held if owner is None else owner, "__dict__", {}).items():
+    for name, value in getattr(source if owner is None else owner, "__dict__", {}).items():
         if isinstance(value, nn.Module):
             yield name, value
         elif isinstance(value, list | tuple) and value and all(isinstance(part, nn.Module) for part in value):

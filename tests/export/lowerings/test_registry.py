@@ -75,7 +75,7 @@ def test_a_lowering_of_a_users_file_converts_and_is_part_of_the_fingerprint(tmp_
     file.write_text(OWN)
     gate, other = load_recipes(f"{file}:GATE")[0], load_recipes(f"{file}:OTHER")[0]
     captured, unconcerned = capture(gate), capture(other)
-    *_, done = export_bundle([gate, other], tmp_path / "bundle", jobs=2)
+    *_, done = export_bundle([gate, other], tmp_path / "bundle", jobs=2, check=False)  # nothing like torch
     package = tmp_path / "bundle" / done.manifest.stages["gate"].package  # type: ignore[union-attr]
     assert "sign" in summarize(read_program(package)).ops
     x = np.array([[-1, 0, 1, 2]], np.float16)
