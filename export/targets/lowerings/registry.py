@@ -2,8 +2,8 @@
 
 A lowering is a function of the operation's arguments, in the order and with the defaults of torch's schema. Its annotations say what it
 takes: ``Var``, or none, stays a variable of the program; ``int``, ``float``, ``bool``, ``str`` and ``Ints`` are numbers known at
-conversion, and an argument that is not known then is refused by name. Trailing arguments without meaning for a program are caught by
-``*_`` and ``**_``.
+conversion, and an argument that is not known then is refused by name. A lowering that returns ``NotImplemented`` leaves the operation
+to coremltools. Trailing arguments without meaning for a program are caught by ``*_`` and ``**_``.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from coreflow.models.errors import ConfigError, ExportError
 Function = TypeVar("Function", bound=Callable[..., Any])
 Ints = Sequence[int]  # of an argument that is a list of whole numbers
 
-_FAMILIES = ("arithmetic", "creation", "indexing", "logic", "normalisation", "reductions", "resampling", "structure")
+_FAMILIES = ("arithmetic", "creation", "indexing", "logic", "normalisation", "reductions", "resampling", "spectra", "structure")
 _HERE = Path(__file__).resolve().parent
 _LOCK = threading.RLock()  # the converter's registry is one for the whole process
 _BESIDE_OVERLOADS = ("__{}__", "__i{}__", "{}", "i{}")  # the forms of ``&`` and the like, under which the front ends look it up
@@ -119,7 +119,7 @@ def registered() -> Iterator[None]:
         try:
             for lowering in LOWERINGS.values():
                 for kind in _kinds(lowering.operation):
-                    _TORCH_OPS_REGISTRY.set_func_by_name(_translation(lowering), kind)
+                    _TORCH_OPS_REGISTRY.set_func_by_name(_translation(lowering, before.get(kind)), kind)
             yield
         finally:
             table.clear()
@@ -141,8 +141,8 @@ def _kinds(operation: str) -> set[str]:
     return kinds
 
 
-def _translation(lowering: Lowering) -> Callable[[Any, Any], None]:
-    """The lowering as the converter calls it."""
+def _translation(lowering: Lowering, otherwise: Callable[[Any, Any], None] | None) -> Callable[[Any, Any], None]:
+    """The lowering as the converter calls it; ``otherwise`` is the converter's own."""
 
     def translate(context: Any, node: Any) -> None:
         given = [_read(context, argument) for argument in node.inputs]
@@ -150,6 +150,11 @@ def _translation(lowering: Lowering) -> Callable[[Any, Any], None]:
         keywords = {name: _read(context, values[0]) for name, values in (node.kwinputs or {}).items() if values}
         bound = _bind(lowering, given, keywords)
         result = lowering.function(*bound.args, **bound.kwargs)
+        if result is NotImplemented:
+            if otherwise is None:
+                raise ExportError(f"{lowering.operation} of these arguments has no lowering, neither in coreflow nor in coremltools")
+            otherwise(context, node)
+            return
         if len(node.outputs) == 1:
             context.add(_as_result(result, node.name, given), torch_name=node.name)
             return

@@ -196,6 +196,16 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         ),
         [(floats(1, 2, 8, 9),)],
     ),
+    "spectra": (
+        lambda x, k, v: (
+            torch.fft.irfft(torch.fft.rfft(x, 16) * torch.fft.rfft(k, 16), 16), torch.fft.irfft(torch.fft.rfft(x).conj() * 2.0, n=7),
+            (torch.fft.fft(x, dim=0) - torch.fft.fft(k, dim=0)).real, (torch.fft.ifft(torch.fft.fft(x, 5)) * k[:, :5]).imag,
+            torch.fft.rfft(x, norm="ortho").imag, torch.fft.irfft2(torch.fft.rfft2(x) * torch.fft.rfft2(k), s=(3, 8)),
+            torch.view_as_complex(torch.stack([x, k], -1)).abs(), torch.fft.rfft(v, norm="forward").real,
+            torch.fft.ifft(torch.fft.rfft(v)).real,
+        ),
+        [(floats(3, 8), floats(3, 8), floats(300))],
+    ),
     "cdist": (
         lambda x, y: (*(torch.cdist(x, y, p=p) for p in (2.0, 1.0, 0.0, float("inf"), 3.0, 0.5)), torch.cdist(x[0], y[0])),
         [(floats(2, 3, 4), floats(2, 5, 4))],
