@@ -25,8 +25,11 @@ from coreflow.models.spec import TensorSpec
 torch.manual_seed(0)
 RECIPE = Recipe(name="network", module=nn.Sequential({layers}).eval(), inputs={{"x": TensorSpec((4, 16))}}, outputs=("y",))
 """
-# The converter adds the epsilon of an RMSNorm after it divided, which fp16 hides from R3 and R4.
-LAYERS = {"wrong": "nn.Linear(16, 16, bias=False), nn.RMSNorm(16, eps=1e-4), nn.Linear(16, 16)", "right": "nn.Linear(16, 16)"}
+# Of the package, and of the reference: another epsilon of a norm is hidden by fp16 from all rungs but those without rounding.
+LAYERS = {
+    "wrong": tuple(f"nn.Linear(16, 16, bias=False), nn.LayerNorm(16, eps={eps}), nn.Linear(16, 16)" for eps in (1e-3, 1e-5)),
+    "right": ("nn.Linear(16, 16)", "nn.Linear(16, 16)"),
+}
 # Both commands in one process: a child that imports torch twice would take twice as long.
 CHILD = """
 import os, resource, sys
@@ -128,11 +131,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """``coreflow validate`` of a package that is wrong and of one that is right."""
     folder = tmp_path_factory.mktemp("packages")
     commands = []
-    for name, layers in LAYERS.items():
+    for name, (converted, reference) in LAYERS.items():
         source = folder / f"{name}.py"
-        source.write_text(SOURCE.format(layers=layers))
+        source.write_text(SOURCE.format(layers=converted))
         (recipe,) = load_recipes(f"{source}:RECIPE")
-        commands.append(["validate", str(build(recipe, folder / name)), "--reference", f"{source}:RECIPE"])
+        package = str(build(recipe, folder / name))
+        source.write_text(SOURCE.format(layers=reference))
+        commands.append(["validate", package, "--reference", f"{source}:RECIPE"])
     return commands
 
 

@@ -23,8 +23,11 @@ from coreflow.models.spec import TensorSpec
 torch.manual_seed(0)
 RECIPE = Recipe(name="network", module=nn.Sequential({layers}).eval(), inputs={{"x": TensorSpec((4, 16))}}, outputs=("y",))
 """
-# The converter adds the epsilon of an RMSNorm after it divided, which fp16 hides from all rungs but R2.
-LAYERS = {"wrong": "nn.Linear(16, 16, bias=False), nn.RMSNorm(16, eps=1e-4), nn.Linear(16, 16)", "right": "nn.Linear(16, 16)"}
+# Of the package, and of the reference: another epsilon of a norm is hidden by fp16 from all rungs but those without rounding.
+LAYERS = {
+    "wrong": tuple(f"nn.Linear(16, 16, bias=False), nn.LayerNorm(16, eps={eps}), nn.Linear(16, 16)" for eps in (1e-3, 1e-5)),
+    "right": ("nn.Linear(16, 16)", "nn.Linear(16, 16)"),
+}
 HEALTHY = {"wrong": ("fail", "translation", 4), "right": ("pass", None, 0)}
 
 Surroundings = Callable[[Path, pytest.MonkeyPatch], list[str]]  # their arguments of the command; the path is of a file
@@ -81,11 +84,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """``coreflow validate`` of a package that is wrong and of one that is right."""
     folder = tmp_path_factory.mktemp("packages")
     commands = {}
-    for name, layers in LAYERS.items():
+    for name, (converted, reference) in LAYERS.items():
         source = folder / f"{name}.py"
-        source.write_text(SOURCE.format(layers=layers))
+        source.write_text(SOURCE.format(layers=converted))
         (recipe,) = load_recipes(f"{source}:RECIPE")
-        commands[name] = ["validate", str(build(recipe, folder / name)), "--reference", f"{source}:RECIPE", "--json"]
+        package = str(build(recipe, folder / name))
+        source.write_text(SOURCE.format(layers=reference))
+        commands[name] = ["validate", package, "--reference", f"{source}:RECIPE", "--json"]
     return commands
 
 
