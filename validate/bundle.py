@@ -11,7 +11,7 @@ from coreflow.export.recipe import Recipe
 from coreflow.export.run import stage_recipes
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, ConfigError
-from coreflow.models.family import Companions, TextEntry, find_family
+from coreflow.models.family import Companions, TextEntry, Trial, find_family
 from coreflow.models.golden import has_samples
 from coreflow.models.golden import read_samples as read_golden
 from coreflow.models.stage import Stage
@@ -194,6 +194,7 @@ class _Judging:
         self.recipes = {part.name: part for recipe in recipes or () for part in recipe.parts}
         if missing := [name for name in manifest.stages if name not in self.recipes and not self._recorded(name)]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
+        self._trial = self._open_trial()
 
     @property
     def has_chain(self) -> bool:
@@ -229,16 +230,21 @@ class _Judging:
             return []
         return _golden(read_golden(companions, name))
 
+    def _open_trial(self) -> Trial | None:
+        """The chain on its samples, where there is one: those that cannot be read are refused before anything runs."""
+        if self._companions is None:
+            return None
+        texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
+        return self._companions.trial(self._stages, range(self._options.first_seeds), texts)
+
     def chain(self, reports: Mapping[str, Report]) -> ChainReport:
         """The verdict on the chain."""
-        assert self._companions is not None
+        assert self._trial is not None
         self._options.as_part(self.parts - 1, self.parts).announce("cascade", "chain")
         models = {name: opened.model for name, opened in self._opened.items()}
         references = {name: TorchReference(recipe.module, names=recipe.outputs) for name, recipe in self.recipes.items()}
         tolerance_of = next(iter(self._opened.values())).tolerance_of
-        texts = [] if self._entry is None else [(sample.label, sample.inputs) for sample in self._read_texts(self._entry)]
-        trial = self._companions.trial(self._stages, range(self._options.first_seeds), texts)
-        return judge_chain(trial, self.recipes, references, models, reports, tolerance_of)
+        return judge_chain(self._trial, self.recipes, references, models, reports, tolerance_of)
 
     def _text_entry(self) -> TextEntry | None:
         """The stage at which the texts of the caller enter; None without any."""
