@@ -77,12 +77,13 @@ def with_rho(report: BundleReport, factor: float) -> BundleReport:
 
 
 def test_a_healthy_bundle_passes_and_its_report_is_json(exported: Path, tmp_path: Path, coreflow: Run) -> None:
-    code, out, _ = coreflow("validate", exported / "bundle", "--backend", "lifted", "--json", "--report", tmp_path / "report.json")
+    file = tmp_path / "report.json"
+    code, out, _ = coreflow("validate", exported / "bundle", "--backend", "lifted", "--quick", "--json", "--report", file)
     printed = json.loads(out)
     assert code == 0
     assert printed["verdict"] == "pass"
     assert set(printed["stages"]) == {"encoder", "mapper_in", "lattice_step", "mapper_out", "decoder_memory", "decoder_step"}
-    assert read_report(tmp_path / "report.json") == printed
+    assert read_report(file) == printed
 
 
 def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, coreflow: Run) -> None:
@@ -90,7 +91,7 @@ def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, 
     data = bytearray(weights.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     weights.write_bytes(data)
-    code, out, _ = coreflow("validate", bundle, "--backend", "lifted")
+    code, out, _ = coreflow("validate", bundle, "--backend", "lifted", "--quick")
     assert code == 1
     verdict = next(line for line in out.splitlines() if line.startswith("FAIL"))
     assert "mapper_out" in verdict

@@ -100,7 +100,7 @@ def plant(bundle: Path, stage: str, fault: Callable[[Weights], None], edit: Edit
 def test_a_fault_in_one_package_fails_and_names_the_stage(fault: str, bundle: Path, edit_weights: Edit) -> None:
     change, stage = FAULTS[fault]
     plant(bundle, stage, change, edit_weights)
-    report = validate_bundle(bundle)
+    report = validate_bundle(bundle, quick=True)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "weights", 1)
     assert report.failing_stages == (stage,)
     assert stage in report.text and "cascade" not in report.text
@@ -191,14 +191,14 @@ def test_recipes_for_a_bundle_with_a_reference_of_its_own_are_refused(exported: 
         validate_bundle(exported / "bundle", recipes=[recipe])
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".txt", pytest.param(".jsonl", marks=pytest.mark.slow)])
 def test_texts_of_a_file_join_the_encoders_samples_and_the_chain(
     exported: Path, healthy: BundleReport, tmp_path: Path, suffix: str
 ) -> None:
     texts = ["the fox wrapped the honest bowl", "a river", "words that nobody trained on"]
     file = tmp_path / f"texts{suffix}"
     file.write_text("\n".join(texts if suffix == ".txt" else [json.dumps({"text": text}) for text in texts]))
-    report = validate_bundle(exported / "bundle", texts=file)
+    report = validate_bundle(exported / "bundle", texts=file, quick=True)
     assert report.verdict == "pass", report.text
     for name in STAGES:
         assert report.stages[name].samples.given - healthy.stages[name].samples.given == (3 if name == "encoder" else 0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coreflow.export.bundle import build
+from coreflow.export.package.graph import Program
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.package.op_facts import facts_of
 from coreflow.export.recipe import Recipe
@@ -34,13 +35,21 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: Array) -> tuple[Localiser, dict[str, OpReport]]:
-    """The op reports by type of a program that computes ``function``."""
-    recipe = Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(samples[0].shape)}, outputs=("y",))
-    program = read_program(build(recipe, folder))
+def converted(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], folder: Path) -> Program:
+    """A program that computes ``function``."""
+    return read_program(build(Recipe(name="apply", module=Apply(function), inputs={"x": TensorSpec(shape)}, outputs=("y",)), folder))
+
+
+def look_at(program: Program, *samples: Array) -> tuple[Localiser, dict[str, OpReport]]:
+    """The op reports by type of a program."""
     localiser = Localiser(*(LiftedModel(program, LoadOptions(numerics=numerics, engine="interpreter")) for numerics in ("fp16", "fp64")))
     assert len(list(localiser.run([{"x": sample} for sample in samples]))) == len(samples)
     return localiser, {report.type: report for report in localiser.reports({})}
+
+
+def looked_at(function: Callable[[Tensor], Tensor], folder: Path, *samples: Array) -> tuple[Localiser, dict[str, OpReport]]:
+    """The op reports by type of a program that computes ``function``."""
+    return look_at(converted(function, samples[0].shape, folder), *samples)
 
 
 def draw(*shape: int) -> Array:
@@ -118,14 +127,18 @@ def test_the_smallest_magnitude_is_that_of_a_search(values: list[float], double:
     assert smallest_of(tensor) == min((abs(value) for value in values if value), default=math.inf)
 
 
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Program]:
+    """Programs that multiply by a number, by that number."""
+    return {factor: converted(lambda x: x * factor, (1, 4), tmp_path_factory.mktemp("product")) for factor in (0.033, 33.0)}  # noqa: B023
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(exponents=st.lists(st.integers(-24, 14), min_size=4, max_size=4), zero=st.booleans(), factor=st.sampled_from([0.033, 33.0]))
-def test_ranges_are_those_of_the_rounded_results(
-    tmp_path_factory: pytest.TempPathFactory, exponents: list[int], zero: bool, factor: float
-) -> None:
+def test_ranges_are_those_of_the_rounded_results(products: dict[float, Program], exponents: list[int], zero: bool, factor: float) -> None:
     """Also where some results fall to zero, all do, or one is too large."""
     x = np.array([[1.1 * 2.0**exponent for exponent in exponents[:3]] + [0.0 if zero else -1.3 * 2.0 ** exponents[3]]], np.float16)
-    _, ops = looked_at(lambda x: x * factor, tmp_path_factory.mktemp("ranges"), x)
+    _, ops = look_at(products[factor], x)
     (report,) = (op for name, op in ops.items() if name == "mul")
     with np.errstate(over="ignore"):
         results = (x.astype(np.float32) * np.float32(np.float16(factor))).astype(np.float16)
