@@ -28,7 +28,10 @@ def export(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the bundle, as in artifacts/NAME.")] = None,
     target: Annotated[str | None, typer.Option(help="Deployment target: iOS16, iOS17 or iOS18 [default: iOS17, or the recipe's].")] = None,
     task: Annotated[str | None, typer.Option(help="Of a folder of transformers [default: that of its class].", show_default=False)] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens [default: 128, or the model's most].", show_default=False)] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens [default: 128, 512 of a decoder, or its most].", show_default=False)
+    ] = None,
+    prompt: Annotated[int | None, typer.Option(min=2, help="Tokens a decoder reads at once [default: 64].", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels of both sides [default: the model's].", show_default=False)] = None,
     inputs: Annotated[
@@ -52,7 +55,9 @@ def export(
     if source is None or out_dir is None:
         missing = "--out" if source else "a run or FILE.py:NAME"
         raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
-    options = replace(_options(target, task, (length, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference)
+    options = replace(
+        _options(target, task, (length, prompt, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference
+    )
     done = export_with_bar(source, out_dir, options, jobs, check=not no_check)
     if as_json:
         print_json(done.manifest.to_json())
@@ -64,7 +69,7 @@ def export(
 def _options(
     target: str | None,
     task: str | None,
-    sizes: tuple[int | None, int, int | None],
+    sizes: tuple[int | None, int | None, int, int | None],
     inputs: Sequence[str],
     weights: Path | None,
     arguments: str | None,
@@ -86,10 +91,10 @@ def _options(
         raise ConfigError(f"--arguments {arguments!r} is no JSON ({error})") from error
     if not isinstance(keywords, dict):
         raise ConfigError(f"--arguments {arguments!r}; a JSON object is right, as in '{{\"width\": 64}}'")
-    length, batch, image_size = sizes
+    length, prompt, batch, image_size = sizes
     return SourceOptions(
         task=task,
-        sizes=Sizes(length=length, batch=batch, image_size=image_size),
+        sizes=Sizes(length=length, prompt=prompt, batch=batch, image_size=image_size),
         inputs=parse_inputs(inputs),
         weights=weights,
         arguments=keywords,

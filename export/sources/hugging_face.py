@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from coreflow.export.recipe import Recipe, Target
-from coreflow.export.sources.adapters import image_classifiers, text_encoders
+from coreflow.export.recipe import TARGETS, Recipe, Target
+from coreflow.export.sources.adapters import causal_decoders, image_classifiers, text_encoders
 from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint, Sizes, read_json
 from coreflow.export.sources.names import package_name
 from coreflow.models.errors import ConfigError, first_line
 
-ADAPTERS: tuple[Adapter, ...] = (*text_encoders.ADAPTERS, *image_classifiers.ADAPTERS)
+ADAPTERS: tuple[Adapter, ...] = tuple(
+    adapter for family in (text_encoders, image_classifiers, causal_decoders) for adapter in family.ADAPTERS
+)
 # Tokenizers, preprocessors and licences; not the weights, which the packages hold.
 _COMPANIONS = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "preprocessor_config.json"),
@@ -27,7 +29,7 @@ def is_checkpoint(source: str) -> bool:
     return (Path(source) / "config.json").is_file()
 
 
-def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Target) -> tuple[Recipe, ...]:
+def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Target | None = None) -> tuple[Recipe, ...]:
     """The recipes of the model in the folder ``source`` for ``task``; without one that of the class that it was saved as.
 
     Weights are read from safetensors alone, in fp32. ``ConfigError`` lists the tasks, types or files that would be right.
@@ -35,6 +37,9 @@ def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Targ
     folder = Path(source)
     settings = read_json(folder / "config.json")
     adapter = find_adapter(folder, settings, task)
+    target = target or adapter.target
+    if TARGETS.index(target) < TARGETS.index(adapter.target):
+        raise ConfigError(f"{folder}: {adapter.task} needs target {adapter.target}, not {target}")
     checkpoint = Checkpoint(folder, _load(folder, adapter), sizes, target, package_name(folder.resolve().name))
     return tuple(adapter.recipes(checkpoint))
 

@@ -39,6 +39,7 @@ class SourceOptions:
         """What a bundle records, by which `coreflow validate --reference` finds the same recipes; without defaults and without paths."""
         sizes = {
             "length": self.sizes.length,
+            "prompt": self.sizes.prompt,
             "image_size": self.sizes.image_size,
             "batch": self.sizes.batch if self.sizes.batch > 1 else None,
         }
@@ -84,7 +85,7 @@ def load_source(source: str, options: SourceOptions = SourceOptions()) -> Source
         return Source(recipes=recipes, has_reference=options.has_reference)
     if is_checkpoint(source):
         _refuse(source, options, ("task", "sizes"))
-        recipes = load_checkpoint(source, task=options.task, sizes=options.sizes, target=target)
+        recipes = load_checkpoint(source, task=options.task, sizes=options.sizes, target=options.target)
         return Source(recipes=recipes, folder=Path(source), has_reference=options.has_reference)
     if is_program(source):
         _refuse(source, options, ("inputs",))
@@ -105,7 +106,7 @@ def _refuse(source: str, options: SourceOptions, taken: tuple[str, ...]) -> None
     """Options that would be ignored are errors."""
     given: dict[str, Any] = {"task": options.task, "sizes": options.sizes if options.sizes != Sizes() else None, "inputs": options.inputs}
     given |= {"weights": options.weights, "arguments": options.arguments}
-    words = {"sizes": "--length, --batch and --image-size", "inputs": "--input"}
+    words = {"sizes": "--length, --prompt, --batch and --image-size", "inputs": "--input"}
     if wrong := [words.get(name, f"--{name}") for name, value in given.items() if value and name not in taken]:
         raise ConfigError(f"{source} takes no {' and no '.join(wrong)}")
 

@@ -19,14 +19,16 @@ class Sizes:
     >>> Sizes(length=128, batch=1)
     """
 
-    length: int | None = None  # tokens
+    length: int | None = None  # tokens; of a decoder those of its cache
+    prompt: int | None = None  # tokens that a decoder with a cache reads at once
     batch: int = 1
     image_size: int | None = None  # pixels, of both sides
 
     def __post_init__(self) -> None:
-        for name, value in (("length", self.length), ("batch", self.batch), ("image size", self.image_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} {value}; 1 or more is right")
+        lengths = (("length", self.length, 1), ("prompt", self.prompt, 2))
+        for name, value, least in (*lengths, ("batch", self.batch, 1), ("image size", self.image_size, 1)):
+            if value is not None and value < least:
+                raise ConfigError(f"{name} {value}; {least} or more is right")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +60,13 @@ class Checkpoint:
             raise ConfigError(f"length {asked}; {self.folder.name} takes at most {most} tokens")
         return asked or min(default, most or default)
 
+    def prompt(self, length: int, default: int = 64) -> int:
+        """Number of tokens that are read at once: as asked for, else ``default``, and never more than ``length``."""
+        asked = self.sizes.prompt
+        if asked is not None and asked > length:
+            raise ConfigError(f"prompt {asked}; the cache holds {length} tokens (--length)")
+        return asked or min(default, length)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
@@ -75,6 +84,7 @@ class Adapter:
     recipes: Callable[[Checkpoint], Sequence[Recipe]]
     heads: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of ``from_pretrained``
+    target: Target = "iOS17"  # the least, and the default
 
 
 def read_json(file: Path) -> dict[str, Any]:

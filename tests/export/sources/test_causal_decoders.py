@@ -1,0 +1,114 @@
+"""Decoders with a cache say, token for token, what transformers' own generate says: as inputs and outputs, and as a state."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from coreflow.cli.main import main
+from coreflow.export.package.manifest import read_manifest
+from coreflow.export.sources.adapters.adapter import Sizes
+from coreflow.export.sources.hugging_face import load_checkpoint
+from coreflow.models.errors import ConfigError
+from coreflow.runtime import load_model
+
+TOKENS, LENGTH, PROMPT, COUNT = 120, 96, 8, 64  # prompts of 9 are read in two pieces, of which one is padded
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": TOKENS,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,  # so that the texts do not repeat one token
+    **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
+}
+GROUPED = {**COMMON, "num_key_value_heads": 2}
+# Seeds with a margin between the first and the second token of MARGIN at least, all along the text: several errors of fp16.
+MARGIN = 0.02
+MODELS: dict[str, tuple[int, Any, dict[str, Any]]] = {
+    "llama": (1, hf.LlamaConfig, GROUPED),
+    "gpt2": (23, hf.GPT2Config, COMMON),
+}
+CASES = [
+    pytest.param(name, task, marks=() if (name, task) == ("llama", "text-generation") else pytest.mark.slow)
+    for name in MODELS
+    for task in ("text-generation", "text-generation-with-state")
+]
+
+
+def saved(folder: Path, name: str) -> tuple[Path, Any]:
+    seed, config, fields = MODELS[name]
+    torch.manual_seed(seed)
+    model = hf.AutoModelForCausalLM.from_config(config(**fields)).eval()
+    model.save_pretrained(folder / name)
+    return folder / name, model
+
+
+def greedy(package: Path, prompt: list[int], count: int) -> list[int]:
+    """The text that a package goes on with: its two functions, and a state or the cache handed on."""
+    prefill, step = (load_model(package, "lifted", function_name=name) for name in ("prefill", "step"))
+    state, further = prefill.make_state() if prefill.states else None, {}
+    if state is None:
+        further["past"] = np.zeros(prefill.inputs["past"].shape, np.float16)
+
+    def predict(model: Any, position: int, **inputs: list[int]) -> int:
+        arrays = {name: np.array([row], np.int32) for name, row in inputs.items()}
+        outputs = model.predict({**arrays, "position": np.array([position], np.int32), **further}, state)
+        if further:
+            further["past"] = outputs["cache"]
+        return int(outputs["logits"].argmax())
+
+    size, token = prefill.inputs["input_ids"].shape[1], 0
+    for start in range(0, len(prompt), size):
+        ids = prompt[start : start + size]
+        padding = [0] * (size - len(ids))
+        token = predict(prefill, start, input_ids=ids + padding, attention_mask=[1] * len(ids) + padding)
+    text = [token]
+    while len(text) < count:
+        text.append(predict(step, len(prompt) + len(text) - 1, input_ids=text[-1:]))
+    return text
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_the_text_is_that_of_transformers(tmp_path: Path, name: str, task: str) -> None:
+    folder, model = saved(tmp_path, name)
+    prompt = torch.randint(0, TOKENS, (1, 9), generator=torch.Generator().manual_seed(1))
+    generated = model.generate(
+        prompt, max_new_tokens=COUNT, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_scores=True
+    )
+    first, second = torch.stack(generated.scores)[:, 0].topk(2).values.unbind(1)
+    reference = generated.sequences[0, 9:].tolist()
+    assert (first - second).min() > MARGIN and len(set(reference)) > 5
+    out = tmp_path / "out"
+    sizes = ["--length", str(LENGTH), "--prompt", str(PROMPT)]
+    assert main(["export", str(folder), "--task", task, *sizes, "--out", str(out)]) == 0
+    stages = read_manifest(out).stages
+    assert list(stages) == ["prefill", "step"] and all(stage.errors for stage in stages.values())
+    assert greedy(out / stages["step"].package, prompt[0].tolist(), COUNT) == reference
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"length": 256}, "length 256; llama takes at most 128 tokens"),
+        ({"batch": 2}, "batch 2; a decoder with a cache takes one text at a time"),
+        ({"length": 16, "prompt": 32}, "prompt 32; the cache holds 16 tokens"),
+        ({"prompt": 1}, "prompt 1; 2 or more is right"),
+        ({"target": "iOS17"}, "text-generation needs target iOS18, not iOS17"),
+        ({"task": "translation"}, "a llama can be exported for text-generation, text-generation-with-state"),
+    ],
+    ids=str,
+)
+def test_what_a_decoder_does_not_do_is_refused(llama: Path, change: dict[str, Any], message: str) -> None:
+    task, target = change.pop("task", None), change.pop("target", None)
+    with pytest.raises(ConfigError, match=message):
+        load_checkpoint(str(llama), task=task, sizes=Sizes(**change), target=target)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("decoders"), "llama")[0]
