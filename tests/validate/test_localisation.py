@@ -33,6 +33,7 @@ def packages(_importable_benchmarks: None, tmp_path_factory: pytest.TempPathFact
     [
         ("recurrent", "swapped inputs", 0),  # of a concat: the same elements in another order
         ("recurrent", "dropped residual", 0),
+        ("recurrent", "bias", 4),  # all zero, as the state of the LSTM is
         ("recurrent", "zeroed row", 4),  # of an LSTM: its first step does not show it
         pytest.param("convolutional", "swapped inputs", 0, marks=pytest.mark.slow),  # of a division by 0: infinite further on
         pytest.param("convolutional", "swapped inputs", 2, marks=pytest.mark.slow),  # of a difference whose square is the same

@@ -167,10 +167,15 @@ class _Index:
         )
 
     def _candidates(self, stored: Stored) -> Iterator[Weight]:
-        """The weights of as many elements, one of the same name first."""
+        """The weights of as many elements, one of the same name first; for one repeated number, as many weights are, it alone."""
         alike = self._by_count.get(stored.numbers.size, [])
-        namesake = self._by_name.get(_plain_name(stored.name))
-        yield from sorted(alike, key=lambda weight: weight is not namesake)
+        name = _plain_name(stored.name)
+        namesake = self._by_name.get(name)
+        namesakes = [weight for weight in alike if weight is namesake]
+        if namesakes and name in self._parameters and stored.is_one_number:
+            yield from namesakes
+        else:
+            yield from sorted(alike, key=lambda weight: weight is not namesake)
 
     def _parameter(self, weight: Weight) -> str:
         """Name of the module's parameter with the values of ``weight``, which may be a constant of a fresh conversion."""

@@ -46,6 +46,12 @@ class Stored:
             block = slice(start, start + _BLOCK)
             yield self.accepts(values[block], block)
 
+    @property
+    def is_one_number(self) -> bool:
+        """Whether all elements are the same number."""
+        flat = self.numbers.reshape(-1)
+        return bool(flat[0] == flat[-1] and (flat == flat[0]).all())
+
     def accepts(self, values: Array, places: npt.NDArray[np.intp] | slice = slice(None)) -> Bools:
         """(N,) whether each of ``values`` (N,) may have been stored as the number at its place; ``places`` (N,) count in a flat array."""
         if self.low is None or self.high is None:

@@ -15,7 +15,7 @@ from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.pairing.pairs import pair
-from coreflow.validate.pairing.weights import weights_of_graph, weights_of_module
+from coreflow.validate.pairing.weights import Weight, weights_of_graph, weights_of_module
 
 if TYPE_CHECKING:
     from tests.validate.conftest import Converted
@@ -113,6 +113,16 @@ def test_a_weight_that_was_changed_is_named(change: Callable[[dict[str, Tensor]]
     altered = pairing.altered[0]
     assert altered.constant in {weight.name for weight in weights_of_graph(saved)} and 0 < altered.differing <= altered.elements
     assert pairing.share == pytest.approx(1 - altered.elements / pairing.elements)
+
+
+def test_a_bias_that_became_zero_is_no_other_weight_of_zeros(converted: "Converted", tmp_path: Path) -> None:
+    def drop(weights: dict[str, Tensor]) -> None:
+        weights["head.bias"].zero_()
+
+    package = converted.with_fault(tmp_path / "network.mlpackage", drop)
+    zeros = Weight(name="state", values=np.zeros(converted.network.head.bias.shape, np.float32))
+    pairing = pair(read_program(package).function()[0], [*weights_of_module(converted.network), zeros])
+    assert [altered.weight for altered in pairing.altered] == ["head.bias"]
 
 
 def test_weights_of_another_network_are_none_of_this(converted: "Converted") -> None:
