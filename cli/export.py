@@ -179,6 +179,6 @@ def _start(source: str, out_dir: Path, options: "SourceOptions", jobs: int | Non
 
     if Path(source).is_dir() and not is_checkpoint(source):
         return export_run(Path(source), out_dir, target=options.target or "iOS17", jobs=jobs, check=check)
-    found = load_source(source, options)
+    origin = load_source(source, options)
     settings = {"source": Path(source).name, OPTIONS: options.to_json()}
-    return export_bundle(found.recipes, out_dir, settings=settings, write_companions=found.write_companions, jobs=jobs, check=check)
+    return export_bundle(origin.recipes, out_dir, settings=settings, write_companions=origin.write_companions, jobs=jobs, check=check)

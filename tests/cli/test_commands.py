@@ -186,7 +186,7 @@ def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str
         pytest.param({"THP_MEM_ALLOC_ENABLE": "0"}, False, id="chosen", marks=pytest.mark.slow),
     ],
 )
-def test_memory_comes_in_large_pages_unless_the_user_does_not_want_it(chosen: dict[str, str], has_large: bool) -> None:
+def test_memory_comes_in_large_pages_unless_the_user_forbids_it(chosen: dict[str, str], has_large: bool) -> None:
     """The system itself tells in which pages a tensor lies."""
     code = """
 from coreflow.cli.main import main

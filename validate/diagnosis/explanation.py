@@ -126,8 +126,8 @@ def _find_faults(
         fp16_weights=is_fp16,
     )
     error = _error_of_saved_program(ladder, outputs)
-    if error is not None and (found := lost or find_departures(ladder, module, ladder.rounded(sample), ratio, error)):
-        return Faults(translation=found)
+    if error is not None and (faults := lost or find_departures(ladder, module, ladder.rounded(sample), ratio, error)):
+        return Faults(translation=faults)
     departures = lost or find_translation_errors(graph, ops, match_ops(ops, results, Matcher(traced, tolerance)), traced, ratio)
     if error is not None:
         return Faults(translation=departures)

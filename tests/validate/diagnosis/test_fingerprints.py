@@ -114,9 +114,9 @@ def test_projections_are_as_far_apart_as_the_tensors(shape: tuple[int, ...], siz
 
 
 def test_projections_see_the_order_and_no_shape() -> None:
-    halves = RANDOM.standard_normal((2, 5, 20_000))
-    assert apart(halves, halves.reshape(-1)) == 0
-    assert apart(halves, halves[::-1]) > 0.1, "two halves exchanged"
+    pair = RANDOM.standard_normal((2, 5, 20_000))
+    assert apart(pair, pair.reshape(-1)) == 0
+    assert apart(pair, pair[::-1]) > 0.1, "the two parts exchanged"
     blocks = RANDOM.standard_normal((4, 1 << 14))
     assert apart(blocks, blocks[[0, 2, 1, 3]]) > 0.1, "two blocks that are summed at a time, exchanged"
     square = RANDOM.standard_normal((6, 6))
