@@ -77,10 +77,6 @@ def _add(x: Tensor, other: Tensor, *, alpha: float = 1) -> Any:
     return NotImplemented if alpha == 1 else _aten.add.Tensor(x, other * alpha)
 
 
-def _sub(x: Tensor, other: Tensor, *, alpha: float = 1) -> Any:
-    return NotImplemented if alpha == 1 else _aten.sub.Tensor(x, other * alpha)
-
-
 def _rsub(x: Tensor, other: Tensor, *, alpha: float = 1) -> Any:
     return _aten.sub.Tensor(other, x * alpha)
 
@@ -156,7 +152,6 @@ def _attention(
 
 _REWRITES: Mapping[Any, Callable[..., Any]] = {
     _aten.add.Tensor: _add,
-    _aten.sub.Tensor: _sub,
     _aten.rsub.Tensor: _rsub,
     _aten.gelu.default: _gelu,
     _aten.full.default: _full,

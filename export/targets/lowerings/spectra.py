@@ -20,7 +20,7 @@ def _pair(x: Var) -> tuple[Var, Var | None]:
     return (mb.complex_real(data=x), mb.complex_imag(data=x)) if _is_complex(x) else (x, None)
 
 
-def _times(x: Var, y: Var) -> Var:
+def _times(x: Var, y: Any) -> Var:
     x, y = promote(x, y)
     return mb.mul(x=x, y=y)
 
@@ -43,8 +43,11 @@ def mul(x: Var, other: Var) -> Var:
 @torch_lowering("sub", "subtract")
 def sub(x: Var, other: Var, alpha: float = 1) -> Var:
     """sub of the real and of the imaginary parts"""
-    if not (_is_complex(x) and _is_complex(other)) or alpha != 1:
-        return NotImplemented
+    if alpha != 1:
+        return sub(x, _times(other, alpha))
+    if not (_is_complex(x) and _is_complex(other)):
+        x, other = promote(x, other)
+        return mb.sub(x=x, y=other)
     (a, b), (c, d) = _pair(x), _pair(other)
     return mb.complex(real_data=mb.sub(x=a, y=c), imag_data=mb.sub(x=b, y=d))
 
