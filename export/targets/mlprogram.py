@@ -44,6 +44,7 @@ class Conversion:
     entry: StageEntry  # what a manifest says of the package
     removed_passes: tuple[str, ...] = REMOVED_PASSES
     prefix: str = ""  # of the paths of the recipe's module in the program
+    is_lowered: bool = True  # by our lowerings, where coremltools has none or a wrong one; False: as anybody's coremltools converts
     functions: tuple["Conversion", ...] = ()  # further ones of the same package
 
     @property
@@ -76,7 +77,7 @@ def _convert_one(conversion: Conversion, package: Path) -> Path:
     pipeline.remove_passes(set(conversion.removed_passes))
     program = None
     try:
-        with _silenced(), registered():
+        with _silenced(), registered() if conversion.is_lowered else contextlib.nullcontext():
             program = _load(conversion)
             model = ct.convert(
                 program,

@@ -4,8 +4,8 @@ import contextlib
 import gc
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from coreflow.export.recipe import Recipe, Target
 from coreflow.export.targets.mlprogram import convert
 from coreflow.models.arrays import Arrays
 from coreflow.models.errors import BundleError, CoreflowError, ExportError
-from coreflow.models.spec import TensorSpec
+from coreflow.models.spec import RECIPE_KEY, TensorSpec
 from coreflow.models.storage import TemporaryFolder
 from coreflow.runtime.backend import Model
 from coreflow.runtime.cache import Cache
@@ -55,8 +55,9 @@ class Fp32Conversion:
 def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samples: Sequence[Arrays]) -> Fp32Conversion:
     """The module converted at FLOAT32 by the first front end that can: what it gives is executed and compared with ``opened``.
 
-    ``samples`` are inputs of the package, and ``target`` is that of its opset where None. Inputs and outputs are those of the package, in
-    order, under other names.
+    A package that coreflow did not export is compared with what coremltools makes by itself, where it converts at all: what our lowerings
+    do better is no fault of the package alone. ``samples`` are inputs of the package, and ``target`` is that of its opset where None.
+    Inputs and outputs are those of the package, in order, under other names.
     """
     specs = {f"input_{place}": spec for place, spec in enumerate(opened.model.inputs.values())}
     inputs = [_under_names(sample, opened.model.inputs, tuple(specs)) for sample in samples if _fits(sample, opened.model.inputs)]
@@ -71,9 +72,13 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
         precision="fp32",
     )
     problems: dict[str, None] = {}  # those of all front ends, each once
-    for capture_by in (partial(capture, replays=1), capture_by_export):  # the program runs on all samples after that
+    trace = partial(capture, replays=1)  # the program runs on all samples after that
+    attempts: list[tuple[Callable[[Recipe, Sequence[Arrays]], Captured], bool]] = [(trace, True), (capture_by_export, True)]
+    if opened.program.recorded(RECIPE_KEY, opened.graph.name) is None:  # from elsewhere: what plain coremltools makes of it comes first
+        attempts.insert(0, (trace, False))
+    for capture_by, is_lowered in attempts:
         try:
-            fresh = convert_fp32(capture_by(recipe, inputs))
+            fresh = convert_fp32(capture_by(recipe, inputs), is_lowered=is_lowered)
             shapes, saved = [spec.shape for spec in _outputs_of(fresh).values()], _declared_shapes(opened)
             if len(shapes) == len(saved) and all(map(_is_declared, shapes, saved)):
                 return fresh
@@ -85,14 +90,15 @@ def try_fp32(opened: OpenPackage, module: nn.Module, target: Target | None, samp
     return Fp32Conversion(problem=f"{'; '.join(problems)} (wide_package= takes a conversion of your own at FLOAT32)")
 
 
-def convert_fp32(captured: Captured) -> Fp32Conversion:
+def convert_fp32(captured: Captured, *, is_lowered: bool = True) -> Fp32Conversion:
     """The program of a captured module at FLOAT32; kept in the cache by all that decides its bytes.
 
     Where the cache cannot be written it lies in a temporary folder, since a verdict is not to depend on a cache. Raises ``CoreflowError``
     where it cannot be converted or executed.
     """
     frozen, file = captured.frozen, f"{_NAME}.mlpackage"
-    folder, temporary = Cache(_NAME).entry_or_temporary(captured.fingerprint, partial(_convert_into, captured, file))
+    key = captured.fingerprint if is_lowered else f"{captured.fingerprint}-plain"
+    folder, temporary = Cache(_NAME).entry_or_temporary(key, partial(_convert_into, captured, file, is_lowered))
     del captured
     gc.collect()  # the program that was converted, weights and all, hangs in cycles, and the other rungs need the room
     program = read_program(folder / file)
@@ -131,10 +137,10 @@ def _in_order(module: nn.Module, model: Model, samples: Iterable[Arrays]) -> nn.
     return InOrder(module, tuple(model.inputs), tuple(model.outputs))
 
 
-def _convert_into(captured: Captured, file: str, folder: Path) -> None:
+def _convert_into(captured: Captured, file: str, is_lowered: bool, folder: Path) -> None:
     """Convert into ``folder``; ``OSError`` where the disk is full, as of everything else that is written there."""
     try:
-        convert(conversion_of(captured), folder / file)
+        convert(replace(conversion_of(captured), is_lowered=is_lowered), folder / file)
     except ExportError as error:
         if isinstance(error.__cause__, OSError | BundleError):
             raise OSError(str(error)) from error
