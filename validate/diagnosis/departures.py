@@ -37,7 +37,8 @@ def find_departures(ladder: Ladder, module: nn.Module, inputs: Arrays, ratio: fl
     matches = match_ops(saved.ops, saved.fingerprints, Matcher(traced, match_for(error)))
     of_torch = match_ops(saved.ops, saved.fingerprints, Matcher(traced, min(tolerances, default=_LEAST))) if fresh.ops else matches
     flow, last = DataFlow.of(saved.ops), _last(graph, saved.ops)
-    lost = _lost(flow, last, _right(likenesses, last, of_torch.values.keys()))
+    right = {place for place in _right(likenesses, last, of_torch.values.keys()) if saved.ops[place].outputs}  # writes give nothing
+    lost = _lost(flow, last, right)
     texts = {
         op.name: f"its constant {constant} is no weight of the reference, and its result is not what the reference has there"
         for op, constant in _readers(ladder.pairing.unknown, saved.ops)

@@ -17,6 +17,9 @@ _MOVING = (
 )
 
 
+_WRITE = "write_state"  # replaces a whole state, and gives nothing
+
+
 @dataclass(frozen=True, slots=True)
 class DataFlow:
     """For every op, by its place: the places of the ops whose results it reads, and of those that read its results.
@@ -31,13 +34,18 @@ class DataFlow:
     @staticmethod
     def of(ops: Sequence[Op]) -> "DataFlow":
         """The data flow among ``ops``, in the order of execution."""
-        producers = {id(value): place for place, op in enumerate(ops) for value in op.outputs}
-        sources = tuple(tuple(producers[id(value)] for value in op.input_values() if id(value) in producers) for op in ops)
+        producers: dict[int, int] = {}  # of a state it is the op that wrote to it last
+        sources = []
+        for place, op in enumerate(ops):
+            read = tuple(value for value in op.input_values() if id(value) in producers)
+            sources.append(tuple(producers[id(value)] for value in read if not (op.type == _WRITE and value.kind == "state")))
+            written = tuple(value for value in op.input_values() if op.type == _WRITE and value.kind == "state")
+            producers |= {id(value): place for value in (*op.outputs, *written)}
         readers: tuple[list[int], ...] = tuple([] for _ in ops)
-        for place, read in enumerate(sources):
-            for source in read:
+        for place, places in enumerate(sources):
+            for source in places:
                 readers[source].append(place)
-        return DataFlow(sources, tuple(map(tuple, readers)))
+        return DataFlow(tuple(sources), tuple(map(tuple, readers)))
 
 
 def find_translation_errors(
