@@ -8,6 +8,7 @@ faults until then where it is interrupted.
 import argparse
 import contextlib
 import inspect
+import os
 import sys
 import tempfile
 import time
@@ -202,6 +203,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     outcomes = []
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # fresh conversions are by the code of today
         for outcome in run_all(Path(folder), options.count):
             outcomes.append(outcome)
             if options.verbose or outcome.rank != 1 or not outcome.has_right_cause:
