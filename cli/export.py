@@ -53,7 +53,7 @@ def export(
     if models:
         return _list_models(as_json)
     if source is None or out_dir is None:
-        missing = "--out" if source else "a run or FILE.py:NAME"
+        missing = "--out" if source else "what to export"
         raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
     options = replace(
         _options(target, task, (length, prompt, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference

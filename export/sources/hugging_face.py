@@ -25,8 +25,11 @@ _COMPANIONS = (
 
 
 def is_checkpoint(source: str) -> bool:
-    """Whether ``source`` is a folder with a ``config.json`` of transformers."""
-    return (Path(source) / "config.json").is_file()
+    """Whether ``source`` is a folder of transformers: its ``config.json`` names the type of a model, which that of a run does not."""
+    try:
+        return "model_type" in read_json(Path(source) / "config.json")
+    except ConfigError:
+        return False  # whoever the folder belongs to says what is wrong with it
 
 
 def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Target | None = None) -> tuple[Recipe, ...]:

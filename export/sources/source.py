@@ -17,7 +17,9 @@ from coreflow.models.images import spec_from_json
 from coreflow.models.spec import TensorSpec
 
 OPTIONS = "options"  # of a manifest's settings
-FORMS = "FILE.py:NAME of a recipe, a folder of transformers, module.path:Class, FILE.pt2, or a TorchScript FILE.pt"
+FORMS = (
+    "a run of `coreflow train`, FILE.py:NAME of a recipe, a folder of transformers, module.path:Class, FILE.pt2, or a TorchScript FILE.pt"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,12 @@ def test_threads_wait_without_spinning_unless_the_user_wants_it(chosen: dict[str
     assert re.search(rf"OMP_WAIT_POLICY\s*=\s*'{policy}'", done.stderr), done.stderr
 
 
+def test_a_run_is_exported_by_its_folder(exported: Path, bundle: Path, coreflow: Run) -> None:
+    code, out, err = coreflow("export", exported / "run", "--out", bundle, "--jobs", 1, "--json")
+    assert code == 0, err
+    assert json.loads(out)["kind"] == "energy-flow"
+
+
 @pytest.mark.skipif(not _has_large_pages(), reason="this system has no large pages")
 @pytest.mark.parametrize(
     ("chosen", "has_large"),

@@ -144,6 +144,6 @@ def test_the_operations_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_export_of_nothing_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export"]) == 2
-    assert "a run or FILE.py:NAME is missing" in capsys.readouterr().err
+    assert "what to export is missing" in capsys.readouterr().err
     assert main(["export", "own.py:GATE"]) == 2
     assert "--out is missing" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_inputs_of_other_forms_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("nothing/here", {}, "is nothing to export; FILE.py:NAME of a recipe, a folder"),
+        ("nothing/here", {}, "is nothing to export; a run of `coreflow train`, FILE.py:NAME"),
         (CLASS, {}, r"which inputs\? Give each, as in --input"),
         (CLASS, {"task": "fill-mask", "inputs": {"x": TensorSpec((2, 6))}}, "takes no --task"),
         (CLASS, {"inputs": {"x": TensorSpec((2, 5))}}, "does not run on x"),
