@@ -146,7 +146,7 @@ def _capture(
             reference = read_states(recipe.module, recipe.states)
             clear_states(form.call, states)
             _check_shapes(recipe, inputs, example, results, outputs, shapes)
-            _check_replay(recipe, results, _outputs(recipe, form.call(*inputs.values())), form.frozen)
+            _check_replay(recipe, results, _outputs(recipe, _replay(recipe, form, inputs)), form.frozen)
             _check_states(recipe, reference, read_states(form.call, states), form.frozen)
         if watch.indexes:
             lowest = {name: _lowest(spec, example[name]) for name, spec in recipe.inputs.items()}
@@ -289,6 +289,15 @@ def serialised(captured: Captured) -> bytes:
         else:
             torch.jit.save(captured.program, buffer)
     return buffer.getvalue()
+
+
+def _replay(recipe: Recipe, form: _Form, inputs: Mapping[str, Tensor]) -> object:
+    """What the captured program gives; an exported one refuses all shapes but its own."""
+    try:
+        return form.call(*inputs.values())
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        raise ExportError(f"{recipe.name}: captured in one shape, the module does not run on {shapes}: {first_line(error)}") from error
 
 
 def _check_replay(recipe: Recipe, reference: tuple[Tensor, ...], actual: tuple[Tensor, ...], frozen: Sequence[ValueRead]) -> None:

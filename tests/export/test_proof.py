@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from coreflow.cli.main import main
 from coreflow.export import Recipe, TensorSpec, build
 from coreflow.export.bundle import BundleDone, StageDone, conversion_of, export_bundle
 from coreflow.export.capture.capture import capture
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.manifest import read_manifest, write_manifest
 from coreflow.export.proof import LIMIT, prove
+from coreflow.export.targets.lowerings.registry import LOWERINGS, Lowering, load_families
 from coreflow.export.targets.mlprogram import convert
 from coreflow.models.errors import ExportError
 
@@ -171,3 +174,20 @@ def test_a_proof_on_record_is_not_made_again(tmp_path: Path) -> None:
     (event, _) = export_bundle([made], tmp_path / "bundle")
     assert isinstance(event, StageDone) and event.reused and event.errors == {"y": 0.5}
     assert read_manifest(done.path).stages["net"].errors == {"y": 0.5}
+
+
+def test_a_program_that_is_wrong_in_another_shape_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lowering that is right for one row: neither the trace nor the default shape shows it."""
+    quiet_coremltools()
+    from coremltools.converters.mil import Builder as mb
+
+    def by_rows(x: Any, alpha: float = 1.0) -> Any:
+        rows = mb.slice_by_index(x=mb.shape(x=x), begin=[0], end=[1])
+        return mb.mul(x=mb.elu(x=x, alpha=alpha), y=mb.cast(x=rows, dtype="fp32"))
+
+    load_families()
+    monkeypatch.setitem(LOWERINGS, "aten::celu", Lowering("aten::celu", by_rows, Path(__file__)))
+    one = recipe(Function(torch.nn.functional.celu), inputs={"x": TensorSpec((1, 16))})
+    assert build(one, tmp_path).exists()
+    with pytest.raises(ExportError, match="output 'y' is"):
+        build(replace(one, shapes={"x": [(3, 16)]}), tmp_path)

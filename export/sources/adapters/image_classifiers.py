@@ -11,9 +11,8 @@ from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint
 from coreflow.models.errors import ConfigError
 from coreflow.models.images import ImageSpec
 
-TYPES = (
-    *("vit", "deit", "beit", "resnet", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "convnext", "convnextv2", "swin"),
-    *("regnet", "poolformer", "levit", "efficientnet", "dinov2", "swiftformer"),
+TYPES = (  # those that `python -m benchmarks.architectures` exports
+    *("vit", "deit", "beit", "resnet", "regnet", "convnext", "convnextv2", "mobilenet_v1", "mobilenet_v2", "poolformer", "swin"),
 )
 _CENTRED = 0.5  # mean and deviation where a folder does not say: -1 to 1, transformers' own default
 

@@ -1,6 +1,7 @@
 """What a recipe says beyond inputs and outputs is in the saved package, and computes there what torch computes."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from coreflow.export import ImageSpec, Range, Recipe, TensorSpec, build
 from coreflow.export.package.mlpackage import read_program
+from coreflow.export.package.weights import Blob, WeightFile, write_blobs
 from coreflow.export.states import warn_of_states
 from coreflow.export.targets.functions import stored_twice
 from coreflow.models.arrays import Array
@@ -245,6 +247,18 @@ def test_functions_share_their_weights(functions: tuple[Path, Path, Head, Head])
     assert stored_twice(read_program(package)) == []
     both, one = (sum(file.stat().st_size for file in path.rglob("weight.bin")) for path in (package, alone))
     assert both <= 1.01 * one
+
+
+def test_weights_that_are_stored_twice_are_found(functions: tuple[Path, Path, Head, Head], tmp_path: Path) -> None:
+    program = read_program(functions[1])
+    graph, _ = program.function()
+    first = next(value for value in graph.constants if value.name == "linear_weight_to_fp16")
+    assert isinstance(first.data, np.ndarray)
+    blob = Blob(1, 0, np.ascontiguousarray(first.data).view(np.uint8).reshape(-1))
+    offset, *_ = write_blobs(tmp_path / "weight.bin", [blob])
+    copied = WeightFile(tmp_path / "weight.bin", "copy").read(offset, "float16", first.data.shape)
+    twice = replace(graph, constants=(*graph.constants, replace(first, name="copied", data=copied)))
+    assert stored_twice(program) == [] and stored_twice(program.with_function(twice)) == ["copied"]
 
 
 def test_a_package_carries_the_metadata_of_its_recipe(functions: tuple[Path, Path, Head, Head]) -> None:
