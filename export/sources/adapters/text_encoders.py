@@ -132,6 +132,8 @@ def _pooling_of(checkpoint: Checkpoint) -> tuple[str, bool]:
     if unknown := [kind for kind, _ in parts if kind not in ("Transformer", "Pooling", "Normalize")]:
         raise ConfigError(f"{file} has {', '.join(unknown)}; Transformer, Pooling and Normalize can be exported")
     folder = next((path for kind, path in parts if kind == "Pooling"), None)
+    if folder is not None and not (checkpoint.folder / folder).resolve().is_relative_to(checkpoint.folder.resolve()):
+        raise ConfigError(f"{file}: the path {folder!r} leads out of the folder")
     settings = {} if folder is None else read_json(checkpoint.folder / folder / "config.json")
     chosen = [_FLAGS[key] for key, value in settings.items() if value is True and key in _FLAGS] or [
         str(settings.get("pooling_mode", "mean"))

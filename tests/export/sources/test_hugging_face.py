@@ -1,5 +1,6 @@
 """Folders of transformers become bundles by one call, and the packages compute what transformers does."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,22 @@ def test_a_sentence_is_pooled_as_its_folder_says(bert: Path, tmp_path: Path, poo
         pooled = {"mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0), "mean_sqrt_len": hidden.sum(0) / 3}[pooling]
         actual = recipe.module(**tensors)[0]
     torch.testing.assert_close(actual, nn.functional.normalize(pooled, dim=-1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ('[{"type": "a.Pooling", "path": "../elsewhere"}]', "'../elsewhere' leads out of the folder"),
+        ('[{"type": "a.Dense", "path": "2_Dense"}]', "has Dense; Transformer, Pooling and Normalize"),
+        ('{"type": 1}', "is no list of modules of sentence-transformers"),
+    ],
+    ids=str,
+)
+def test_pooling_of_other_forms_is_refused(bert: Path, tmp_path: Path, modules: str, message: str) -> None:
+    shutil.copytree(bert, tmp_path / "sentences")
+    (tmp_path / "sentences" / "modules.json").write_text(modules)
+    with pytest.raises(ConfigError, match=message):
+        recipe_of(tmp_path / "sentences")
 
 
 def test_a_classifier_of_texts_carries_its_labels(tmp_path: Path) -> None:
