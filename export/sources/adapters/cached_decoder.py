@@ -152,6 +152,8 @@ def added_mask(rows: Tensor, positions: Tensor, window: int | None = None) -> Te
 
 def layer_windows(config: Any) -> dict[str, int | None]:
     """How far back the layers of each kind look, None for all tokens; ``ConfigError`` for kinds that are not exported."""
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ConfigError("use_bidirectional_attention: a token sees those behind it; causal attention can be exported")
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:

@@ -1,4 +1,4 @@
-"""Decoders that predict the next token, GPT-2 and Llama: one package that reads a prompt and goes on token by token."""
+"""Decoders that predict the next token, such as GPT-2 and Llama: one package that reads a prompt and goes on token by token."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from coreflow.models.spec import TensorSpec
 if TYPE_CHECKING:
     from coreflow.export.sources.adapters.cached_decoder import CachedDecoder
 
-TYPES = ("gpt2", "llama")
+TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 LENGTH, PROMPT = 512, 64  # tokens of the cache and of a prefill, where nothing else is asked for
 
 

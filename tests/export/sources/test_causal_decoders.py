@@ -11,6 +11,7 @@ import transformers as hf
 from coreflow.cli.main import main
 from coreflow.export.package.manifest import read_manifest
 from coreflow.export.sources.adapters.adapter import Sizes
+from coreflow.export.sources.adapters.cached_decoder import layer_windows
 from coreflow.export.sources.hugging_face import load_checkpoint
 from coreflow.models.errors import ConfigError
 from coreflow.runtime import load_model
@@ -27,11 +28,18 @@ COMMON: dict[str, Any] = {
     **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
 }
 GROUPED = {**COMMON, "num_key_value_heads": 2}
+CAPS = {"query_pre_attn_scalar": 48, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
 # Seeds with a margin between the first and the second token of MARGIN at least, all along the text: several errors of fp16.
 MARGIN = 0.02
 MODELS: dict[str, tuple[int, Any, dict[str, Any]]] = {
     "llama": (1, hf.LlamaConfig, GROUPED),
     "gpt2": (23, hf.GPT2Config, COMMON),
+    "gpt_neox": (6, hf.GPTNeoXConfig, COMMON),
+    "mistral": (2, hf.MistralConfig, {**GROUPED, "sliding_window": 16}),
+    "qwen2": (5, hf.Qwen2Config, {**GROUPED, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "qwen3": (7, hf.Qwen3Config, {**GROUPED, "head_dim": 24}),
+    "gemma": (1, hf.GemmaConfig, {**GROUPED, "head_dim": 24}),
+    "gemma2": (39, hf.Gemma2Config, {**GROUPED, "head_dim": 24, "sliding_window": 16, **CAPS, "tie_word_embeddings": False}),
 }
 CASES = [
     pytest.param(name, task, marks=() if (name, task) == ("llama", "text-generation") else pytest.mark.slow)
@@ -107,6 +115,20 @@ def test_what_a_decoder_does_not_do_is_refused(llama: Path, change: dict[str, An
     task, target = change.pop("task", None), change.pop("target", None)
     with pytest.raises(ConfigError, match=message):
         load_checkpoint(str(llama), task=task, sizes=Sizes(**change), target=target)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (hf.GemmaConfig(use_bidirectional_attention=True), "use_bidirectional_attention: a token sees those behind it"),
+        (hf.Qwen2Config(num_hidden_layers=1, layer_types=["chunked_attention"]), "layers of chunked_attention; full_attention and"),
+        (hf.LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "rope_type 'dynamic', whose"),
+    ],
+    ids=["bidirectional", "kind", "rope"],
+)
+def test_attention_that_a_cache_does_not_keep_is_refused(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        layer_windows(config)
 
 
 @pytest.fixture(scope="module")
