@@ -111,6 +111,8 @@ LIGHT = (
     "coreflow",
     "coreflow.cli.main",
     "coreflow.export",
+    "coreflow.export.engine.segmenter",
+    "coreflow.export.engine.support",
     "coreflow.export.package.manifest",
     "coreflow.export.package.mlpackage",
     "coreflow.export.package.op_facts",

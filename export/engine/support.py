@@ -1,0 +1,122 @@
+"""Whether the Neural Engine takes an op, by the published rules of a target, with the reason where it does not."""
+
+from dataclasses import dataclass
+
+from coreflow.export.engine.features import Features
+from coreflow.export.engine.targets import Evidence, Limits, Target, ops_by_reason
+
+_CASTABLE = ("float16", "float32", "bool", "int8")
+# Ops that only move elements; K saw squeeze and the gathers of int16 on the engine, and no arithmetic of it.
+_MOVES_INT16 = (
+    "squeeze",
+    "expand_dims",
+    "reshape",
+    "gather",
+    "gather_nd",
+    "gather_along_axis",
+    "transpose",
+    "slice_by_index",
+    "concat",
+    "split",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether the engine takes an op; ``reason`` says why not, ``is_sure`` whether such an op is in what was published.
+
+    >>> support(Features(type="cumsum", inputs=(x,), outputs=(x,)), target).reason
+    'the engine has no such op ("Unsupported MIL operation")'
+    """
+
+    engine: bool
+    reason: str = ""
+    is_sure: bool = True
+    evidence: Evidence | None = None
+
+
+def support(features: Features, target: Target) -> Support:
+    """What the tables of ``target`` say of the op; the CPU takes every op."""
+    never, unsure = ops_by_reason()
+    limits = target.limits
+    if features.type in never:
+        reason, evidence = never[features.type]
+        return Support(False, reason, evidence.label != "inference", evidence)
+    if features.type in limits.never:
+        return Support(False, f"{target.key} has no {features.type} on the engine", True, target.evidence["limits"])
+    for problem in (_types(features, limits), _index(features, limits), _extents(features, limits), _operator(features, limits)):
+        if problem:
+            return Support(False, problem, True, target.evidence["limits"])
+    if reason := _small_integers(features):
+        return Support(False, reason, False)
+    if features.type in unsure:
+        return Support(True, "", False, unsure[features.type])
+    return Support(True, "", not features.is_open, target.evidence["limits"])
+
+
+def _types(features: Features, limits: Limits) -> str:
+    """Element types of what runs through the op; constants may be of any type."""
+    # The second result of topk is int32, and topk is taken all the same.
+    tensors = (*features.inputs, *(features.outputs[:1] if features.type == "topk" else features.outputs))
+    dtypes = {tensor.dtype for tensor in tensors}
+    if integers := dtypes & {"int32", "uint32", "int64", "uint64"}:
+        return f'{", ".join(sorted(integers))} operand or result ("Unsupported tensor data type: int32")'
+    if features.type == "cast":
+        if "float32" in dtypes and not limits.edge_casts:
+            return 'a cast of fp32 ("Invalid input tensor format: fp32")'
+        strange = sorted(dtypes - set(_CASTABLE))
+        return f"a cast of {', '.join(strange)}" if strange else ""
+    return "fp32 operand or result: the engine computes in fp16" if dtypes & {"float32", "float64"} else ""
+
+
+def _small_integers(features: Features) -> str:
+    """int16 in arithmetic: no plan was read, and neighbours of it (the guard of a gather) stay on the CPU."""
+    dtypes = {tensor.dtype for tensor in (*features.inputs, *features.outputs[:1])}
+    if dtypes & {"int16", "uint16"} and features.type not in _MOVES_INT16:
+        return "16-bit integers in arithmetic; no plan was read"
+    return ""
+
+
+def _index(features: Features, limits: Limits) -> str:
+    if not features.run_time_index:
+        return ""
+    if features.type == "gather":
+        return 'its indices are known at run time only ("Unsupported gather index type")'
+    return "its begin is known at run time only"
+
+
+def _extents(features: Features, limits: Limits) -> str:
+    for tensor in (*features.inputs, *features.constants, *features.outputs):
+        if len(tensor.shape) > limits.rank and tensor in (*features.inputs, *features.outputs):
+            return f"rank {len(tensor.shape)}; at most {limits.rank}"
+    for tensor in (*features.inputs, *features.outputs):
+        if long := [extent for extent in tensor.shape if extent > limits.extent]:
+            return f'an extent of {long[0]}; at most {limits.extent} ("not within supported range")'
+    return ""
+
+
+def _operator(features: Features, limits: Limits) -> str:
+    if features.type in ("conv", "conv_transpose"):
+        return _convolution(features, limits)
+    if features.type == "max_pool" and features.kernel:
+        width = features.kernel[-1]
+        if width > limits.pool_window and width != 32:
+            return f"a window {width} wide; at most {limits.pool_window}, or 32"
+    if features.type == "matmul" and features.contraction > limits.matmul_inner:
+        return f'an inner extent of {features.contraction}; at most {limits.matmul_inner} ("can not fit the Kmem")'
+    return ""
+
+
+def _convolution(features: Features, limits: Limits) -> str:
+    if len(features.kernel) == 3 and not limits.conv_3d:
+        return "a convolution over three axes"
+    if features.run_time_weight and not limits.run_time_weight:
+        return "its weight is known at run time only"
+    kernel = features.kernel[-2:]
+    width, height = kernel[-1] if kernel else 1, kernel[0] if len(kernel) == 2 else 1
+    if width == height <= limits.conv_square:
+        return ""
+    if width > limits.conv_width or height > limits.conv_height:
+        allowed = f"up to {limits.conv_width} wide and {limits.conv_height} high, or {limits.conv_square} x {limits.conv_square}"
+        return f'a kernel of {height} x {width}; {allowed} ("conv with large kernel")'
+    return ""
