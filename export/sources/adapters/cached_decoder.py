@@ -147,7 +147,8 @@ def added_mask(rows: Tensor, positions: Tensor, window: int | None = None) -> Te
     """
     behind = positions[:, None] - rows
     seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return torch.where(seen, 0.0, _MASKED)[None, None]
+    # By arithmetic: the converter stores the branches of a selection, (Q, M) each, among the weights.
+    return ((seen.to(torch.float32) - 1) * -_MASKED)[None, None]
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:

@@ -1,5 +1,6 @@
 """Decoders with a cache say, token for token, what transformers' own generate says: as inputs and outputs, and as a state."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 import transformers as hf
 
 from coreflow.cli.main import main
+from coreflow.export.bundle import build
 from coreflow.export.package.manifest import read_manifest
+from coreflow.export.package.mlpackage import package_files
 from coreflow.export.sources.adapters.adapter import Sizes
 from coreflow.export.sources.adapters.cached_decoder import layer_windows
 from coreflow.export.sources.hugging_face import load_checkpoint
@@ -97,6 +100,20 @@ def test_the_text_is_that_of_transformers(tmp_path: Path, name: str, task: str) 
     stages = read_manifest(out).stages
     assert list(stages) == ["prefill", "step"] and all(stage.errors for stage in stages.values())
     assert greedy(out / stages["step"].package, prompt[0].tolist(), COUNT) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["text-generation", "text-generation-with-state"])
+def test_two_functions_are_no_larger_than_the_larger_of_them(tmp_path: Path, task: str) -> None:
+    config = {**GROUPED, "hidden_size": 320, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 5, "vocab_size": 4096}
+    model = hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**{**config, "num_key_value_heads": 1}))
+    assert model.num_parameters() > 5e6
+    model.save_pretrained(tmp_path / "llama")
+    (recipe,) = load_checkpoint(str(tmp_path / "llama"), task=task, sizes=Sizes(length=128))
+    parts = {"both": recipe, "prefill": replace(recipe, functions=()), "step": recipe.functions[0]}
+    packages = {name: build(part, tmp_path / name, check=False) for name, part in parts.items()}
+    sizes = {name: sum(file.stat().st_size for file in package_files(package)) for name, package in packages.items()}
+    assert sizes["both"] <= 1.01 * max(sizes["prefill"], sizes["step"])
 
 
 @pytest.mark.parametrize(
