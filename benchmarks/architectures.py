@@ -1,4 +1,4 @@
-"""Models of transformers as they come: tiny configurations of 43 architectures, exported without a wrapper and validated.
+"""Models of transformers as they come: tiny configurations of 45 architectures, exported without a wrapper and validated.
 
 ``python -m benchmarks.architectures`` prints the table and writes it to benchmarks/results/architectures.json: inputs go by name, the
 mask of padding is made by the model's own code, and the output is ``last_hidden_state``. Weights are random and seeded.
@@ -51,6 +51,8 @@ TEXT: dict[str, dict[str, Any]] = {
     "MobileBert": {**BERT, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "SqueezeBert": {**BERT, "embedding_size": 32},
     "Ernie": BERT,
+    "Deberta": {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 64},
+    "DebertaV2": {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 64},
     "RemBert": {**BERT, "input_embedding_size": 32, "output_embedding_size": 32},
 }
 CAUSAL: dict[str, dict[str, Any]] = {

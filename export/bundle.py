@@ -249,6 +249,8 @@ def _settle(captured: Captured, result: Path | ExportError, staging: Path, check
     except ExportError as error:
         if isinstance(error.__cause__, OSError | BundleError):
             raise
+        if captured.recipe.front_end != "auto":
+            raise ExportError(f"{error}{advice_on_writes(captured)}") from error
         try:
             other = capture_by_other(captured)
             package = _convert(conversion_of(other), staging / _BY_OTHER)
@@ -296,9 +298,10 @@ def _convert_all(captures: Sequence[Captured], staging: Path, jobs: int | None) 
     if not captures:
         return
     conversions = [conversion_of(captured) for captured in captures]
-    # A user's lowering stays where it is: another process cannot import its function, and to execute the file there would make the modules
-    # again.
-    processes = 1 if user_lowerings() else min(jobs or os.cpu_count() or 1, len(conversions))
+    # A user's lowering or pass stays where it is: another process cannot import its function, and to execute the file there would make the
+    # modules again.
+    has_users = user_lowerings() or any(part.recipe.passes for captured in captures for part in captured.parts)
+    processes = 1 if has_users else min(jobs or os.cpu_count() or 1, len(conversions))
     if processes == 1:
         for conversion in conversions:
             yield conversion.name, *_timed_convert(conversion, staging)
@@ -340,6 +343,7 @@ def conversion_of(captured: Captured) -> Conversion:
             is_exported=isinstance(part.program, ExportedProgram),
             entry=entries[part.recipe.name],
             removed_passes=part.removed_passes,
+            passes=tuple(part.recipe.passes),
             prefix=part.prefix,
         )
         for part in captured.parts

@@ -1,5 +1,6 @@
 """Everything that decides the bytes of one package."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from torch import nn
 from coreflow.export.capture.modules import as_module
 from coreflow.export.pictures import with_pictures
 from coreflow.export.shapes import Shapes, shape_choices
+from coreflow.export.targets.passes import Pass, name_of_pass
 from coreflow.models.arrays import Array
 from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError
@@ -18,6 +20,8 @@ from coreflow.models.stage import Stage
 
 Target = Literal["iOS16", "iOS17", "iOS18"]
 TARGETS: tuple[Target, ...] = ("iOS16", "iOS17", "iOS18")
+FrontEnd = Literal["auto", "trace", "export"]
+FRONT_ENDS: tuple[FrontEnd, ...] = ("auto", "trace", "export")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN = "coreflow."  # the beginning of our own keys of user-defined metadata
 
@@ -57,6 +61,16 @@ class Recipe(Stage):
 
     >>> Recipe(..., compute_dtype={"encoder.norm": "fp32"})
 
+    ``front_end``: ``"trace"`` or ``"export"`` for ``torch.jit.trace`` or ``torch.export`` alone; ``"auto"`` takes the one that follows the
+    module and is proven right.
+
+    >>> Recipe(..., front_end="export")
+
+    ``passes``: functions that change the converter's program before its numbers become fp16, in this order.
+
+    >>> def without_dropout(program): ...
+    >>> Recipe(..., passes=(without_dropout,))
+
     ``metadata``: author, licence, version, and any other key.
 
     >>> Recipe(..., metadata={"author": "Jane Doe", "licence": "Apache-2.0", "version": "1.2", "corpus": "wiki"})
@@ -70,12 +84,14 @@ class Recipe(Stage):
     labels: Sequence[str] = ()
     functions: Sequence["Recipe"] = ()
     compute_dtype: Mapping[str, Precision] = field(default_factory=dict)
+    front_end: FrontEnd = "auto"
+    passes: Sequence[Pass] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("outputs", "states", "labels", "functions"):
+        for name in ("outputs", "states", "labels", "functions", "passes"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            object.__setattr__(self, name, (value,) if isinstance(value, str) or callable(value) else tuple(value))
         for name in ("inputs", "shapes", "compute_dtype", "metadata"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         if (module := as_module(self.module)) is not None:
@@ -105,6 +121,7 @@ class Recipe(Stage):
             "shapes": {name: shapes.to_json() for name, shapes in self.shapes.items()},
             "labels": list(self.labels),
             "compute_dtype": dict(self.compute_dtype),
+            "passes": [name_of_pass(function) for function in self.passes],
             "metadata": dict(self.metadata),
         }
         return plain | {key: value for key, value in further.items() if value}
@@ -127,6 +144,10 @@ class Recipe(Stage):
             yield f"target {self.target!r}; choose one of {', '.join(TARGETS)}"
         if self.precision not in PRECISIONS:
             yield f"precision {self.precision!r}; choose {' or '.join(PRECISIONS)}"
+        if self.front_end not in FRONT_ENDS:
+            yield f"front_end {self.front_end!r}; choose one of {', '.join(FRONT_ENDS)}"
+        if wrong := [function for function in self.passes if not inspect.isfunction(function)]:
+            yield f"pass {wrong[0]!r}; a pass is a function of coremltools' Program, which it changes in place"
 
     def _wrong_states(self) -> Iterator[str]:
         if not self.states:

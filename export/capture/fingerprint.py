@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.lowerings.registry import user_sources
+from coreflow.export.targets.passes import converter_digest, source_of_pass
 from coreflow.models.versions import version
 
 
@@ -21,7 +22,7 @@ def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgra
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
     operations, constants = _parts_of_export(program) if isinstance(program, ExportedProgram) else _parts_of_trace(program)
-    for text in (operations, *user_sources(operations)):
+    for text in (operations, converter_digest(), *map(source_of_pass, recipe.passes), *user_sources(operations)):
         digest.update(text.encode())
     for name, tensor in constants:
         digest.update(name.encode())

@@ -16,8 +16,10 @@ def capture_best(recipe: Recipe) -> Captured:
 
     A ``nn.GRU`` of one step would be a loop by the trace, and is its few operations by ``torch.export``. That makes a new value of every
     write as well, but drops other things (``decompositions``): what it gives is proven after it has
-    been converted. The ``ExportError`` of a module that neither can follow is that of the trace.
+    been converted. The ``ExportError`` of a module that neither can follow is that of the trace. A recipe that names a front end gets that.
     """
+    if recipe.front_end != "auto":
+        return capture(recipe) if recipe.front_end == "trace" else _by_export(recipe)
     try:
         traced = capture(recipe)
     except FrontEndError as error:

@@ -23,9 +23,10 @@ from coreflow.export.targets.declarations import (
     state_types,
 )
 from coreflow.export.targets.failures import failing_place
+from coreflow.export.targets.finite_masks import finite_masks
 from coreflow.export.targets.functions import merge_functions
 from coreflow.export.targets.lowerings.registry import registered
-from coreflow.export.targets.passes import REMOVED_PASSES
+from coreflow.export.targets.passes import REMOVED_PASSES, Pass, pipeline
 from coreflow.export.targets.scopes import outside_of
 from coreflow.models.errors import BundleError, CoreflowError, ExportError, first_line
 
@@ -43,8 +44,9 @@ class Conversion:
     is_exported: bool
     entry: StageEntry  # what a manifest says of the package
     removed_passes: tuple[str, ...] = REMOVED_PASSES
+    passes: tuple[Pass, ...] = ()  # of the recipe
     prefix: str = ""  # of the paths of the recipe's module in the program
-    is_lowered: bool = True  # by our lowerings, where coremltools has none or a wrong one; False: as anybody's coremltools converts
+    is_lowered: bool = True  # by our lowerings and passes too; False: as anybody's coremltools converts
     functions: tuple["Conversion", ...] = ()  # further ones of the same package
 
     @property
@@ -73,11 +75,14 @@ def convert(conversion: Conversion, package: Path) -> Path:
 def _convert_one(conversion: Conversion, package: Path) -> Path:
     ct = quiet_coremltools()
     entry = conversion.entry
-    pipeline = ct.PassPipeline.DEFAULT
-    pipeline.remove_passes(set(conversion.removed_passes))
+    passes = (*conversion.passes, finite_masks) if conversion.is_lowered else conversion.passes
     program = None
     try:
-        with _silenced(), registered() if conversion.is_lowered else contextlib.nullcontext():
+        with (
+            _silenced(),
+            registered() if conversion.is_lowered else contextlib.nullcontext(),
+            pipeline(conversion.removed_passes, passes) as pass_pipeline,
+        ):
             program = _load(conversion)
             model = ct.convert(
                 program,
@@ -88,7 +93,7 @@ def _convert_one(conversion: Conversion, package: Path) -> Path:
                 convert_to="mlprogram",
                 compute_precision=_compute_precision(ct, conversion, program),
                 minimum_deployment_target=getattr(ct.target, entry.recipe["target"]),
-                pass_pipeline=pipeline,
+                pass_pipeline=pass_pipeline,
                 skip_model_load=True,
             )
             describe(model, entry)

@@ -8,7 +8,8 @@ products and its softmax one by one.
 
 A Python number in the code (``0.1 * x``) is rounded as weights are, since a saved program stores both alike; unrounded numbers would put
 a healthy lattice step, all of whose elements have the same number in them, 1.52 times its budget off (measured; 1.00 with the rounding).
-Numbers below the smallest normal fp16 number, epsilons as a rule, are not rounded: a program that loses one is at fault.
+Numbers below the smallest normal fp16 number, epsilons as a rule, are not rounded: a program that loses one is at fault. Numbers of masks
+that stand for infinity are finite, as our passes keep them in a program.
 """
 
 import functools
@@ -21,10 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from coreflow.export.capture.precision import round_to_fp16
+from coreflow.export.targets.finite_masks import to_finite
 from coreflow.models import fp16
 
 # Operations on two operands, of which a number may be one.
 _BINARY_OPERATIONS = frozenset({"aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div", "aten::pow"})
+# Operations that put a number, of a mask perhaps, into a tensor.
+_FILLS = frozenset(f"aten::{name}" for name in ("masked_fill", "where", "full", "full_like", "new_full", "fill", "scalar_tensor"))
+_TENSORS = frozenset({"aten::lift_fresh", "aten::lift_fresh_copy"})  # of numbers that the code holds: torch.tensor(...)
 
 
 class Fp16Rounding(TorchDispatchMode):
@@ -37,9 +42,12 @@ class Fp16Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run ``func`` and round its results."""
         kwargs = kwargs or {}
-        if func._schema.name.rstrip("_") in _BINARY_OPERATIONS:  # in place too
+        operation = func._schema.name.rstrip("_")  # in place too
+        if operation in _BINARY_OPERATIONS | _FILLS:
             args = tuple(_rounded_number(argument) for argument in args)
         result = func(*args, **kwargs)
+        if operation in _TENSORS and _is_fp32_or_fp64(result):
+            result = torch.from_numpy(np.asarray(to_finite(result.numpy())))
         names, written, is_view = _schema_facts(func)
         if not written:
             # A view is nothing new, and a rounded copy would not follow later writes.
@@ -60,7 +68,9 @@ def _schema_facts(func: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
 
 def _rounded_number(value: Any) -> Any:
     """A Python number of the code as a program stores it."""
-    return float(np.float16(value)) if isinstance(value, float) and fp16.SMALLEST_NORMAL <= abs(value) <= fp16.MAX else value
+    if not isinstance(value, float):
+        return value
+    return float(np.float16(value)) if fp16.SMALLEST_NORMAL <= abs(value) <= fp16.MAX else float(to_finite(np.float64(value)))
 
 
 def _is_fp32_or_fp64(value: Any) -> bool:

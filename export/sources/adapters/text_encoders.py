@@ -25,6 +25,8 @@ TYPES = (  # those that `python -m benchmarks.architectures` exports and validat
         "squeezebert",
         "ernie",
         "rembert",
+        "deberta",
+        "deberta-v2",
     ),
 )
 _OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "mpnet")  # whose positions begin behind that of the padding token
