@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from coreflow.cli import demo, export, inspection, lift, lint, run, train, validate
+from coreflow.cli import demo, export, inspection, lift, lint, place, run, train, validate
 from coreflow.cli.console import fail, out
 from coreflow.models.errors import CoreflowError
 from coreflow.models.versions import version
@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Callable[..., int]] = {
     "lift": lift.lift,
     "inspect": inspection.inspect,
     "lint": lint.lint,
+    "place": place.place,
 }
 
 

@@ -110,9 +110,11 @@ HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplot
 LIGHT = (
     "coreflow",
     "coreflow.cli.main",
+    "coreflow.cli.place_text",
     "coreflow.export",
+    "coreflow.export.engine.advice",
+    "coreflow.export.engine.compute_plan",
     "coreflow.export.engine.segmenter",
-    "coreflow.export.engine.support",
     "coreflow.export.package.manifest",
     "coreflow.export.package.mlpackage",
     "coreflow.export.package.op_facts",

@@ -186,14 +186,14 @@ def _target(plain: Mapping[str, Any], key: str) -> Target:
     line = [key]
     while base := plain["targets"][line[-1]].get("base"):
         line.append(base)
-    same = plain["targets"][key].get("same", "")
+    same, note = plain["targets"][key].get("same", ()), plain["targets"][key].get("note", "")
     evidence: dict[str, Evidence] = {}
 
     def section(name: str) -> Mapping[str, Any]:
         owner = next((owner for owner in line if name in plain["targets"][owner]), None)
         table: Mapping[str, Any] = plain["targets"][owner][name] if owner else plain[name]
-        borrowed = "" if owner in (key, None) or same else str(owner)
-        label, source = ("assumed", f"the table of {owner}") if borrowed else (table["label"], same or table["source"])
+        borrowed = "" if owner in (key, None) or name in same else str(owner)
+        label, source = ("assumed", f"the table of {owner}") if borrowed else (table["label"], note if name in same else table["source"])
         evidence[name] = Evidence(label, source, borrowed)
         return table
 
@@ -207,11 +207,11 @@ def _target(plain: Mapping[str, Any], key: str) -> Target:
         made = [_row(row, table.get("bnns_per_classic", 1.0)) for row in table["rows"]]
         for op in {op for row in made for op in row.ops}:
             rows.setdefault(op, tuple(row for row in made if op in row.ops))
-            own |= {op} if owner == key or same else set()
+            own |= {op} if owner == key or "rates" in same else set()
     return Target(
         key=key,
         chip=plain["targets"][key]["chip"],
-        note=plain["targets"][key].get("note", same),
+        note=note,
         switch_ms=graph["switch_ms"],
         launch_ms=graph["launch_ms"],
         second_launch_ms=graph["launch_ms"],

@@ -1,0 +1,110 @@
+"""``coreflow place``: what it prints, as text and as JSON, and its errors."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coreflow.cli.main import main
+
+
+@pytest.fixture
+def encoder(exported: Path) -> Path:
+    (package,) = (exported / "bundle").glob("packages/*/encoder.mlpackage")
+    return package
+
+
+def test_text_names_devices_in_words_and_says_that_nothing_was_measured(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", str(encoder)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "A prediction from a published model, not measured",
+        "on the Neural Engine and",
+        "on the CPU",
+        "M4/macOS27 (H16G)",
+        "CPU_AND_NE",
+    ):
+        assert part in text
+    assert "not on the Neural Engine, 1 op (gather)" in text
+    assert "what would change it: the Neural Engine would save" in text
+    assert "K: 751K/" in text
+
+
+def test_all_ops_are_shown_on_request(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", str(encoder), "--all-ops"]) == 0
+    assert capsys.readouterr().out.count("layer_norm") > 1
+
+
+def test_json_holds_every_op_with_its_estimates(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", str(encoder), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    (placement,) = plain["placements"]
+    assert (plain["kind"], plain["plan"] is None) == ("prediction from a published model, not measured", platform.system() != "Darwin")
+    assert placement["counts"]["engine"] + placement["counts"]["cpu"] == len(placement["ops"])
+    assert sum(op["share"] for op in placement["ops"]) == pytest.approx(1)
+    assert [op["type"] for op in placement["ops"] if op["supported"] == ["cpu"]] == ["gather"]
+    assert placement["evidence"]["graph"] == {"label": "measured", "source": "K", "borrowed_from": ""}
+    assert [(region["first"], region["last"]) for region in placement["regions"]] == [(0, len(placement["ops"]) - 1)]
+
+
+def test_all_of_the_demo_belongs_on_the_cpu(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", str(exported / "bundle"), "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)
+    assert len(stages) == 6
+    assert {op["device"] for stage in stages for placement in stage["placements"] for op in placement["ops"]} == {"cpu"}
+
+
+def test_a_target_without_a_table_is_told_by_its_neighbours(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", str(encoder), "--target", "M3/macOS27"]) == 0
+    text = capsys.readouterr().out
+    assert "M3/macOS27 has no table; predicted for its neighbours, M2/macOS27 and M4/macOS27" in text
+    assert "M2/macOS27 and M4/macOS27 agree on every op" in text
+
+
+def test_targets_are_listed_with_their_evidence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["place", "--targets"]) == 0
+    text = capsys.readouterr().out
+    assert "M4/macOS27" in text and "not published for this target" in text
+    assert main(["place", "--targets", "--json"]) == 0
+    assert "M4/macOS27" in [target["key"] for target in json.loads(capsys.readouterr().out)["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nowhere.mlpackage",), 3, "no such package"),
+        (("nowhere",), 3, "is not a bundle"),
+        (("{package}", "--function", "other"), 2, "no function 'other'; it has main"),
+        (("{package}", "--target", "A17"), 2, "no target 'A17'; tables exist for M4/macOS27"),
+        ((), 2, "a package is missing"),
+        pytest.param(
+            ("{package}", "--learn", "file"), 2, "only a Mac has", marks=pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac")
+        ),
+    ],
+    ids=["nowhere", "no bundle", "function", "target", "nothing", "learn"],
+)
+def test_bad_input_is_one_clear_line(
+    encoder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    assert main(["place", *(part.format(package=encoder) for part in arguments)]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in " ".join(captured.err.replace("│", " ").split())
+
+
+def test_a_placement_imports_no_torch_and_stays_below_a_gigabyte(encoder: Path) -> None:
+    program = (
+        "import sys\n"
+        "for heavy in ('torch', 'transformers', 'onnx', 'matplotlib', 'coremltools.converters'): sys.modules[heavy] = None\n"
+        "from coreflow.cli.main import main\n"
+        f"assert main(['place', {str(encoder)!r}, '--json']) == 0\n"
+        "assert 'coremltools' not in sys.modules\n"
+    )
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    assert kilobytes < 1e6
