@@ -41,6 +41,11 @@ def fail(text: str) -> None:
     err().print(f"[bold red]error:[/] {_plain(text)}", soft_wrap=True)
 
 
+def hint(text: str) -> None:
+    """Print one line below an error: where to read what would be right."""
+    err().print(f"[dim]hint:[/] {_plain(text)}", soft_wrap=True)
+
+
 def print_json(plain: Any) -> None:
     """Print the one result of a command as JSON."""
     sys.stdout.write(json.dumps(plain, indent=1, allow_nan=False) + "\n")

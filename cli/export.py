@@ -48,13 +48,15 @@ def export(
     as_json: Annotated[bool, json_option("the manifest", "or the list of --ops or --list")] = False,
 ) -> int:
     """Convert a trained run, your own recipes, or a model as it comes, to a bundle of Core ML packages."""
+    from coreflow.models.errors import ConfigError
+
     if ops:
         return _list_operations(as_json)
     if models:
         return _list_models(as_json)
     if source is None or out_dir is None:
         missing = "--out" if source else "what to export"
-        raise typer.BadParameter(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
+        raise ConfigError(f"{missing} is missing; as in coreflow export my_recipes.py:ENCODER --out artifacts/NAME")
     options = replace(
         _options(target, task, (length, prompt, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference
     )
@@ -174,10 +176,11 @@ def _list_models(as_json: bool) -> int:
 def _start(source: str, out_dir: Path, options: "SourceOptions", jobs: int | None, check: bool) -> "Iterator[StageDone | BundleDone]":
     from coreflow.export.bundle import export_bundle
     from coreflow.export.run import export_run
-    from coreflow.export.sources.hugging_face import is_checkpoint
-    from coreflow.export.sources.source import OPTIONS, load_source
+    from coreflow.export.sources.source import OPTIONS, load_source, refuse_options
+    from coreflow.models.family import is_run
 
-    if Path(source).is_dir() and not is_checkpoint(source):
+    if is_run(Path(source)):
+        refuse_options(source, options)
         return export_run(Path(source), out_dir, target=options.target or "iOS17", jobs=jobs, check=check)
     origin = load_source(source, options)
     settings = {"source": Path(source).name, OPTIONS: options.to_json()}

@@ -2,16 +2,22 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coreflow.cli.console import out, print_json
 from coreflow.cli.options import json_option
+from coreflow.models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coreflow.export.lint.lint import Finding
+
+_FORMS = "FILE.py:NAME of recipes, an .mlpackage, or a bundle"
 
 
 def lint(
-    source: Annotated[str | None, typer.Argument(help="FILE.py:NAME of recipes, or an .mlpackage.")] = None,
+    source: Annotated[str | None, typer.Argument(help="FILE.py:NAME of recipes, an .mlpackage, or a bundle.")] = None,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
     as_json: Annotated[bool, json_option("the findings", "or the rules of --rules")] = False,
 ) -> int:
@@ -23,20 +29,28 @@ def lint(
         _show(listed, ("id", "title", "remedy"), as_json)
         return 0
     if source is None:
-        raise typer.BadParameter("a source is missing; as in coreflow lint my_recipes.py:ENCODER, or coreflow lint FILE.mlpackage")
-    from coreflow.export.lint.lint import lint_package, lint_recipe
-    from coreflow.export.user_files import is_recipe_source, load_recipes
-
-    findings = (
-        [finding for recipe in load_recipes(source) for finding in lint_recipe(recipe)]
-        if is_recipe_source(source)
-        else lint_package(Path(source))
-    )
+        raise ConfigError(f"a source is missing; {_FORMS} is right, as in coreflow lint my_recipes.py:ENCODER")
+    findings = _findings(source)
     if findings or as_json:
         _show([asdict(finding) for finding in findings], ("name", "rule", "place", "title", "remedy"), as_json)
     else:
         out().print(f"{source}: no known wrong conversion", markup=False, soft_wrap=True)
     return 1 if findings else 0
+
+
+def _findings(source: str) -> "list[Finding]":
+    from coreflow.export.lint.lint import lint_bundle, lint_package, lint_recipe
+    from coreflow.export.package.manifest import MANIFEST
+    from coreflow.export.user_files import is_recipe_source, load_recipes
+
+    path = Path(source)
+    if is_recipe_source(source):
+        return [finding for recipe in load_recipes(source) for finding in lint_recipe(recipe)]
+    if path.suffix == ".mlpackage":
+        return lint_package(path)
+    if (path / MANIFEST).is_file():
+        return lint_bundle(path)
+    raise ConfigError(f"{source} cannot be linted; {_FORMS} is right")
 
 
 def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from coreflow.cli import demo, export, inspection, lift, lint, place, run, train, validate
-from coreflow.cli.console import fail, out
+from coreflow.cli.console import fail, hint, out
 from coreflow.models.errors import CoreflowError
 from coreflow.models.versions import version
 
@@ -65,6 +65,8 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
     return exiting
 
 
+_WRONG_USE: Any = typer.BadParameter.mro()[1]  # click's UsageError, wherever typer has it from
+
 for name, command in COMMANDS.items():
     app.command(name)(_exiting(command))
 
@@ -93,13 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read at the first large allocation: Linux then maps 2 MB at a time, not 4 kB, and a sum of 13 million float64 takes 30 ms, not 95.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        app(args=None if argv is None else list(argv))
+        code = app(args=sys.argv[1:] if argv is None else list(argv), prog_name="coreflow", standalone_mode=False)
     except CoreflowError as error:
         fail(str(error))
         return error.exit_code
+    except _WRONG_USE as error:
+        context = error.ctx
+        if message := error.format_message():  # none where the help was printed
+            fail(message)
+            hint(f"{context.command_path if context else 'coreflow'} --help")
+        return 2
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":

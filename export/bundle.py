@@ -449,8 +449,8 @@ def _without_trace(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            for folder in made:
+        for folder in made:
+            with contextlib.suppress(OSError):
                 folder.rmdir()  # those that hold something stay
         raise
 

@@ -15,7 +15,7 @@ from coreflow.export.targets.passes import Pass, name_of_pass
 from coreflow.models.arrays import Array
 from coreflow.models.draws import draw_inputs
 from coreflow.models.errors import ConfigError
-from coreflow.models.spec import PRECISIONS, Precision
+from coreflow.models.spec import PRECISIONS, Precision, TensorSpec
 from coreflow.models.stage import Stage
 
 Target = Literal["iOS16", "iOS17", "iOS18"]
@@ -23,6 +23,8 @@ TARGETS: tuple[Target, ...] = ("iOS16", "iOS17", "iOS18")
 FrontEnd = Literal["auto", "trace", "export"]
 FRONT_ENDS: tuple[FrontEnd, ...] = ("auto", "trace", "export")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SEQUENCES = ("outputs", "states", "labels", "functions", "passes")
+_MAPPINGS = ("inputs", "shapes", "compute_dtype", "metadata")
 _OWN = "coreflow."  # the beginning of our own keys of user-defined metadata
 
 
@@ -89,10 +91,12 @@ class Recipe(Stage):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("outputs", "states", "labels", "functions", "passes"):
+        if problems := list(self._wrong_types()):
+            raise ConfigError(f"recipe {self.name!r}: {'; '.join(problems)}")
+        for name in _SEQUENCES:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) or callable(value) else tuple(value))
-        for name in ("inputs", "shapes", "compute_dtype", "metadata"):
+        for name in _MAPPINGS:
             object.__setattr__(self, name, dict(getattr(self, name)))
         if (module := as_module(self.module)) is not None:
             object.__setattr__(self, "module", with_pictures(module, self.inputs))
@@ -126,6 +130,16 @@ class Recipe(Stage):
         }
         return plain | {key: value for key, value in further.items() if value}
 
+    def _wrong_types(self) -> Iterator[str]:
+        for name in _SEQUENCES:
+            if not isinstance(value := getattr(self, name), Sequence) and not callable(value):
+                yield f"{name}={value!r}; a list is right"
+        for name in _MAPPINGS:
+            if not isinstance(value := getattr(self, name), Mapping):
+                yield f"{name}={value!r}; a dict is right"
+            elif name == "inputs" and (wrong := [key for key, spec in value.items() if not isinstance(spec, TensorSpec)]):
+                yield f"input {wrong[0]!r} is {value[wrong[0]]!r}; a TensorSpec is right, as in TensorSpec((1, 128))"
+
     def _wrong_names(self) -> Iterator[str]:
         if not self.inputs or not self.outputs:
             yield "at least one input and one output are needed"
@@ -139,7 +153,7 @@ class Recipe(Stage):
 
     def _wrong_conversion(self) -> Iterator[str]:
         if not isinstance(self.module, nn.Module):
-            yield f"module is a {type(self.module).__name__}, neither an nn.Module nor an object that is called and holds some"
+            yield f"module is of type {type(self.module).__name__}, neither an nn.Module nor an object that is called and holds some"
         if self.target not in TARGETS:
             yield f"target {self.target!r}; choose one of {', '.join(TARGETS)}"
         if self.precision not in PRECISIONS:

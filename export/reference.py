@@ -32,6 +32,12 @@ def write_reference(recipes: Sequence[Recipe], companions: Path) -> None:
             write_samples(companions, part.name, golden_samples(part))
 
 
+def weights_file(companions: Path, stage: str) -> Path | None:
+    """The file of the weights of ``stage`` below ``companions``; None where a bundle was exported without."""
+    file = companions / WEIGHTS / f"{stage}.safetensors"
+    return file if file.is_file() else None
+
+
 def golden_samples(recipe: Recipe) -> list[tuple[Arrays, Arrays]]:
     """Inputs that the recipe draws, and what its module gives for them."""
     dtypes = {tensor.dtype for tensor in recipe.module.state_dict().values() if tensor.is_floating_point()}

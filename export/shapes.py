@@ -22,8 +22,8 @@ class Range:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low < self.high:
-            raise ConfigError(f"{self}: 1 <= low < high is right")
+        if not (isinstance(self.low, int) and isinstance(self.high, int) and 1 <= self.low < self.high):
+            raise ConfigError(f"{self}: whole numbers with 1 <= low < high are right")
 
     def __str__(self) -> str:
         return f"{self.low}..{self.high}"

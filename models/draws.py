@@ -15,8 +15,13 @@ _ADDITIVE = -100.0
 
 def draw_inputs(specs: Mapping[str, TensorSpec], seed: int) -> dict[str, Array]:
     """One tensor for every spec, the same for the same seed."""
-    random = np.random.default_rng(seed)
-    return {name: draw_tensor(spec, random) for name, spec in specs.items()}
+    random, drawn = np.random.default_rng(seed), {}
+    for name, spec in specs.items():
+        try:
+            drawn[name] = draw_tensor(spec, random)
+        except ConfigError as error:
+            raise ConfigError(f"input {name!r}: {error}") from error
+    return drawn
 
 
 def draw_tensor(spec: TensorSpec, random: np.random.Generator) -> Array:
@@ -32,7 +37,7 @@ def draw_tensor(spec: TensorSpec, random: np.random.Generator) -> Array:
         return random.choice(spec.values, spec.shape).astype(spec.dtype)
     if spec.dtype == "int32":
         if spec.bounds is None:
-            raise ConfigError(f"an int32 input of shape {spec.shape} has no bounds; give TensorSpec(..., bounds=(0, vocabulary - 1))")
+            raise ConfigError(f"int32 of shape {spec.shape} without bounds; give TensorSpec(..., bounds=(0, vocabulary - 1))")
         return random.integers(int(spec.bounds[0]), int(spec.bounds[1]) + 1, spec.shape).astype(np.int32)
     if spec.bounds is None:
         return random.standard_normal(spec.shape).astype(spec.dtype)

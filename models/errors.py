@@ -108,5 +108,6 @@ class ExportError(CoreflowError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says anything, or the name of its class."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's text that says anything, or the name of its class; of TorchScript's the last, below its own stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "TorchScript interpreter" in lines[0] else 0]

@@ -355,6 +355,11 @@ def family_of_preset(kind: str | None = None, preset: str | None = None) -> Fami
     return family
 
 
+def is_run(directory: Path) -> bool:
+    """Whether a family knows a run of its own in ``directory``."""
+    return any(family.has_run(directory) for family in families())
+
+
 def family_of_run(directory: Path) -> Family:
     """The family whose run is in ``directory``; the first where none knows it, to say what is missing."""
     known = families()

@@ -61,7 +61,7 @@ class ImageSpec(TensorSpec):
             if (scale, bias) != (1.0, 0.0):
                 raise ConfigError("scale and bias beside mean and std; give the one pair or the other")
             means, stds = _numbers(0.0 if mean is None else mean), _numbers(1.0 if std is None else std)
-            if not all(stds):
+            if min(stds, default=0.0) <= 0:
                 raise ConfigError(f"std {stds}; numbers above 0 are right")
             count = max(len(means), len(stds))
             means, stds = means * (count // len(means)), stds * (count // len(stds))

@@ -1,6 +1,7 @@
 """Names, shapes and dtypes at the boundary of a stage. Standard library only."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,16 +42,22 @@ class TensorSpec:
     values: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
+        try:
+            object.__setattr__(self, "shape", tuple(operator.index(extent) for extent in self.shape))
+        except TypeError:
+            raise ConfigError(f"shape {self.shape!r}; whole numbers are right, as in (1, 128)") from None
         if any(extent < 1 for extent in self.shape):
             raise ConfigError(f"shape {self.shape} has an extent below 1; fixed shapes are positive")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}", expected=DTYPES)
         if self.bounds is not None:
-            low, high = self.bounds
-            object.__setattr__(self, "bounds", (float(low), float(high)))
-            if not low <= high:
-                raise ConfigError(f"bounds {self.bounds}: the lowest value comes first")
+            try:
+                low, high = map(float, self.bounds)
+            except (TypeError, ValueError):
+                raise ConfigError(f"bounds {self.bounds!r}; the lowest and the highest value are right, as in (0, 1)") from None
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise ConfigError(f"bounds {self.bounds}; two finite numbers, the lowest first, are right")
+            object.__setattr__(self, "bounds", (low, high))
         if self.values is not None:
             self._check_values(tuple(sorted({float(value) for value in self.values})))
 

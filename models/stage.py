@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from coreflow.models.arrays import Array, Draw
 from coreflow.models.draws import draw_inputs
-from coreflow.models.errors import ConfigError
+from coreflow.models.errors import ConfigError, first_line
 from coreflow.models.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -33,11 +35,18 @@ class Stage:
 
     def inputs_for(self, seed: int) -> dict[str, Array]:
         """One set of inputs in the dtypes of the specs, the same for the same seed."""
-        if self.draw is None:
-            return draw_inputs(self.inputs, seed)
-        drawn = dict(self.draw(seed))
+        of = f"{type(self).__name__.lower()} {self.name!r}"
+        try:
+            drawn = draw_inputs(self.inputs, seed) if self.draw is None else dict(self.draw(seed))
+        except ConfigError as error:
+            raise ConfigError(f"{of}: {error}") from error
+        except Exception as error:
+            raise ConfigError(f"{of}: draw fails on seed {seed}: {type(error).__name__}: {first_line(error)}") from error
         expected = {name: (spec.shape, spec.dtype) for name, spec in self.inputs.items()}
-        actual = {name: (array.shape, str(array.dtype)) for name, array in drawn.items()}
+        actual = {
+            name: (array.shape, str(array.dtype)) if isinstance(array, np.ndarray) else type(array).__name__
+            for name, array in drawn.items()
+        }
         if actual != expected:
-            raise ConfigError(f"{type(self).__name__.lower()} {self.name!r}: draw gives {actual}, the inputs are {expected}")
+            raise ConfigError(f"{of}: draw gives {actual}, the inputs are {expected}")
         return drawn

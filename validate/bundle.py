@@ -192,6 +192,9 @@ class _Judging:
             recipes = stage_recipes(tuple(self._stages.values()))
         self._entry = self._text_entry()
         self.recipes = {part.name: part for recipe in recipes or () for part in recipe.parts}
+        if recipes and not self.recipes.keys() & manifest.stages.keys():
+            names = f"{', '.join(self.recipes)}; the bundle was exported from {', '.join(manifest.stages)}"
+            raise ConfigError(f"{folder}: no package is named after the recipes {names}")
         if missing := [name for name in manifest.stages if name not in self.recipes and not self._recorded(name)]:
             self.problems.append(f"no reference for {', '.join(missing)}: pass the recipes that the bundle was exported from")
         self._trial = self._open_trial()

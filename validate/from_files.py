@@ -8,6 +8,8 @@ from coreflow.export.package.graph import Program
 from coreflow.export.package.manifest import MANIFEST, read_manifest
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
+from coreflow.export.reference import weights_file
+from coreflow.export.sources.classes import is_class
 from coreflow.export.sources.source import OPTIONS, SourceOptions, load_source
 from coreflow.export.user_files import is_recipe_source
 from coreflow.models.errors import ConfigError
@@ -31,10 +33,10 @@ def validate_files(
     from_recipes = reference is not None and Path(reference).suffix not in (".mlpackage", ".onnx")
     recipes = _load_recipes(reference, path) if reference is not None and from_recipes else None
     if path.suffix == ".mlpackage":
+        program = read_program(path).at(options.function_name)
         against = Path(reference) if reference is not None and not from_recipes else _only_recipe(path, recipes, options.function_name)
         if options.evidence is not None:
             options = replace(options, evidence=replace(options.evidence, reference=reference))
-        program = read_program(path).at(options.function_name)
         yield validate_package(program, against, () if inputs is None else _read_samples(inputs, program), options)
     elif reference is not None and not from_recipes:
         raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
@@ -43,11 +45,18 @@ def validate_files(
 
 
 def _load_recipes(source: str, path: Path) -> tuple[Recipe, ...]:
-    """The recipes of ``source``; those of a folder, class or program by the options of the bundle at or around ``path``."""
+    """The recipes of ``source``; those of a folder, class or program by the options of the bundle at or around ``path``.
+
+    A class gets the weights that this bundle carries.
+    """
     folder = next((folder for folder in (path, *path.parents[:3]) if (folder / MANIFEST).is_file()), None)
     if is_recipe_source(source) or folder is None:
         return load_source(source).recipes
-    return load_source(source, SourceOptions.from_json(read_manifest(folder, verify=False).settings.get(OPTIONS, {}))).recipes
+    manifest = read_manifest(folder, verify=False)
+    options = SourceOptions.from_json(manifest.settings.get(OPTIONS, {}))
+    if manifest.companions is not None and is_class(source) and manifest.settings.get("source") == source:
+        options = replace(options, weights=weights_file(folder / manifest.companions, source.partition(":")[2]))
+    return load_source(source, options).recipes
 
 
 def _only_recipe(package: Path, recipes: tuple[Recipe, ...] | None, function_name: str | None) -> Recipe:

@@ -337,7 +337,7 @@ def _runs(
             raise
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-            problem = ExportError(f"{recipe.name}: the module does not run on {shapes}{_at(error, recipe.module)}: {error}")
+            problem = ExportError(f"{recipe.name}: the module does not run on {shapes}{_at(error, recipe.module)}: {first_line(error)}")
             problem.__cause__ = error
             if not skips:
                 raise problem from error
@@ -359,6 +359,8 @@ def _outputs(recipe: Recipe, result: object) -> tuple[Tensor, ...]:
 
 
 def _spec(recipe: Recipe, name: str, result: Tensor) -> TensorSpec:
+    if not result.numel():
+        raise ExportError(f"{recipe.name}: output {name!r} of shape {list(result.shape)} is empty; leave it out")
     floats: Dtype = "float16" if recipe.precision == "fp16" else "float32"
     if result.is_floating_point():
         return TensorSpec(tuple(result.shape) or (1,), floats)

@@ -1,7 +1,10 @@
 """The front end that captures a module: the trace, or ``torch.export`` where a trace cannot follow it or would lose a write."""
 
 import contextlib
+import math
 from typing import Any
+
+from torch import nn
 
 from coreflow.export.capture.capture import Captured, FrontEndError, capture, capture_by_export
 from coreflow.export.recipe import Recipe
@@ -17,7 +20,10 @@ def capture_best(recipe: Recipe) -> Captured:
     A ``nn.GRU`` of one step would be a loop by the trace, and is its few operations by ``torch.export``. That makes a new value of every
     write as well, but drops other things (``decompositions``): what it gives is proven after it has
     been converted. The ``ExportError`` of a module that neither can follow is that of the trace. A recipe that names a front end gets that.
+    Weights without a value are refused.
     """
+    for part in recipe.parts:
+        _check_weights(part)
     if recipe.front_end != "auto":
         return capture(recipe) if recipe.front_end == "trace" else _by_export(recipe)
     try:
@@ -44,6 +50,18 @@ def advice_on_writes(captured: Captured) -> str:
     places = ", ".join(dict.fromkeys(str(place) for place in captured.lost_writes if place is not None))
     where = f" at {places}" if places else ""
     return f"; forward writes through a view{where}, which is lost: assign to the tensor (y[:, 3] = y[:, 3] + 1)"
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Every parameter is in memory and finite, and no buffer is NaN; a mask may be infinite."""
+    for name, tensor in (*recipe.module.named_parameters(), *recipe.module.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ExportError(f"{recipe.name}: {name} is on the device {tensor.device}; load weights and call module.cpu() first")
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        least, greatest = (float(end) for end in tensor.detach().aminmax())  # NaN where there is one
+        if math.isnan(least) or (isinstance(tensor, nn.Parameter) and math.inf in (-least, greatest)):
+            raise ExportError(f"{recipe.name}: {name} holds {'NaN' if math.isnan(least) else 'infinity'}; weights are finite numbers")
 
 
 def _has_gru_of_one_step(traced: Captured) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from coreflow.export.capture.capture import capture
 from coreflow.export.lint.calls import calls
 from coreflow.export.lint.rule import Rule, all_rules
+from coreflow.export.package.manifest import read_manifest
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.recipe import Recipe
 
@@ -48,6 +49,12 @@ def lint_package(package: Path, rules: Sequence[Rule] | None = None) -> list[Fin
             if rule.finds_in_program(op, graph)
         ),
     )
+
+
+def lint_bundle(bundle: Path) -> list[Finding]:
+    """The same for every package of a bundle; ``BundleError`` where its files are not as its manifest says."""
+    packages = dict.fromkeys(stage.package for stage in read_manifest(bundle).stages.values())
+    return [finding for package in packages for finding in lint_package(bundle / package)]
 
 
 def _findings(name: str, places: Iterator[tuple[Rule, str]]) -> list[Finding]:

@@ -1,6 +1,7 @@
 """A class of an installed or neighbouring module, with weights from a file."""
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from coreflow.models.errors import ConfigError, first_line
 from coreflow.models.spec import TensorSpec
 
 _FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_FORBIDDEN = re.compile(r"GLOBAL (\S+) was not an allowed global")  # of torch.load
 
 
 def is_class(source: str) -> bool:
@@ -65,33 +67,60 @@ def numbered_names(count: int) -> tuple[str, ...]:
 def _make(path: str, name: str, arguments: Mapping[str, Any]) -> nn.Module:
     sys.path.insert(0, str(Path.cwd()))  # a module beside the working folder, as `python -m` would find it
     try:
-        value = getattr(importlib.import_module(path), name)
-    except ImportError as error:
-        raise ConfigError(f"{path} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise ConfigError(f"{path} has no {name}") from error
+        definitions = vars(importlib.import_module(path))
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.pop(0)
+    if name not in definitions:
+        classes = [key for key, value in definitions.items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        raise ConfigError(f"{path} has no {name}" + (f"; its modules are {', '.join(sorted(classes))}" if classes else ""))
+    value = definitions[name]
     if not isinstance(value, type) or not issubclass(value, nn.Module):
         raise ConfigError(f"{path}:{name} is a {type(value).__name__}; a class of nn.Module is right")
     try:
         return value(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"{path}:{name} cannot be made of {dict(arguments)}: {error}; give --arguments as a JSON object") from error
+    except Exception as error:
+        made = f"{path}:{name} cannot be made of {json.dumps(dict(arguments))}: {first_line(error)}"
+        raise ConfigError(f"{made}; --arguments gives them as a JSON object") from error
 
 
 def _load(module: nn.Module, file: Path) -> None:
     """Weights of a .safetensors file, or of a checkpoint that holds tensors alone."""
+    state = _read_weights(file)
+    try:
+        keys = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of shapes; its first line is of all of them
+        raise ConfigError(f"{file} does not fit {type(module).__name__}: {' '.join(str(error).split()[:80])}") from error
+    own = module.state_dict()
+    loaded = {own[name].data_ptr() for name in own.keys() & state.keys()}  # of a weight with two names, a file may have one
+    differences = [
+        f"{text} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for text, names in (
+            ("it has no", [name for name in keys.missing_keys if own[name].data_ptr() not in loaded]),
+            ("the module has no", keys.unexpected_keys),
+        )
+        if names
+    ]
+    if differences:
+        raise ConfigError(f"{file} does not fit {type(module).__name__}: {'; '.join(differences)}")
+
+
+def _read_weights(file: Path) -> Mapping[str, Tensor]:
     if not file.is_file():
         raise ConfigError(f"{file} is not a file")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state) if isinstance(state, dict) else state
-        module.load_state_dict(state)
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{file} does not fit {type(module).__name__}: {' '.join(str(error).split())[:400]}") from error
+        if forbidden := _FORBIDDEN.search(str(error)):
+            what = f"{forbidden[1]}, and Python objects are not loaded; tensors alone are right"
+            raise ConfigError(f"{file} holds {what}: torch.save(model.state_dict(), ...)") from error
+        raise ConfigError(f"{file} is no file of weights; .safetensors, or torch.save(model.state_dict(), ...) is right") from error
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{file} holds something else than tensors by name; torch.save(model.state_dict(), ...) is right")
+    return state

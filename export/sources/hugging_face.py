@@ -25,11 +25,11 @@ _COMPANIONS = (
 
 
 def is_checkpoint(source: str) -> bool:
-    """Whether ``source`` is a folder of transformers: its ``config.json`` names the type of a model, which that of a run does not."""
-    try:
-        return "model_type" in read_json(Path(source) / "config.json")
-    except ConfigError:
-        return False  # whoever the folder belongs to says what is wrong with it
+    """Whether ``source`` is a folder of transformers: its ``config.json`` names the type of a model, which that of a run does not.
+
+    ``ConfigError`` where that is no JSON object.
+    """
+    return "model_type" in read_json(Path(source) / "config.json")
 
 
 def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Target | None = None) -> tuple[Recipe, ...]:
@@ -41,6 +41,8 @@ def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Targ
     settings = read_json(folder / "config.json")
     adapter = find_adapter(folder, settings, task)
     target = target or adapter.target
+    if ignored := [name for name in sizes.given if name not in adapter.sizes]:
+        raise ConfigError(f"{folder}: {adapter.task} takes no {', '.join(ignored)}; it takes {', '.join(adapter.sizes)}")
     if TARGETS.index(target) < TARGETS.index(adapter.target):
         raise ConfigError(f"{folder}: {adapter.task} needs target {adapter.target}, not {target}")
     checkpoint = Checkpoint(folder, _load(folder, adapter), sizes, target, package_name(folder.resolve().name))
@@ -95,11 +97,23 @@ def _load(folder: Path, adapter: Adapter) -> Any:
         raise ConfigError(f"{folder} holds {others}; model.safetensors is right (save it again with save_pretrained)")
     try:
         with _quiet():
-            model = getattr(transformers, adapter.auto_class).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **adapter.options
+            model, told = getattr(transformers, adapter.auto_class).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **adapter.options,
             )
     except Exception as error:
         raise ConfigError(f"{folder}: transformers cannot load it as {adapter.auto_class}: {first_line(error)}") from error
+    # transformers draws what a file lacks at random, and only warns.
+    if missing := sorted(key for key in told["missing_keys"] if not key.startswith(adapter.unused)):
+        weights = f"{', '.join(missing[:4])}{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}"
+        raise ConfigError(
+            f"{folder} has no weights {weights} of a {type(model).__name__}, for {adapter.task}; fine-tune it, or give another --task"
+        )
     return model.eval()
 
 

@@ -7,7 +7,7 @@ from coreflow.models.errors import ConfigError
 from coreflow.models.spec import DTYPES, Dtype, TensorSpec
 
 _FORM = re.compile(
-    r"(?P<name>[A-Za-z_]\w*):(?P<shape>\d+(x\d+)*)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?[\d.]+)\.\.(?P<high>-?[\d.]+))?", re.ASCII
+    r"(?P<name>[A-Za-z_]\w*):(?P<shape>\d+(x\d+)*)(:(?P<dtype>[a-z0-9]+))?(:(?P<low>-?\d+(\.\d+)?)\.\.(?P<high>-?\d+(\.\d+)?))?", re.ASCII
 )
 
 
@@ -26,5 +26,8 @@ def parse_inputs(texts: Sequence[str]) -> dict[str, TensorSpec]:
             raise ConfigError(f"input {match['name']!r} is given twice")
         dtype: Dtype = match["dtype"] or "float16"  # type: ignore[assignment]
         bounds = None if match["low"] is None else (float(match["low"]), float(match["high"]))
-        specs[match["name"]] = TensorSpec(tuple(int(extent) for extent in match["shape"].split("x")), dtype, bounds)
+        try:
+            specs[match["name"]] = TensorSpec(tuple(int(extent) for extent in match["shape"].split("x")), dtype, bounds)
+        except ConfigError as error:
+            raise ConfigError(f"input {text!r}: {error}") from error
     return specs

@@ -1,5 +1,6 @@
 """Programs that were captured by somebody else: an exported program (``.pt2``), or a TorchScript file."""
 
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,10 +43,14 @@ def load_program(source: str, *, inputs: Mapping[str, TensorSpec], target: Targe
 
 
 def _exported(file: Path, given: Mapping[str, TensorSpec], target: Target) -> Recipe:
+    log = logging.getLogger("torch.export")  # which prints the stack of what it raises
+    log.disabled, was_disabled = True, log.disabled
     try:
         program = torch.export.load(file)
     except Exception as error:
         raise ConfigError(f"{file} is no exported program of torch: {first_line(error)}") from error
+    finally:
+        log.disabled = was_disabled
     module = program.module()
     for method in ("eval", "train"):  # it refuses both, although it is in the mode in which it was exported for good
         vars(module).pop(method, None)
@@ -84,6 +89,8 @@ def _scripted(file: Path, given: Mapping[str, TensorSpec], target: Target) -> Re
         raise ConfigError(f"{file} is no TorchScript file: {first_line(error)}") from error
     schema: Any = module.forward.schema  # type: ignore[attr-defined]
     names = [argument.name for argument in schema.arguments[1:]]
+    if not names:
+        raise ConfigError(f"{file} takes no input; a forward of tensors is right")
     if list(given) != names:
         raise ConfigError(f"{file} takes {', '.join(names)}; give each, as in --input {names[0]}:1x128")
     (returned,) = schema.returns

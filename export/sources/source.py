@@ -80,32 +80,34 @@ def load_source(source: str, options: SourceOptions = SourceOptions()) -> Source
     """What ``source`` stands for; ``ConfigError`` with the forms of a source for anything else, and for options that are not its own."""
     target = options.target or "iOS17"
     if is_recipe_source(source):
-        _refuse(source, options, ())
+        refuse_options(source, options, ())
         recipes = load_recipes(source)
         if options.target is not None:
             recipes = tuple(_for_target(recipe, options.target) for recipe in recipes)
         return Source(recipes=recipes, has_reference=options.has_reference)
     if is_checkpoint(source):
-        _refuse(source, options, ("task", "sizes"))
+        refuse_options(source, options, ("task", "sizes"))
         recipes = load_checkpoint(source, task=options.task, sizes=options.sizes, target=options.target)
         return Source(recipes=recipes, folder=Path(source), has_reference=options.has_reference)
     if is_program(source):
-        _refuse(source, options, ("inputs",))
+        refuse_options(source, options, ("inputs",))
         return Source(recipes=load_program(source, inputs=options.inputs, target=target), has_reference=options.has_reference)
     if is_class(source):
-        _refuse(source, options, ("inputs", "weights", "arguments"))
+        refuse_options(source, options, ("inputs", "weights", "arguments"))
         fields = {"inputs": options.inputs, "weights": options.weights, "arguments": options.arguments}
         recipes = load_class(source, **fields, target=target)  # type: ignore[arg-type]
         return Source(recipes=recipes, has_reference=options.has_reference)
-    raise ConfigError(f"{source} is nothing to export; {FORMS} is right")
+    settings = Path(source) / "config.json"
+    why = "" if not Path(source).is_dir() else ": its config.json has no model_type" if settings.is_file() else ": it has no config.json"
+    raise ConfigError(f"{source} is nothing to export{why}; {FORMS} is right")
 
 
 def _given(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value}
 
 
-def _refuse(source: str, options: SourceOptions, taken: tuple[str, ...]) -> None:
-    """Options that would be ignored are errors."""
+def refuse_options(source: str, options: SourceOptions, taken: tuple[str, ...] = ()) -> None:
+    """``ConfigError`` for options that are given and not ``taken``, which would be ignored."""
     given: dict[str, Any] = {"task": options.task, "sizes": options.sizes if options.sizes != Sizes() else None, "inputs": options.inputs}
     given |= {"weights": options.weights, "arguments": options.arguments}
     words = {"sizes": "--length, --prompt, --batch and --image-size", "inputs": "--input"}

@@ -42,7 +42,8 @@ def test_help_names_every_command_without_loading_torch() -> None:
 def test_wrong_usage_is_exit_code_2(coreflow: Run, arguments: list[str]) -> None:
     code, out, err = coreflow(*arguments)
     assert (code, out) == (2, "")
-    assert "Usage" in err or "Error" in err
+    first, *further = err.splitlines()
+    assert first.startswith("error: ") and all(line.startswith("hint: coreflow") for line in further)
 
 
 def test_version(coreflow: Run) -> None:

@@ -29,7 +29,7 @@ def with_buffer(buffer: Tensor) -> nn.Module:
     [
         ({"target": "iOS14"}, "target 'iOS14'; choose one of iOS16"),
         ({"precision": "int8"}, "choose fp16 or fp32"),
-        ({"module": "head"}, "module is a str"),
+        ({"module": "head"}, "module is of type str"),
         ({"outputs": ()}, "at least one input and one output"),
         ({"name": "my-head"}, "name 'my-head'"),
         ({"inputs": {"x.1": TensorSpec((1, 4))}}, "name 'x.1'"),

@@ -27,7 +27,7 @@ def test_a_name_stands_for_recipes(tmp_path: Path, body: str, name: str, count: 
     [
         (ONE, "{}:TWO", "has no TWO; its recipes are ONE"),
         (ONE, "{}", "which recipe\\? Give .*:ONE"),
-        (ONE + "X = 3\n", "{}:X", "X is a int"),
+        (ONE + "X = 3\n", "{}:X", "X: int; a Recipe"),
         (ONE + "X = []\n", "{}:X", "a Recipe, a list of them"),
         ("import nothing_of_that_name\n", "{}:ONE", "fails: ModuleNotFoundError"),
         ("def (", "{}:ONE", "fails: SyntaxError"),

@@ -30,6 +30,12 @@ class Sizes:
             if value is not None and value < least:
                 raise ConfigError(f"{name} {value}; {least} or more is right")
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The options of a command that were given."""
+        values = {"--length": self.length, "--prompt": self.prompt, "--batch": self.batch > 1, "--image-size": self.image_size}
+        return tuple(option for option, value in values.items() if value)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
@@ -85,6 +91,8 @@ class Adapter:
     heads: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # of ``from_pretrained``
     target: Target = "iOS17"  # the least, and the default
+    sizes: Sequence[str] = ("--length", "--batch")  # options that it takes
+    unused: tuple[str, ...] = ()  # beginnings of the names of weights that none of its outputs depends on, and a folder may lack
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from coreflow.export.recipe import Recipe
 from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint
-from coreflow.models.errors import ConfigError
 from coreflow.models.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ def with_state(checkpoint: Checkpoint) -> Sequence[Recipe]:
 
 
 def _length(checkpoint: Checkpoint) -> int:
-    if checkpoint.sizes.batch > 1:
-        raise ConfigError(f"batch {checkpoint.sizes.batch}; a decoder with a cache takes one text at a time")
     return checkpoint.length(getattr(checkpoint.config, "max_position_embeddings", None), LENGTH)
 
 
@@ -63,6 +60,14 @@ ADAPTERS = (
         recipes=with_cache,
         heads=("ForCausalLM", "LMHeadModel"),
         target="iOS18",
+        sizes=("--length", "--prompt"),
     ),
-    Adapter(task="text-generation-with-state", auto_class="AutoModelForCausalLM", model_types=TYPES, recipes=with_state, target="iOS18"),
+    Adapter(
+        task="text-generation-with-state",
+        auto_class="AutoModelForCausalLM",
+        model_types=TYPES,
+        recipes=with_state,
+        target="iOS18",
+        sizes=("--length", "--prompt"),
+    ),
 )

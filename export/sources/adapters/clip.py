@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from coreflow.export.recipe import Recipe
 from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint
 from coreflow.export.sources.adapters.image_classifiers import image_settings
-from coreflow.models.errors import ConfigError
 from coreflow.models.images import ImageSpec
 from coreflow.models.spec import TensorSpec
 
@@ -49,8 +48,6 @@ class ImageEmbedding(nn.Module):
 
 def encoders(checkpoint: Checkpoint) -> Sequence[Recipe]:
     """Packages ``text`` and ``image``; embeddings are as they come, so that a cosine compares them."""
-    if checkpoint.sizes.batch > 1:
-        raise ConfigError(f"batch {checkpoint.sizes.batch}; a package takes one picture at a time")
     model, settings = checkpoint.model, checkpoint.config.text_config
     shape = (1, checkpoint.length(settings.max_position_embeddings, settings.max_position_embeddings))
     text = Recipe(
@@ -74,4 +71,13 @@ def encoders(checkpoint: Checkpoint) -> Sequence[Recipe]:
     return [text, image]
 
 
-ADAPTERS = (Adapter(task="text-and-image-embedding", auto_class="AutoModel", model_types=("clip",), recipes=encoders, heads=("Model",)),)
+ADAPTERS = (
+    Adapter(
+        task="text-and-image-embedding",
+        auto_class="AutoModel",
+        model_types=("clip",),
+        recipes=encoders,
+        heads=("Model",),
+        sizes=("--length", "--image-size"),
+    ),
+)

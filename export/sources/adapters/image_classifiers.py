@@ -48,8 +48,6 @@ def hidden_states(checkpoint: Checkpoint) -> Sequence[Recipe]:
 
 
 def _recipe(checkpoint: Checkpoint, module: nn.Module, output: str, **further: Any) -> Recipe:
-    if checkpoint.sizes.batch > 1:
-        raise ConfigError(f"batch {checkpoint.sizes.batch}; a package takes one picture at a time")
     settings, height, width = image_settings(checkpoint)
     return Recipe(
         name=checkpoint.name,
@@ -110,6 +108,15 @@ ADAPTERS = (
         model_types=TYPES,
         recipes=classifier,
         heads=("ForImageClassification", "ForImageClassificationWithTeacher"),
+        sizes=("--image-size",),
     ),
-    Adapter(task="image-feature-extraction", auto_class="AutoModel", model_types=TYPES, recipes=hidden_states, heads=("Model",)),
+    Adapter(
+        task="image-feature-extraction",
+        auto_class="AutoModel",
+        model_types=TYPES,
+        recipes=hidden_states,
+        heads=("Model",),
+        sizes=("--image-size",),
+        unused=("pooler.",),
+    ),
 )

@@ -146,8 +146,15 @@ def _pooling_of(checkpoint: Checkpoint) -> tuple[str, bool]:
 
 
 ADAPTERS = (
-    Adapter(task="feature-extraction", auto_class="AutoModel", model_types=TYPES, recipes=hidden_states, heads=("Model",)),
-    Adapter(task="sentence-similarity", auto_class="AutoModel", model_types=TYPES, recipes=sentence_embedding),
+    Adapter(
+        task="feature-extraction",
+        auto_class="AutoModel",
+        model_types=TYPES,
+        recipes=hidden_states,
+        heads=("Model",),
+        unused=("pooler.",),
+    ),
+    Adapter(task="sentence-similarity", auto_class="AutoModel", model_types=TYPES, recipes=sentence_embedding, unused=("pooler.",)),
     Adapter(
         task="text-classification",
         auto_class="AutoModelForSequenceClassification",

@@ -120,7 +120,7 @@ def test_two_functions_are_no_larger_than_the_larger_of_them(tmp_path: Path, tas
     ("change", "message"),
     [
         ({"length": 256}, "length 256; llama takes at most 128 tokens"),
-        ({"batch": 2}, "batch 2; a decoder with a cache takes one text at a time"),
+        ({"batch": 2}, "text-generation takes no --batch"),
         ({"length": 16, "prompt": 32}, "prompt 32; the cache holds 16 tokens"),
         ({"prompt": 1}, "prompt 1; 2 or more is right"),
         ({"target": "iOS17"}, "text-generation needs target iOS18, not iOS17"),

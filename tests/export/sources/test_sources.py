@@ -107,7 +107,7 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.pt2").write_bytes(b"x")
     with pytest.raises(ConfigError, match="is no exported program of torch"):
         load_source(str(tmp_path / "broken.pt2"))
-    with pytest.raises(ConfigError, match="does not fit Network"):
+    with pytest.raises(ConfigError, match="is no file of weights"):
         load_source(CLASS, SourceOptions(weights=tmp_path / "broken.pt2", inputs={"x": TensorSpec((2, 6))}))
 
 
