@@ -22,6 +22,8 @@ def whole(*shape: int, low: int = -9, high: int = 9) -> Any:
 # x / y of these is 1, inf, -inf, NaN, ...: inputs have to be finite.
 ODD = np.array([[1, 1, -2, 0], [0, -2.5, 3.4e38, 0]], np.float32), np.array([[1, 0, 0, 0], [3, 1, 1, 0]], np.float32)
 
+HANN = torch.hann_window(16)
+
 CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
     "new tensors": (
         lambda x, i: (
@@ -206,6 +208,21 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
         ),
         [(floats(3, 8), floats(3, 8), floats(300))],
     ),
+    "short-time spectra": (
+        lambda x, z: (
+            *(torch.stft(x, 16, hop, size, HANN[:size], return_complex=True).abs() for hop, size in ((4, 16), (5, 12))),
+            torch.stft(x, 16, 4, normalized=True, window=HANN, return_complex=True).real,
+            torch.view_as_real(torch.stft(x[0], 16, 8, center=False, onesided=False, window=HANN, return_complex=True)),
+            torch.istft(torch.stft(x, 16, 4, window=HANN, return_complex=True) * 0.5, 16, 4, window=HANN),
+            torch.istft(torch.view_as_complex(z), 16, 4, window=HANN), torch.istft(torch.view_as_complex(z)[0], 16, window=HANN),
+            *(torch.istft(torch.view_as_complex(z), 16, 4, window=HANN, length=length) for length in (20, 32, 45)),
+            torch.istft(torch.view_as_complex(z), 16, 3, 12, HANN[:12] + 0.1, normalized=True),
+            torch.istft(torch.view_as_complex(z), 16, 4, window=HANN + 0.1, center=False),
+            (y := torch.view_as_complex(z))[1, 2:-3].angle(), y[..., -1].real, (y - y.conj()).angle(), z.angle(),
+            torch.istft(torch.view_as_complex(torch.cat([z, z[:, 1:8]], 1)), 16, 4, window=HANN, onesided=False),
+        ),
+        [(floats(2, 64), floats(2, 9, 9, 2))],
+    ),
     "cdist": (
         lambda x, y: (*(torch.cdist(x, y, p=p) for p in (2.0, 1.0, 0.0, float("inf"), 3.0, 0.5)), torch.cdist(x[0], y[0])),
         [(floats(2, 3, 4), floats(2, 5, 4))],
@@ -242,6 +259,7 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The length of signal is shorter")  # of an istft, whose rest is zero
 @pytest.mark.parametrize("front_end", ["trace", "export"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_lowering_computes_what_torch_does(name: str, front_end: str, equals_torch: Any) -> None:
