@@ -13,6 +13,7 @@ from coreflow.cli.options import json_option
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
     from coreflow.export.package.manifest import StageEntry
+    from coreflow.export.recipe import Recipe
     from coreflow.export.sources.source import SourceOptions
 
 
@@ -43,9 +44,10 @@ def export(
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Leave out the weights and golden samples of the modules.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not prove that the saved programs are their modules.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be converted, and write nothing.")] = False,
     ops: Annotated[bool, typer.Option("--ops", help="List torch operations that coreflow converts and coremltools does not.")] = False,
     models: Annotated[bool, typer.Option("--list", help="List the models that are exported from a folder of transformers.")] = False,
-    as_json: Annotated[bool, json_option("the manifest", "or the list of --ops or --list")] = False,
+    as_json: Annotated[bool, json_option("the manifest", "or what --dry-run, --ops or --list says")] = False,
 ) -> int:
     """Convert a trained run, your own recipes, or a model as it comes, to a bundle of Core ML packages."""
     from coreflow.models.errors import ConfigError
@@ -60,6 +62,8 @@ def export(
     options = replace(
         _options(target, task, (length, prompt, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference
     )
+    if dry_run:
+        return _show_preview(source, out_dir, options, as_json)
     done = export_with_bar(source, out_dir, options, jobs, check=not no_check)
     if as_json:
         print_json(done.manifest.to_json())
@@ -139,6 +143,41 @@ def summary(done: "BundleDone") -> str:
 
 def _proven(stage: "StageEntry") -> str:
     return "not checked" if stage.errors is None else f"error {max(stage.errors.values()):.1e}"
+
+
+def _show_preview(source: str, out_dir: Path, options: "SourceOptions", as_json: bool) -> int:
+    from rich.table import Table
+
+    from coreflow.export.preview import preview_bundle
+
+    preview = preview_bundle(_load_recipes(source, options), out_dir)
+    for stage in preview.stages:
+        for text in stage.warnings:
+            warn(f"{stage.name}: {text}")
+    if as_json:
+        print_json(preview.to_json())
+        return 0
+    table = Table("stage", "would", "as", "inputs", "outputs", "MB of weights", box=None, pad_edge=False, header_style="dim")
+    for stage in preview.stages:
+        recipe, specs = stage.entry.recipe, (stage.entry.inputs, stage.entry.outputs)
+        listed = ["\n".join(f"{name} {spec.dtype} {'x'.join(map(str, spec.shape))}" for name, spec in part.items()) for part in specs]
+        kind = f"{recipe['target']} {recipe['precision']} by {recipe['front_end']}"
+        table.add_row(stage.name, stage.action, kind, *listed, f"{stage.weights_bytes / 1e6:.2f}")
+    out().print(table)
+    removed = f"; {', '.join(preview.removed)} would go" if preview.removed else ""
+    out().print(f"{'a bundle is' if preview.exists else 'no bundle is'} at {out_dir}{removed}; nothing was written", soft_wrap=True)
+    return 0
+
+
+def _load_recipes(source: str, options: "SourceOptions") -> "Sequence[Recipe]":
+    from coreflow.export.run import run_recipes
+    from coreflow.export.sources.source import load_source, refuse_options
+    from coreflow.models.family import is_run
+
+    if not is_run(Path(source)):
+        return load_source(source, options).recipes
+    refuse_options(source, options)
+    return run_recipes(Path(source), options.target or "iOS17")
 
 
 def _list_operations(as_json: bool) -> int:

@@ -126,6 +126,15 @@ def export_bundle(
     stays complete and loadable.
     """
     started = time.monotonic()
+    check_destination(recipes, out)
+    with _writing(out), _without_trace(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with _only_writer(out):
+            yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, check, started)
+
+
+def check_destination(recipes: Sequence[Recipe], out: Path) -> None:
+    """``CoreflowError`` where ``recipes`` do not make a bundle, or ``out`` is no place for one."""
     if not recipes:
         raise ConfigError("no recipe to export")
     names = [part.name for recipe in recipes for part in recipe.parts]
@@ -135,10 +144,6 @@ def export_bundle(
         raise BundleError(f"{out} is a file; give a folder for the bundle")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not _only_ours(out):
         raise BundleError(f"{out} holds files that are not a bundle's; give an empty or new folder")
-    with _writing(out), _without_trace(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with _only_writer(out):
-            yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, check, started)
 
 
 def _export(
@@ -195,7 +200,7 @@ def _export_stages(
     """Keep the packages of the bundle that are these already, and convert, prove and put in place the others; enters all in ``stages``."""
     for captured in captures:  # first of all, for their order
         stages.update(stage_entries(captured))
-    kept, done, total = {} if old is None else _reusable(out, old), 0, sum(len(captured.parts) for captured in captures)
+    kept, done, total = {} if old is None else reusable_packages(out, old), 0, sum(len(captured.parts) for captured in captures)
 
     def finish(captured: Captured, package: Path, proofs: Mapping[str, Proof], seconds: float, *, reused: bool) -> Iterator[StageDone]:
         nonlocal done
@@ -373,7 +378,7 @@ def _convert(conversion: Conversion, staging: Path) -> Path:
     return convert(conversion, folder / f"{conversion.name}.mlpackage")
 
 
-def _reusable(out: Path, manifest: Manifest) -> dict[str, str]:
+def reusable_packages(out: Path, manifest: Manifest) -> dict[str, str]:
     """Fingerprint -> path of every package of the present bundle whose files are all as recorded."""
     problems = damaged_files(out, manifest)
     return {

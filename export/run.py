@@ -29,3 +29,8 @@ def export_run(
         jobs=jobs,
         check=check,
     )
+
+
+def run_recipes(run: Path, target: Target = "iOS17") -> tuple[Recipe, ...]:
+    """The recipes of the stages of the run at ``run``."""
+    return stage_recipes(family_of_run(run).open_run(run).stages(), target)

@@ -205,3 +205,20 @@ print(next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if l
     unset = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     done = subprocess.run([sys.executable, "-c", code], env={**unset, **chosen}, capture_output=True, text=True, check=True)
     assert (int(done.stdout.split()[-1]) > 0) == has_large
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(exported: Path, bundle: Path, coreflow: Run, tmp_path: Path) -> None:
+    source, before = f"{ROOT}/examples/recipes.py:CLASSIFIER", sorted(bundle.rglob("*"))
+    code, out, err = coreflow("export", source, "--out", tmp_path / "new", "--dry-run")
+    assert (code, err) == (0, "") and "classifier  convert" in out and "no bundle is at" in out
+    assert not (tmp_path / "new").exists()
+    code, out, err = coreflow("export", exported / "run", "--out", bundle, "--dry-run", "--json")
+    preview, manifest = json.loads(out), read_manifest(bundle).to_json()["stages"]
+    assert (code, err, preview["removed"]) == (0, "", [])
+    assert {name: (stage["action"], stage["fingerprint"]) for name, stage in preview["stages"].items()} == {
+        name: ("keep", stage["fingerprint"]) for name, stage in manifest.items()
+    }
+    assert all(preview["stages"][name]["outputs"] == stage["outputs"] for name, stage in manifest.items())
+    code, out, _ = coreflow("export", source, "--out", bundle, "--dry-run", "--json")
+    assert json.loads(out)["removed"] == sorted(manifest)
+    assert sorted(bundle.rglob("*")) == before
