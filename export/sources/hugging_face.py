@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from coreflow.export.recipe import TARGETS, Recipe, Target
-from coreflow.export.sources.adapters import causal_decoders, clip, image_classifiers, text_encoders
+from coreflow.export.sources.adapters import causal_decoders, clip, image_classifiers, text_encoders, whisper
 from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint, Sizes, read_json
 from coreflow.export.sources.names import package_name
 from coreflow.models.errors import ConfigError, first_line
 
 ADAPTERS: tuple[Adapter, ...] = tuple(
-    adapter for family in (text_encoders, image_classifiers, clip, causal_decoders) for adapter in family.ADAPTERS
+    adapter for family in (text_encoders, image_classifiers, clip, causal_decoders, whisper) for adapter in family.ADAPTERS
 )
 # Tokenizers, preprocessors and licences; not the weights, which the packages hold.
 _COMPANIONS = (
@@ -42,7 +42,7 @@ def load_checkpoint(source: str, *, task: str | None, sizes: Sizes, target: Targ
     adapter = find_adapter(folder, settings, task)
     target = target or adapter.target
     if ignored := [name for name in sizes.given if name not in adapter.sizes]:
-        raise ConfigError(f"{folder}: {adapter.task} takes no {', '.join(ignored)}; it takes {', '.join(adapter.sizes)}")
+        raise ConfigError(f"{folder}: {adapter.task} takes no {', '.join(ignored)}; it takes {', '.join(adapter.sizes) or 'none'}")
     if TARGETS.index(target) < TARGETS.index(adapter.target):
         raise ConfigError(f"{folder}: {adapter.task} needs target {adapter.target}, not {target}")
     checkpoint = Checkpoint(folder, _load(folder, adapter), sizes, target, package_name(folder.resolve().name))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from coreflow.models.errors import ConfigError
 
@@ -12,16 +12,43 @@ _MASKED = -1e4  # added to scores; finite in fp16, as finfo.min is not
 _ROPE = ("default", "linear", "llama3", "yarn")  # whose angles depend on the position alone
 
 
-class CachedLayer(CacheLayerMixin):  # type: ignore[misc]
+class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of a layer, (1, H, S, D) each, that stay as they are: those of a memory."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values (1, H, S, D)."""
+        return self.keys, self.values
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: it holds its tensors from the beginning."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that an update returns."""
+        return self.get_max_length(), 0
+
+    def get_seq_length(self) -> int | Tensor:
+        """Number of tokens before those of the next update."""
+        return self.get_max_length()
+
+    def get_max_length(self) -> int:
+        """The rows, S."""
+        return self.keys.shape[2]
+
+
+class CachedLayer(FixedLayer):
     """Keys and values of a layer, (1, H, M, D) each, of which an update replaces the rows at ``places`` (M, Q): ones where a row goes.
 
     A blend, not an assignment to rows: a trace loses a write at an index that is a tensor.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.places = keys, values, places
-        self.is_initialized = True
+    def __init__(self, keys: Tensor, values: Tensor, places: Tensor, position: Tensor) -> None:
+        super().__init__(keys, values)
+        self.places, self.position = places, position
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """(1, H, Q, D) twice -> all keys and values (1, H, M, D)."""
@@ -33,20 +60,9 @@ class CachedLayer(CacheLayerMixin):  # type: ignore[misc]
         written = places * rows if rows.shape[2] == 1 else places @ rows
         return old * (1 - places.sum(1, keepdim=True)) + written
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: it holds its tensors from the beginning."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that an update returns."""
-        return self.places.shape[0], 0
-
-    def get_seq_length(self) -> int:
-        """0: positions and masks are given to the model, which asks in vain."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """The rows of the cache, M."""
-        return self.places.shape[0]
+    def get_seq_length(self) -> int | Tensor:
+        """The position (1,) of the first row of the next update."""
+        return self.position
 
 
 class RotaryTable(nn.Module):
@@ -74,43 +90,51 @@ class RotaryTable(nn.Module):
 class CachedDecoder(nn.Module):
     """A decoder of transformers with its past as an input and an output: the attention is its own, the cache is ours.
 
-    >>> decoder = CachedDecoder(llama, length=512)
+    >>> decoder = CachedDecoder(llama, cache_shape(llama, length=512))
     >>> logits, cache = decoder(ids, position, torch.zeros(decoder.cache_shape), attention_mask)
     >>> logits, cache = decoder(next_id, position + mask.sum(), cache)
 
-    The cache (2 N, H, M, D) holds the keys of every layer before its values, M = ``length``. Rows behind the last token have no meaning and
-    are not read. The rotary embedding of ``model`` becomes a ``RotaryTable``.
+    The cache (2 N, H, M, D) holds the keys of every layer before its values. Rows behind the last token have no meaning and are not read.
+    ``cross`` (2 N, H, S, D) are those of a memory, where there is one. The rotary embedding of ``model`` becomes a ``RotaryTable``.
     """
 
-    def __init__(self, model: nn.Module, length: int) -> None:
+    def __init__(self, model: nn.Module, cache_shape: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.model, self.length = model, length
+        self.model, self.cache_shape, self.length = model, cache_shape, cache_shape[2]
         self._windows = layer_windows(model.config)
         with torch.no_grad():
-            layers = model(torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values.layers
             for part in list(model.modules()):
                 if isinstance(rotary := getattr(part, "rotary_emb", None), nn.Module) and not isinstance(rotary, RotaryTable):
-                    part.rotary_emb = RotaryTable(rotary, length)
-        _, heads, _, width = layers[0].keys.shape
-        self.cache_shape = (2 * len(layers), heads, length, width)
+                    part.rotary_emb = RotaryTable(rotary, self.length)
 
-    def forward(self, input_ids: Tensor, position: Tensor, past: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        past: Tensor,
+        attention_mask: Tensor | None = None,
+        cross: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Ids (1, Q), the position (1,) of the first, the cache -> logits (1, V) of the last token, the cache with Q further rows.
 
-        ``attention_mask`` (1, Q) is 1 for tokens, and 0 for padding behind them.
+        ``attention_mask`` (1, Q) is 1 for tokens, and 0 for padding behind them; ``encoder_attention_mask`` (1, S) likewise of the memory.
         """
         count, rows = input_ids.shape[1], torch.arange(self.length)
         positions = position + torch.arange(count)
         places = rows[:, None] == positions
-        cache = Cache(layers=[CachedLayer(past[2 * i][None], past[2 * i + 1][None], places) for i in range(len(past) // 2)])
+        cache = Cache(layers=[CachedLayer(keys, values, places, position) for keys, values in _pairs(past)])
+        memory = None if cross is None else Cache(layers=[FixedLayer(keys, values) for keys, values in _pairs(cross)])
+        further = {} if encoder_attention_mask is None else {"encoder_attention_mask": _added(encoder_attention_mask)[:, None, None]}
         last = torch.zeros(1, dtype=torch.long) if attention_mask is None else (attention_mask.sum(1) - 1).clamp(min=0)
         logits = self.model(
             input_ids=input_ids,
             attention_mask=self._masks(rows, positions),
             position_ids=positions.clamp(max=self.length - 1)[None],  # those of padding may lie beyond
-            past_key_values=cache,
+            past_key_values=cache if memory is None else EncoderDecoderCache(cache, memory),
             use_cache=True,
             logits_to_keep=last,
+            **further,
         ).logits
         return logits[:, 0], torch.cat([tensor for layer in cache.layers for tensor in (layer.keys, layer.values)])
 
@@ -123,20 +147,35 @@ class CachedDecoder(nn.Module):
 class StatefulDecoder(CachedDecoder):
     """The same with the cache as a buffer that forward updates.
 
-    >>> logits = StatefulDecoder(llama, length=512)(ids, position, attention_mask)
+    >>> logits = StatefulDecoder(llama, cache_shape(llama, length=512))(ids, position, attention_mask)
     """
 
     cache: Tensor
 
-    def __init__(self, model: nn.Module, length: int) -> None:
-        super().__init__(model, length)
-        self.register_buffer("cache", torch.zeros(self.cache_shape))
+    def __init__(self, model: nn.Module, cache_shape: tuple[int, int, int, int]) -> None:
+        super().__init__(model, cache_shape)
+        self.register_buffer("cache", torch.zeros(cache_shape))
 
-    def forward(self, input_ids: Tensor, position: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """(1, Q), (1,), (1, Q) -> (1, V)."""
-        logits, cache = super().forward(input_ids, position, self.cache, attention_mask)
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        attention_mask: Tensor | None = None,
+        cross: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(1, Q), (1,), (1, Q), (2 N, H, S, D), (1, S) -> (1, V)."""
+        logits, cache = super().forward(input_ids, position, self.cache, attention_mask, cross, encoder_attention_mask)
         self.cache[:] = cache
         return logits
+
+
+def cache_shape(model: nn.Module, length: int) -> tuple[int, int, int, int]:
+    """(2 N, H, M, D) of the cache of a causal model for ``length`` tokens, M."""
+    with torch.no_grad():
+        layers = model(torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values.layers
+    _, heads, _, width = layers[0].keys.shape
+    return 2 * len(layers), heads, length, width
 
 
 def added_mask(rows: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
@@ -146,9 +185,17 @@ def added_mask(rows: Tensor, positions: Tensor, window: int | None = None) -> Te
     tensor([[[[     0.,      0., -10000.]]]])
     """
     behind = positions[:, None] - rows
-    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return _added(behind >= 0 if window is None else (behind >= 0) & (behind < window))[None, None]
+
+
+def _added(seen: Tensor) -> Tensor:
     # By arithmetic: the converter stores the branches of a selection, (Q, M) each, among the weights.
-    return ((seen.to(torch.float32) - 1) * -_MASKED)[None, None]
+    return (seen.to(torch.float32) - 1) * -_MASKED
+
+
+def _pairs(cache: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (1, H, M, D) of every layer."""
+    return [(cache[place][None], cache[place + 1][None]) for place in range(0, len(cache), 2)]
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:

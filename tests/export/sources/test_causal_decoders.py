@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -17,7 +16,7 @@ from coreflow.export.sources.adapters.adapter import Sizes
 from coreflow.export.sources.adapters.cached_decoder import layer_windows
 from coreflow.export.sources.hugging_face import load_checkpoint
 from coreflow.models.errors import ConfigError
-from coreflow.runtime import load_model
+from tests.export.sources.greedy import greedy
 
 TOKENS, LENGTH, PROMPT, COUNT = 120, 96, 8, 64  # prompts of 9 are read in two pieces, of which one is padded
 COMMON: dict[str, Any] = {
@@ -57,31 +56,6 @@ def saved(folder: Path, name: str) -> tuple[Path, Any]:
     model = hf.AutoModelForCausalLM.from_config(config(**fields)).eval()
     model.save_pretrained(folder / name)
     return folder / name, model
-
-
-def greedy(package: Path, prompt: list[int], count: int) -> list[int]:
-    """The text that a package goes on with: its two functions, and a state or the cache handed on."""
-    prefill, step = (load_model(package, "lifted", function_name=name) for name in ("prefill", "step"))
-    state, further = prefill.make_state() if prefill.states else None, {}
-    if state is None:
-        further["past"] = np.zeros(prefill.inputs["past"].shape, np.float16)
-
-    def predict(model: Any, position: int, **inputs: list[int]) -> int:
-        arrays = {name: np.array([row], np.int32) for name, row in inputs.items()}
-        outputs = model.predict({**arrays, "position": np.array([position], np.int32), **further}, state)
-        if further:
-            further["past"] = outputs["cache"]
-        return int(outputs["logits"].argmax())
-
-    size, token = prefill.inputs["input_ids"].shape[1], 0
-    for start in range(0, len(prompt), size):
-        ids = prompt[start : start + size]
-        padding = [0] * (size - len(ids))
-        token = predict(prefill, start, input_ids=ids + padding, attention_mask=[1] * len(ids) + padding)
-    text = [token]
-    while len(text) < count:
-        text.append(predict(step, len(prompt) + len(text) - 1, input_ids=text[-1:]))
-    return text
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
