@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
+from coreflow.export.sources.adapters.norms import use_torch_norms
 from coreflow.models.errors import ConfigError
 
 _MASKED = -1e4  # added to scores; finite in fp16, as finfo.min is not
@@ -102,6 +103,7 @@ class CachedDecoder(nn.Module):
         super().__init__()
         self.model, self.cache_shape, self.length = model, cache_shape, cache_shape[2]
         self._windows = layer_windows(model.config)
+        use_torch_norms(model)
         with torch.no_grad():
             for part in list(model.modules()):
                 if isinstance(rotary := getattr(part, "rotary_emb", None), nn.Module) and not isinstance(rotary, RotaryTable):
