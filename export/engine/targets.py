@@ -123,17 +123,18 @@ def ops_by_reason() -> tuple[Mapping[str, tuple[str, Evidence]], Mapping[str, Ev
 def find_targets(name: str) -> tuple[Target, ...]:
     """The target of that name, as in ``M4/macOS27``, or the neighbours of one that has no table.
 
-    A chip alone (``M4``, or Apple's name ``H16G``) stands for its newest system; a minor version that has no table of its own for the major
-    one. ``ConfigError`` for a name that is no chip with a system.
+    A chip alone (``M4``, or Apple's name ``H16G``) stands for its newest system, a version for the one of its major number with a table.
+    ``ConfigError`` for a name that is no chip with a system.
     """
     targets = all_targets()
-    plain = name.replace(" ", "")
-    by_name = {key.lower(): key for key in targets} | {targets[key].chip.lower(): key for key in reversed(list(targets))}
-    for alias in (plain.lower(), plain.rsplit(".", 1)[0].lower(), plain.split(".", 1)[0].lower()):
-        if alias in by_name:
-            return (targets[by_name[alias]],)
-    if "/" not in plain and (systems := [key for key in targets if key.lower().startswith(f"{plain.lower()}/")]):
-        return (targets[max(systems, key=_version)],)
+    plain = name.replace(" ", "").lower()
+    by_name = {key.lower(): key for key in targets} | {targets[key].chip.replace(" ", "").lower(): key for key in reversed(list(targets))}
+    same_chip = [key for key in targets if key.lower().startswith(f"{plain.partition('/')[0]}/")]
+    same_system = [key for key in same_chip if key.lower().partition(".")[0] == plain.partition(".")[0]]
+    if chosen := by_name.get(plain) or next(iter(same_system), None):
+        return (targets[chosen],)
+    if "/" not in plain and same_chip:
+        return (targets[max(same_chip, key=_version)],)
     matched = _KEY.fullmatch(plain if "/" in plain else f"{plain}/macOS27")
     if matched is None or matched["chip"][0].upper() != "M":
         known = ", ".join(targets)
