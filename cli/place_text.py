@@ -10,7 +10,7 @@ from coreflow.cli.console import out
 from coreflow.export.engine.advice import obstacles, shortfalls
 from coreflow.export.engine.compute_plan import Comparison
 from coreflow.export.engine.placement import PlacedOp, Placement, Region
-from coreflow.export.engine.targets import Target, labels, sources
+from coreflow.export.engine.targets import Target, labels, op_evidence, sources
 
 DEVICES = {"engine": "Neural Engine", "cpu": "CPU", "gpu": "GPU", "none": "none"}
 
@@ -134,6 +134,9 @@ def _caveats(placement: Placement) -> Iterator[str]:
         yield f"rates of another target: {', '.join(borrowed)}"
     if unsure := sorted({op.type for op in ops if not op.support.is_sure}):
         yield f"in no plan that was read: {', '.join(unsure)}"
+    for op_type, (text, evidence) in op_evidence("remark").items():
+        if any(op.type == op_type and op.device == "engine" for op in ops):
+            yield f"{op_type}: {text} ({evidence.label}, {evidence.source})"
     if any(op.features.is_open for op in ops):
         yield "shapes are open until a prediction runs; an open extent counts as 1, and the placement is that of the smallest input"
     if any(op.type in ("cond", "while_loop") for op in ops):

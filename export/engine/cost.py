@@ -41,7 +41,7 @@ def estimate(features: Features, target: Target) -> Estimate:
     distances = [_distance(row, features, work) for row in rows]
     nearest = min(range(len(rows)), key=distances.__getitem__)
     others = () if distances[nearest] == 0 else tuple(_rated(row, work, default) for row in _alternatives(rows, distances, nearest))
-    return Estimate(_rated(rows[nearest], work, default), others, features.type in target.borrowed_ops)
+    return Estimate(_rated(rows[nearest], work, default), others, rows[nearest].is_borrowed or features.type in target.borrowed_ops)
 
 
 def _alternatives(rows: tuple[Row, ...], distances: list[float], nearest: int) -> list[Row]:

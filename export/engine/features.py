@@ -108,7 +108,9 @@ def _features(op: Op, constants: set[int]) -> Features:
         return value.data is not None or id(value) in constants
 
     uncounted = _UNCOUNTED.get(op.type, ())
-    values = [value for name in op.inputs for value in op.argument(name) if name not in uncounted]
+    # A package lists arguments in no order; the planner's first input is what runs through the op.
+    names = sorted((name for name in op.inputs if name not in uncounted), key=lambda name: name not in ("x", "data", "query", "values"))
+    values = [value for name in names for value in op.argument(name)]
     weight = op.inputs.get("weight")
     indices = (value for name in _INDEX_ARGUMENTS.get(op.type, ()) if name in op.inputs for value in op.argument(name))
     return Features(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from coreflow.export.engine.features import Features
-from coreflow.export.engine.targets import Evidence, Limits, Target, ops_by_reason
+from coreflow.export.engine.targets import Evidence, Limits, Target, op_evidence
 
 _CASTABLE = ("float16", "float32", "bool", "int8")
 # Ops that only move elements; K saw squeeze and the gathers of int16 on the engine, and no arithmetic of it.
@@ -37,21 +37,29 @@ class Support:
 
 def support(features: Features, target: Target) -> Support:
     """What the tables of ``target`` say of the op; the CPU takes every op."""
-    never, unsure = ops_by_reason()
-    limits = target.limits
-    if features.type in never:
-        reason, evidence = never[features.type]
-        return Support(False, reason, evidence.label != "inference", evidence)
-    if features.type in limits.never:
-        return Support(False, f"{target.key} has no {features.type} on the engine", True, target.evidence["limits"])
-    for problem in (_types(features, limits), _index(features, limits), _extents(features, limits), _operator(features, limits)):
-        if problem:
-            return Support(False, problem, True, target.evidence["limits"])
+    listed = _by_type(features.type, target)
+    if listed is not None:
+        return listed
+    limits, known = target.limits, target.evidence["limits"]
+    problem = _types(features, limits) or _index(features) or _extents(features, limits) or _operator(features, limits)
+    if problem:
+        return Support(False, problem, True, known)
     if reason := _small_integers(features):
         return Support(False, reason, False)
-    if features.type in unsure:
-        return Support(True, "", False, unsure[features.type])
-    return Support(True, "", not features.is_open, target.evidence["limits"])
+    unsure = op_evidence("unsure").get(features.type)
+    return Support(True, "", unsure is None and not features.is_open, unsure[1] if unsure else known)
+
+
+def _by_type(op_type: str, target: Target) -> Support | None:
+    """The refusal of an op whatever its shapes; None where they decide."""
+    if op_type in op_evidence("never"):
+        reason, evidence = op_evidence("never")[op_type]
+        return Support(False, reason, evidence.label != "inference", evidence)
+    if op_type in target.limits.never:
+        return Support(False, f"{target.key} has no {op_type} on the engine", True, target.evidence["limits"])
+    if op_type not in op_evidence("taken") and op_type not in op_evidence("unsure"):
+        return Support(False, "an op that no table knows", False)
+    return None
 
 
 def _types(features: Features, limits: Limits) -> str:
@@ -77,7 +85,7 @@ def _small_integers(features: Features) -> str:
     return ""
 
 
-def _index(features: Features, limits: Limits) -> str:
+def _index(features: Features) -> str:
     if not features.run_time_index:
         return ""
     if features.type == "gather":
@@ -86,12 +94,15 @@ def _index(features: Features, limits: Limits) -> str:
 
 
 def _extents(features: Features, limits: Limits) -> str:
-    for tensor in (*features.inputs, *features.constants, *features.outputs):
-        if len(tensor.shape) > limits.rank and tensor in (*features.inputs, *features.outputs):
-            return f"rank {len(tensor.shape)}; at most {limits.rank}"
     for tensor in (*features.inputs, *features.outputs):
-        if long := [extent for extent in tensor.shape if extent > limits.extent]:
-            return f'an extent of {long[0]}; at most {limits.extent} ("not within supported range")'
+        rank = len(tensor.shape)
+        if rank > limits.rank:
+            return f"rank {rank}; at most {limits.rank}"
+        for axis, extent in enumerate(tensor.shape):
+            # The batch, and the channels of (batch, channels, height, width); a lower rank is filled up in front.
+            limit = limits.outer_extent if axis <= rank - 3 else limits.extent
+            if extent > limit:
+                return f'an extent of {extent}; at most {limit} ("not within supported range")'
     return ""
 
 

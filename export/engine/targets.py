@@ -44,6 +44,7 @@ class Row:
     work: str
     rates: Mapping[Backend, float]
     where: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    is_borrowed: bool = False  # of another chip, among rows of this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Limits:
     run_time_weight: bool
     rank: int
     extent: int
+    outer_extent: int  # of the batch and the channels
     conv_width: int
     conv_square: int
     conv_height: int
@@ -112,12 +114,18 @@ def sources() -> Mapping[str, str]:
     return dict(_tables()[1]["sources"])
 
 
-def ops_by_reason() -> tuple[Mapping[str, tuple[str, Evidence]], Mapping[str, Evidence]]:
-    """Ops that no target takes, with the reason, and ops of which no plan was read; each with its evidence."""
-    plain = _tables()[1]
-    never = {op: (entry["reason"], Evidence(entry["label"], entry["source"])) for entry in plain["never"] for op in entry["ops"]}
-    unsure = {op: Evidence(entry["label"], entry["source"]) for entry in plain["unsure"] for op in entry["ops"]}
-    return never, unsure
+@cache
+def op_evidence(section: Literal["never", "taken", "unsure", "remark"]) -> Mapping[str, tuple[str, Evidence]]:
+    """By op: the text of a section of the tables, and how it is known.
+
+    ``never``: no target takes the op, with the reason; ``taken``: seen on the engine; ``unsure``: in no plan that was read; ``remark``:
+    where the planner is known to be wrong.
+    """
+    return {
+        op: (entry.get("reason", entry.get("text", "")), Evidence(entry["label"], entry["source"]))
+        for entry in _tables()[1][section]
+        for op in entry["ops"]
+    }
 
 
 def find_targets(name: str) -> tuple[Target, ...]:
@@ -235,4 +243,4 @@ def _row(plain: Mapping[str, Any], bnns_per_classic: float) -> Row:
     if "classic" in rates:
         rates.setdefault("bnns", rates["classic"] * bnns_per_classic)
     where = {name: (float(low), float(high)) for name, (low, high) in plain.get("where", {}).items()}
-    return Row(ops=tuple(plain["ops"]), work=plain["work"], rates=rates, where=where)
+    return Row(ops=tuple(plain["ops"]), work=plain["work"], rates=rates, where=where, is_borrowed=plain.get("borrowed", False))
