@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from coreflow.export.recipe import TARGETS, Recipe, Target
-from coreflow.export.sources.adapters import causal_decoders, clip, image_classifiers, text_encoders, whisper
+from coreflow.export.sources.adapters import causal_decoders, clip, image_classifiers, t5, text_encoders, whisper
 from coreflow.export.sources.adapters.adapter import Adapter, Checkpoint, Sizes, read_json
 from coreflow.export.sources.names import package_name
 from coreflow.models.errors import ConfigError, first_line
 
 ADAPTERS: tuple[Adapter, ...] = tuple(
-    adapter for family in (text_encoders, image_classifiers, clip, causal_decoders, whisper) for adapter in family.ADAPTERS
+    adapter for family in (text_encoders, image_classifiers, clip, causal_decoders, whisper, t5) for adapter in family.ADAPTERS
 )
 # Tokenizers, preprocessors and licences; not the weights, which the packages hold.
 _COMPANIONS = (

@@ -14,7 +14,7 @@ class CrossEncoder(nn.Module):
 
     >>> cross = CrossEncoder(whisper.model.encoder, projections, heads=6)(input_features)
 
-    ``projections`` are those of the keys of every layer before those of its values.
+    ``projections`` are two for every layer, of the keys and of the values.
     """
 
     def __init__(self, encoder: nn.Module, projections: Sequence[nn.Module], heads: int) -> None:
