@@ -1,7 +1,6 @@
 """Converts recipes to packages and bundles; every file appears complete or not at all."""
 
 import contextlib
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -9,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -35,11 +34,21 @@ from coreflow.export.package.manifest import (
     damaged_files,
     list_files,
     read_manifest,
-    write_manifest,
 )
 from coreflow.export.package.mlpackage import read_program
 from coreflow.export.proof import Proof, prove
 from coreflow.export.recipe import Recipe
+from coreflow.export.replacement import (
+    STAGING,
+    is_left_by_export,
+    keep_package,
+    move_companions,
+    only_writer,
+    put_in_place,
+    recover,
+    sweep,
+    without_trace,
+)
 from coreflow.export.targets.lowerings.registry import user_lowerings
 from coreflow.export.targets.mlprogram import Conversion, convert
 from coreflow.models.errors import BundleError, ConfigError, ExportError
@@ -48,8 +57,7 @@ from coreflow.models.versions import version
 
 logger = logging.getLogger(__name__)
 
-STAGING, LOCK = ".staging-", ".lock"
-_AT_FLOAT32, _BY_OTHER = "at-float32", "by-other"  # folders of staging
+_AT_FLOAT32, _BY_OTHER, _NEW = "at-float32", "by-other", "new-bundle"  # folders of staging, whose names no recipe can have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +135,9 @@ def export_bundle(
     """
     started = time.monotonic()
     check_destination(recipes, out)
-    with _writing(out), _without_trace(out):
+    with _writing(out), without_trace(out):
         out.mkdir(parents=True, exist_ok=True)
-        with _only_writer(out):
+        with only_writer(out):
             yield from _export(recipes, out, kind, settings or {}, write_companions, jobs, check, started)
 
 
@@ -140,9 +148,12 @@ def check_destination(recipes: Sequence[Recipe], out: Path) -> None:
     names = [part.name for recipe in recipes for part in recipe.parts]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two recipes are named {', '.join(repeated)}; a bundle needs a name per stage")
+    packages = [recipe.name.lower() for recipe in recipes]
+    if alike := sorted({recipe.name for recipe in recipes if packages.count(recipe.name.lower()) > 1}):
+        raise ConfigError(f"recipes {' and '.join(alike)} differ in case alone, which some systems do not tell apart in names of files")
     if out.exists() and not out.is_dir():
         raise BundleError(f"{out} is a file; give a folder for the bundle")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not _only_ours(out):
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists() and not is_left_by_export(out):
         raise BundleError(f"{out} holds files that are not a bundle's; give an empty or new folder")
 
 
@@ -156,35 +167,36 @@ def _export(
     check: bool,
     started: float,
 ) -> Iterator[StageDone | BundleDone]:
+    recover(out)
     # A manifest that we cannot read may be a newer coreflow's: an error, not something to replace.
     old = read_manifest(out, verify=False) if (out / MANIFEST).exists() else None
-    _sweep(out, old)
+    sweep(out, old)
     captures = [capture_best(recipe) for recipe in recipes]
     stages: dict[str, StageEntry] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=STAGING) as folder:
-        staging = Path(folder)
-        yield from _export_stages(captures, stages, out, old, staging, jobs, check)
+        staging, packages = Path(folder), Path(folder) / _NEW / PACKAGES
+        packages.mkdir(parents=True)
+        has_changed = yield from _export_stages(captures, stages, out, old, staging, jobs, check)
         companions = None
         if write_companions is not None:
-            made = staging / COMPANIONS
+            made = staging / _NEW / COMPANIONS
             made.mkdir()
             write_companions(made)
-            companions = f"{COMPANIONS}/{_folder_digest(made)[:16]}"
-            _move(made, out / companions)
-    folders = [stage.package for stage in stages.values()] + ([companions] if companions else [])
-    manifest = Manifest(
-        name=out.name,
-        kind=kind,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
-        stages=stages,
-        companions=companions,
-        settings=settings,
-        files=list_files(out, folders),
-    )
-    write_manifest(out, manifest)
+            companions = f"{COMPANIONS}/{move_companions(made, out / COMPANIONS)}"
+        files = list_files(packages.parent, [PACKAGES]) | ({} if companions is None else list_files(out, [companions]))
+        manifest = Manifest(
+            name=out.name,
+            kind=kind,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=_versions(),
+            stages=stages,
+            companions=companions,
+            settings=settings,
+            files=files,
+        )
+        put_in_place(packages if has_changed else None, out, manifest)
     write_card(out, manifest)
-    _sweep(out, manifest)
+    sweep(out, manifest)
     yield BundleDone(path=out, manifest=manifest, seconds=time.monotonic() - started)
 
 
@@ -196,10 +208,14 @@ def _export_stages(
     staging: Path,
     jobs: int | None,
     check: bool,
-) -> Iterator[StageDone]:
-    """Keep the packages of the bundle that are these already, and convert, prove and put in place the others; enters all in ``stages``."""
+) -> Generator[StageDone, None, bool]:
+    """Gather the packages in ``staging``: those of the bundle that are these already, and the others, converted and proven.
+
+    Enters all in ``stages``. Returns whether the packages are others than those of the bundle.
+    """
     for captured in captures:  # first of all, for their order
         stages.update(stage_entries(captured))
+    packages = staging / _NEW / PACKAGES
     kept, done, total = {} if old is None else reusable_packages(out, old), 0, sum(len(captured.parts) for captured in captures)
 
     def finish(captured: Captured, package: Path, proofs: Mapping[str, Proof], seconds: float, *, reused: bool) -> Iterator[StageDone]:
@@ -225,13 +241,14 @@ def _export_stages(
             proofs = {name: Proof(entry.errors) for name, entry in old.stages.items() if entry.errors} if old is not None else {}
             if check and any(part.recipe.name not in proofs for part in captured.parts):
                 proofs = _prove(captured, out / stage, staging)
+            keep_package(out / stage, packages / f"{captured.recipe.name}.mlpackage")
             yield from finish(captured, out / stage, proofs, 0.0, reused=True)
     todo = {captured.recipe.name: captured for captured in captures if captured.fingerprint not in kept}
     for name, result, seconds in _convert_all(list(todo.values()), staging, jobs):
         captured, package, proofs = _settle(todo[name], result, staging, check)
-        place = out / next(iter(stage_entries(captured).values())).package
-        _move(package.parent, place.parent)
-        yield from finish(captured, place, proofs, seconds, reused=False)
+        yield from finish(captured, package.rename(packages / package.name), proofs, seconds, reused=False)
+    present = set() if old is None else {stage.package for stage in old.stages.values()}
+    return bool(todo) or present != {stage.package for stage in stages.values()}
 
 
 def _warnings(part: Captured, package: Path, proofs: Mapping[str, Proof]) -> tuple[str, ...]:
@@ -361,7 +378,7 @@ def stage_entries(captured: Captured) -> dict[str, StageEntry]:
     name, fingerprint = captured.recipe.name, captured.fingerprint
     return {
         part.recipe.name: StageEntry(
-            package=f"{PACKAGES}/{fingerprint[:16]}/{name}.mlpackage",
+            package=f"{PACKAGES}/{name}.mlpackage",
             fingerprint=fingerprint,
             inputs=dict(part.recipe.inputs),
             outputs=part.outputs,
@@ -388,78 +405,6 @@ def reusable_packages(out: Path, manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _move(source: Path, target: Path) -> None:
-    """Sync the files of a finished folder and rename it into place. A folder of that name stays if it has the same files."""
-    if target.exists() and _folder_digest(target) == _folder_digest(source):
-        return
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_folder(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
-    sync_folder(target.parent)
-
-
-def _sweep(out: Path, manifest: Manifest | None) -> None:
-    """Remove what no manifest names: leftovers of killed exports, and packages that were replaced."""
-    named = (
-        set() if manifest is None else {str(Path(stage.package).parent) for stage in manifest.stages.values()} | {manifest.companions or ""}
-    )
-    for left in out.glob(f"{STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in out.glob(f".{MANIFEST}-*"):
-        left.unlink(missing_ok=True)
-    for folder in (*out.glob(f"{PACKAGES}/*"), *out.glob(f"{COMPANIONS}/*")):
-        if folder.relative_to(out).as_posix() not in named:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _only_ours(out: Path) -> bool:
-    """Whether a folder without a manifest holds nothing but what a first, killed export leaves."""
-    ours = {PACKAGES, COMPANIONS, LOCK}
-    return all(path.name in ours or path.name.startswith((STAGING, f".{MANIFEST}-")) for path in out.iterdir())
-
-
-@contextlib.contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """A lock that the system lets go of when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where an open file cannot be replaced anyway
-        yield
-        return
-    path = out / LOCK
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # the export before has just ended, and removed it
-                raise BlockingIOError
-        except OSError:
-            raise BundleError(f"{out} is being written by another export; wait for it to end") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _without_trace(out: Path) -> Iterator[None]:
-    """After a failure, no folder where there was none."""
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # those that hold something stay
-        raise
-
-
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
     """Turn what the system refuses into one clear error."""
@@ -467,11 +412,6 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExportError(f"{out} could not be written: {error.strerror or error}; the previous bundle, if any, is as it was") from error
-
-
-def _folder_digest(folder: Path) -> str:
-    entries = list_files(folder, ["."])
-    return hashlib.sha256(repr(sorted((name, entry.sha256) for name, entry in entries.items())).encode()).hexdigest()
 
 
 def _size(folder: Path) -> int:

@@ -39,7 +39,7 @@ def validate_files(
             options = replace(options, evidence=replace(options.evidence, reference=reference))
         yield validate_package(program, against, () if inputs is None else _read_samples(inputs, program), options)
     elif reference is not None and not from_recipes:
-        raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/.../NAME.mlpackage")
+        raise ConfigError(f"{path} is a bundle; a package is compared with {reference}, as in {path}/packages/NAME.mlpackage")
     else:
         yield from judge_parts(path, options, recipes=recipes, texts=inputs, verify=verify)
 

@@ -1,18 +1,25 @@
 """The manifest of a bundle: its stages, and a digest of every file. Standard library only.
 
     artifacts/NAME/
-      manifest.json                      replaced last, in one rename: the bundle is what it says
-      packages/<fingerprint>/STAGE.mlpackage
-      companions/<digest>/               tokenizers, reference weights, settings, golden samples
+      manifest.json                replaced in one rename
+      packages/STAGE.mlpackage     replaced together, as one folder
+      companions/<digest>/         tokenizers, reference weights, settings, golden samples
 
-Every folder below the bundle carries the digest of its content in its name and is complete before the manifest names it. A killed export
-leaves the old manifest and all that it names; the next export deletes files that no manifest names.
+An export that replaces packages goes through these steps, and a bundle is whole after each of them, wherever it is killed:
+
+    1. manifest.next.json is written         the old manifest and ``packages`` are the bundle
+    2. packages -> packages.replaced         the old manifest is, with its packages in ``packages.replaced``
+    3. the new packages -> packages          manifest.next.json and ``packages`` are
+    4. manifest.next.json -> manifest.json   the new manifest and ``packages`` are; ``packages.replaced`` is deleted
+
+Which files there are says which step was the last (``read_manifest``). The next export goes on from there, and deletes what no manifest
+names. Bundles of earlier versions have packages in folders named after their fingerprints.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,8 +29,8 @@ from coreflow.models.spec import TensorSpec
 from coreflow.models.storage import write_json
 
 SCHEMA = 2  # 1 has no functions, and is still written where there are none
-MANIFEST = "manifest.json"
-PACKAGES, COMPANIONS = "packages", "companions"
+MANIFEST, NEXT = "manifest.json", "manifest.next.json"
+PACKAGES, REPLACED, COMPANIONS = "packages", "packages.replaced", "companions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +147,10 @@ def read_manifest(bundle: Path, *, verify: bool = True) -> Manifest:
 
     With ``verify``, every file is read and compared with its digest; a ``BundleError`` names all that are missing or changed.
     """
-    path = bundle / MANIFEST
+    step = last_step(bundle)
+    path = bundle / (NEXT if step == 3 else MANIFEST)
+    if not path.is_file():  # an export has just gone on
+        path = bundle / MANIFEST
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -151,10 +161,31 @@ def read_manifest(bundle: Path, *, verify: bool = True) -> Manifest:
         manifest = manifest_from_json(plain)
     except BundleError as error:
         raise BundleError(f"{path} {error}", path=path) from error
+    if step == 2:
+        manifest = _with_replaced_packages(manifest)
     if verify and (problems := damaged_files(bundle, manifest)):
         text = f"{bundle}: {'; '.join(problem.text for problem in problems)}. Export it again, or copy it again from where it came"
         raise BundleError(text, path=bundle, problems=problems)
     return manifest
+
+
+def last_step(bundle: Path) -> int:
+    """The last step (see above) of an export that is under way, or was killed; 0 where there is none."""
+    if not (bundle / NEXT).exists():
+        return 0
+    if not (bundle / REPLACED).exists():
+        return 1
+    return 3 if (bundle / PACKAGES).exists() else 2
+
+
+def _with_replaced_packages(manifest: Manifest) -> Manifest:
+    """``manifest`` while its packages have another folder."""
+
+    def moved(path: str) -> str:
+        return f"{REPLACED}{path.removeprefix(PACKAGES)}" if path.startswith(f"{PACKAGES}/") else path
+
+    stages = {name: replace(stage, package=moved(stage.package)) for name, stage in manifest.stages.items()}
+    return replace(manifest, stages=stages, files={moved(path): entry for path, entry in manifest.files.items()})
 
 
 def damaged_files(bundle: Path, manifest: Manifest) -> list[FileProblem]:

@@ -12,7 +12,7 @@ from coreflow.export.package.mlpackage import read_program
 
 @pytest.fixture
 def encoder(exported: Path) -> Path:
-    (package,) = (exported / "bundle").glob("packages/*/encoder.mlpackage")
+    (package,) = (exported / "bundle").glob("packages/encoder.mlpackage")
     return package
 
 

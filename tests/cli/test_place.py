@@ -14,7 +14,7 @@ from coreflow.cli.main import main
 
 @pytest.fixture
 def encoder(exported: Path) -> Path:
-    (package,) = (exported / "bundle").glob("packages/*/encoder.mlpackage")
+    (package,) = (exported / "bundle").glob("packages/encoder.mlpackage")
     return package
 
 

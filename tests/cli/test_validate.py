@@ -87,7 +87,7 @@ def test_a_healthy_bundle_passes_and_its_report_is_json(exported: Path, tmp_path
 
 
 def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, coreflow: Run) -> None:
-    weights = next(bundle.glob("packages/*/mapper_out.mlpackage/Data/*/weights/weight.bin"))
+    weights = next(bundle.glob("packages/mapper_out.mlpackage/Data/*/weights/weight.bin"))
     data = bytearray(weights.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     weights.write_bytes(data)
@@ -100,7 +100,7 @@ def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, 
 def test_an_own_recipe_is_compared_with_its_module(example: Path, coreflow: Run) -> None:
     code, out, _ = coreflow("validate", example, "--reference", SOURCE, "--backend", "lifted")
     assert code == 0 and "PASS" in out
-    package = next(example.glob("packages/*/*.mlpackage"))
+    package = next(example.glob("packages/*.mlpackage"))
     assert coreflow("validate", package, "--reference", SOURCE, "--backend", "lifted")[0] == 0
     code, out, _ = coreflow("validate", example, "--backend", "lifted")
     assert code == 0 and "PASS" in out and "recorded outputs" in out, "the bundle has golden samples"
@@ -109,7 +109,7 @@ def test_an_own_recipe_is_compared_with_its_module(example: Path, coreflow: Run)
 
 
 def test_a_package_is_compared_with_another_package(example: Path, tmp_path: Path, coreflow: Run) -> None:
-    package = next(example.glob("packages/*/*.mlpackage"))
+    package = next(example.glob("packages/*.mlpackage"))
     other = Path(shutil.copytree(package, tmp_path / "other.mlpackage"))
     code, out, _ = coreflow("validate", package, "--reference", other, "--backend", "lifted", "--json")
     report = json.loads(out)

@@ -259,7 +259,7 @@ def bundles(workshop: Path) -> dict[str, str]:
     """Paths of a bundle, of its package, and of two copies of which one has a changed and the other a missing file."""
     out, source = workshop / "bundle", Source(recipes=(recipe(),))
     list(export_bundle(source.recipes, out, write_companions=source.write_companions, jobs=1))
-    package = next(out.glob("packages/**/*.mlpackage"))
+    package = next(out.glob("packages/*.mlpackage"))
     for name in ("damaged", "cut"):
         weights = shutil.copytree(out, workshop / name) / package.relative_to(out) / "Data/com.apple.CoreML/weights/weight.bin"
         content = weights.read_bytes()

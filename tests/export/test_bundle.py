@@ -104,13 +104,37 @@ def test_only_changed_stages_are_converted_again(bundle: Path) -> None:
     assert {name: data for name, data in before.items() if name.startswith(kept)} == {
         name: data for name, data in contents(bundle).items() if name.startswith(kept)
     }
-    packages = {path.parent.name for path in bundle.glob("packages/*/*.mlpackage")}
-    assert packages == {Path(stage.package).parent.name for stage in done.manifest.stages.values()}  # the old one is gone
+    assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "packages"}
     read_manifest(bundle)
 
 
+def test_the_path_of_a_package_is_its_name(bundle: Path) -> None:
+    _, done = export(bundle, recipe("first", 0), recipe("third", 3))
+    assert {name: stage.package for name, stage in done.manifest.stages.items()} == {
+        "first": "packages/first.mlpackage",
+        "third": "packages/third.mlpackage",
+    }
+    assert sorted(path.name for path in (bundle / "packages").iterdir()) == ["first.mlpackage", "third.mlpackage"]
+    with pytest.raises(ConfigError, match="recipes Third and third differ in case alone"):
+        export(bundle, recipe("third", 3), recipe("Third", 4))
+
+
+def test_a_bundle_of_an_earlier_version_is_read_and_its_packages_are_kept(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in ("first", "second"):
+        (bundle / "packages" / f"00{name}").mkdir()
+        (bundle / f"packages/{name}.mlpackage").rename(bundle / f"packages/00{name}/{name}.mlpackage")
+    text = json.dumps(manifest).replace("packages/first", "packages/00first/first").replace("packages/second", "packages/00second/second")
+    (bundle / "manifest.json").write_text(text)
+    read_manifest(bundle)
+    stages, done = export(bundle, recipe("first", 0), recipe("second", 7))
+    assert {stage.stage: stage.reused for stage in stages} == {"first": True, "second": False}
+    assert sorted(path.name for path in (bundle / "packages").iterdir()) == ["first.mlpackage", "second.mlpackage"]
+    assert read_manifest(bundle) == done.manifest
+
+
 def test_a_damaged_package_is_converted_again(bundle: Path) -> None:
-    weights = next(bundle.glob("packages/*/first.mlpackage/Data/com.apple.CoreML/weights/weight.bin"))
+    weights = next(bundle.glob("packages/first.mlpackage/Data/com.apple.CoreML/weights/weight.bin"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     stages, _ = export(bundle, recipe("first", 0), recipe("second", 1))
     assert {stage.stage: stage.reused for stage in stages} == {"first": False, "second": True}
@@ -189,19 +213,29 @@ def test_a_full_disk_is_one_clear_error_and_the_old_bundle_stays(tmp_path: Path)
         read_manifest(disk / "toy")
 
 
-def kill(folder: Path, count: int, latest_s: float) -> list[dict[str, object]]:
+def kill(folder: Path, *arguments: str) -> list[dict[str, object]]:
     program = Path(__file__).with_name("kill_exports.py")
-    ran = subprocess.run([sys.executable, program, folder, str(count), str(latest_s)], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, program, folder, *arguments], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("count", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_killed_export_leaves_a_whole_bundle(tmp_path: Path, count: int) -> None:
-    rounds = kill(tmp_path / "toy", count, latest_s=0.8)
+    rounds = kill(tmp_path / "toy", str(count), "0.8")
     assert len(rounds) == count + 1
     assert all(entry["whole"] for entry in rounds), rounds
     # Kills fell before and, at times, after the rename; a bundle is the old one or the new one.
     assert sum(bool(entry["killed"]) for entry in rounds) >= count // 3
     seeds = [entry["seed"] for entry in rounds]
     assert all(now in (before, number) for number, (before, now) in enumerate(itertools.pairwise(seeds), start=1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_bundle_is_whole_before_every_rename_of_an_export(tmp_path: Path) -> None:
+    *killed, last = kill(tmp_path / "toy", "renames")
+    assert len(killed) >= 7 and not last["killed"]  # companions, four steps of the packages, the card
+    assert all(entry["whole"] for entry in (*killed, last)), killed
+    seeds = [entry["seed"] for entry in (*killed, last)]
+    assert all(now in (before, number) for number, (before, now) in enumerate(itertools.pairwise(seeds), start=1))
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"README.md", "manifest.json", "packages", "companions"}

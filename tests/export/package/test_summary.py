@@ -171,7 +171,7 @@ def test_weights_are_grouped_by_how_they_are_stored(
 
 
 def test_shapes_and_axes_are_no_weights(exported: Path) -> None:
-    (package,) = (exported / "bundle").glob("packages/*/mapper_out.mlpackage")
+    (package,) = (exported / "bundle").glob("packages/mapper_out.mlpackage")
     summary = summarize(read_program(package))
     graph, _ = summary.program.function()
     weights = [value.data for value in graph.constants if isinstance(value.data, np.ndarray) and value.dtype == "float16" and value.shape]
