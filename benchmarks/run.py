@@ -1,14 +1,14 @@
-"""``make bench``: the stages of the demo bundle, the engines on four models, and a full report. Results go to benchmarks/results/.
+"""``make bench``: the stages of the demo bundle, four models, a full report, a placement; results go to benchmarks/results/.
 
 Machines are noisy and differ: the figures to keep are the ratios.
 """
 
-from benchmarks import engines, reports, stages
+from benchmarks import engines, placements, reports, stages
 
 
 def main() -> int:
     """Run all; the first exit code that is not 0 counts."""
-    return max([stages.main(), engines.main(), reports.main()])
+    return max([stages.main(), engines.main(), reports.main(), placements.main()])
 
 
 if __name__ == "__main__":

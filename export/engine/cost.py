@@ -80,6 +80,7 @@ _CONDITIONS: Mapping[str, Callable[[Features, float], float]] = {
     "moves_batch": lambda features, work: float(features.permutation[:1] not in ((), (0,))),
     "unaligned": lambda features, work: float(_last_extent(features) % 16 != 0),
     "intensity": lambda features, work: work / max(features.bytes, 1),
+    "out_channels": lambda features, work: float(features.outputs[0].shape[1]) if len(features.outputs[0].shape) > 1 else 1.0,
     "weight_kib": lambda features, work: _weight_bytes(features) / _KIB,
     "work": lambda features, work: work,
 }
