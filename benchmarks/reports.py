@@ -57,7 +57,7 @@ print(json.dumps({
 def main() -> int:
     """Measure, print, and write the results; 1 when a limit is passed."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    package = next(PACKAGES.glob("packages/*/t5_small_step.mlpackage"), None)
+    package = next(PACKAGES.glob("packages/**/t5_small_step.mlpackage"), None)
     if package is None:
         console.print("run benchmarks.engines first: it converts the packages", style="red")
         return 1

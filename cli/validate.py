@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from coreflow.cli.console import err, fail, out, print_json, progress_bar
+from coreflow.cli.console import err, fail, out, print_json, progress_bar, warn
 from coreflow.cli.options import BackendOption, ComparedUnitsOption, FunctionOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
@@ -108,11 +108,35 @@ def validate(
         accepted=dict(_split(text) for text in accept or ()),
         function_name=function,
     )
-    named = reference if against is None else str(against)
-    report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
+    report = validate_with_bar(path, options, reference=reference if against is None else str(against), inputs=inputs, verify=not unsealed)
     changes = None if old is None else compare(old, to_json(report))
-    kept = baseline if update_baseline else None
-    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=kept)
+    kept, record = baseline if update_baseline else None, partial(_record, path, report, options)
+    return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=kept, record=record)
+
+
+def _record(path: Path, report: "BundleReport | Report", options: "Options") -> None:
+    """Show the verdict on a bundle in its model card; a bundle that cannot be written to stays as it is."""
+    from datetime import UTC, datetime
+
+    from coreflow.export.card import TOGETHER, record_verdicts
+    from coreflow.validate.report.model import BundleReport
+
+    if not isinstance(report, BundleReport):
+        return
+    given = {
+        "--quick": options.quick,
+        "--within": options.tolerance,
+        "--contract": options.limits.contract,
+        "--ceiling": options.limits.ceiling,
+        "--limits": options.output_limits,
+        "--accept": options.accepted,
+    }
+    conditions = ", ".join(option for option, value in given.items() if value)
+    outcomes: dict[str, str] = {**{name: stage.verdict for name, stage in report.stages.items()}, TOGETHER: report.verdict}
+    try:
+        record_verdicts(path, outcomes, date=datetime.now(UTC).isoformat(timespec="seconds"), conditions=conditions)
+    except OSError as error:
+        warn(f"the model card of {path} could not be written: {error.strerror or error}")
 
 
 def diff(
@@ -229,12 +253,18 @@ def _present(
     as_json: bool,
     changes: "ReportDiff | None" = None,
     baseline: Path | None = None,
+    record: Callable[[], None] = lambda: None,
 ) -> int:
-    """Print a report and its changes, then write it to ``files`` and ``baseline``; the exit code of the worst of these."""
+    """Print a report and its changes, then write it to ``files`` and ``baseline``; the exit code of the worst of these.
+
+    ``record`` is called where there are ``files``.
+    """
     try:
         _print(report, changes, as_json=as_json)
     finally:  # a reader who goes away, as `| head` does, takes no file along
         is_written = _write(report, files, baseline, strict=strict, as_json=as_json)
+    if files:
+        record()
     # A failing validation says more by its own code than a comparison, which knows only 1.
     return report.exit_code_for(strict=strict) or (changes.exit_code if changes is not None else 0) or (0 if is_written else 2)
 

@@ -279,6 +279,9 @@ def test_a_class_is_validated_with_the_weights_that_its_bundle_carries(run_comma
     code, _, err = run_command("export", source, "--input", "x:1x4", "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "b")
     assert code == 0, err
     (tmp_path / "weights.safetensors").unlink()
-    code, out, err = run_command("validate", tmp_path / "b", "--reference", source, "--evidence", tmp_path, "--json")
+    options = ("--reference", source, "--evidence", tmp_path, "--json", "--report", tmp_path / "report.json")
+    code, out, err = run_command("validate", tmp_path / "b", *options)
     report = json.loads(out)
     assert (code, report["verdict"]) == (0, "pass"), err
+    assert "| Doubles | pass |" in (tmp_path / "b" / "README.md").read_text()
+    assert run_command("lint", tmp_path / "b")[0] == 0  # which reads the manifest and every file
