@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coreflow.export.engine.advice import obstacles, shortfalls
 from coreflow.export.engine.placement import Placement, place
@@ -167,3 +169,42 @@ def test_three_thousand_ops_take_a_second() -> None:
     assert len(list(shortfalls(placement))) > 10
     assert time.perf_counter() - started < 5
     assert len(placement.ops) == 3000
+
+
+@given(st.data())
+def test_what_a_run_lacks_is_what_the_best_path_through_it_costs_more(data: st.DataObject) -> None:
+    """The advice counts savings and prices by itself; the margins of the cheapest path are its oracle."""
+    rows = data.draw(st.sampled_from([1, 16, 128]))
+    chain = Chain((rows, 64))
+    for kind in data.draw(st.lists(st.sampled_from(["linear", "gelu", "relu", "cumsum"]), min_size=1, max_size=8)):
+        if kind == "linear":
+            chain.linear(rows, 64)
+        else:
+            chain.add(kind, (rows, 64))
+    placement = place(chain.graph(), M4)
+    if placement.count("engine"):
+        return
+    for short in shortfalls(placement):
+        assert short.needed_ms - short.saved_ms == pytest.approx(min(op.margin_ms for op in placement.ops[short.first : short.last + 1]))
+        assert all(op.support.engine for op in placement.ops[short.first : short.last + 1])
+        assert short.batch_factor is None or short.batch_factor > 1
+
+
+def test_one_long_run_that_stays_on_the_cpu_is_quick() -> None:
+    chain = Chain((1, 16))
+    for _ in range(3000):
+        chain.add("gelu", (1, 16))
+    placement = place(chain.graph(), M4)
+    started = time.perf_counter()
+    (short,) = shortfalls(placement)
+    assert short.batch_factor is not None
+    assert time.perf_counter() - started < 5
+
+
+def test_the_first_input_is_what_runs_through_whatever_the_order_of_arguments() -> None:
+    x, y = Value("x", "float16", (1, 8, 16, 16)), Value("y", "float16", (1, 8, 16, 16))
+    run_time_weight = Value("w", "float16", (4, 8, 1, 1))
+    forward = Op("conv", "y", {"x": x, "weight": run_time_weight}, (y,))
+    backward = Op("conv", "y", {"weight": run_time_weight, "x": x}, (y,))
+    placements = [place(Graph("main", "CoreML8", (x, run_time_weight), (y,), (op,), ()), M4) for op in (forward, backward)]
+    assert placements[0].ops[0].ms == placements[1].ops[0].ms
