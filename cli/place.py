@@ -53,7 +53,7 @@ def place(
         plain = [result_json(result, target) for result in results]
         print_json(plain[0] if path.suffix == ".mlpackage" else plain)
     else:
-        _show_sources(chosen)
+        _show_sources([placement for result in results for placement in result.placements])
     return 0
 
 
@@ -129,10 +129,10 @@ def _show(result: Result, asked: str, all_ops: bool) -> None:
         show_comparison(result.placements[0], result.comparison)
 
 
-def _show_sources(targets: Sequence["Target"]) -> None:
+def _show_sources(placements: Sequence["Placement"]) -> None:
     from coreflow.cli.place_text import evidence_lines
 
-    for text in evidence_lines(targets):
+    for text in evidence_lines(placements):
         out().print(text, markup=False, soft_wrap=True)
 
 
@@ -218,6 +218,7 @@ def placement_json(placement: "Placement") -> dict[str, Any]:
                 "supported": ["cpu", *(["engine"] if op.support.engine else [])],
                 "reason": op.support.reason,
                 "sure": op.support.is_sure,
+                "evidence": None if op.support.evidence is None else asdict(op.support.evidence),
                 "ms": dict(op.ms),
                 "share": op.share,
                 "multiply_adds": op.multiply_adds,

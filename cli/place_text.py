@@ -13,6 +13,10 @@ from coreflow.export.engine.placement import PlacedOp, Placement, Region
 from coreflow.export.engine.targets import Target, labels, op_evidence, sources
 
 DEVICES = {"engine": "Neural Engine", "cpu": "CPU", "gpu": "GPU", "none": "none"}
+UNKNOWNS = {
+    "second launch": "the price of a second launch",
+    "rates": "rates between two published sizes",
+}
 
 
 def show_placement(label: str, function: str, placement: Placement, all_ops: bool) -> None:
@@ -35,7 +39,6 @@ def _line(text: str) -> None:
 
 
 def _region_table(placement: Placement) -> Table:
-
     table = _table("region", "device", "ops", "first op", "last op", right=2)
     for title in ("estimate ms", "of the cost", "of multiply-adds", "next path + ms", "elsewhere + ms"):
         table.add_column(title, justify="right")
@@ -60,7 +63,6 @@ def _region_table(placement: Placement) -> Table:
 
 
 def _op_table(placement: Placement) -> Table:
-
     table = _table("op", "name", "type", "device", right=1)
     for title in ("engine ms", "CPU ms", "of the cost", "other device + ms"):
         table.add_column(title, justify="right")
@@ -77,7 +79,7 @@ def _op_table(placement: Placement) -> Table:
             f"{cpu:.5f}",
             f"{op.share:.2%}",
             "tie" if op.is_tied else _milliseconds(op.margin_ms),
-            Text("; ".join(filter(None, (remark, *(f"turns on {reason}" for reason in op.turns_on))))),
+            Text("; ".join(filter(None, (remark, *(f"turns on {UNKNOWNS[reason]}" for reason in op.turns_on))))),
         )
     return table
 
@@ -91,21 +93,21 @@ def _certainty(region: Region, ops: Sequence[PlacedOp]) -> str:
     if all(not op.support.engine for op in ops):
         return "no other device takes these ops"
     tied, fragile = sum(op.is_tied for op in ops), sum(op.is_fragile and not op.is_tied for op in ops)
-    parts = [f"fragile: turns on {reason}" for reason in region.turns_on] or (["fragile"] if region.is_fragile else [])
+    parts = [f"fragile: turns on {UNKNOWNS[reason]}" for reason in region.turns_on] or (["fragile"] if region.is_fragile else [])
     parts += [f"tie: {tied} op{'s' * (tied > 1)} on either side"] if tied else []
     parts += [f"{fragile} op{'s' * (fragile > 1)} by less than 0.02 ms"] if fragile and not region.is_fragile else []
     return "; ".join(parts) or "firm"
 
 
 def _reasons(placement: Placement) -> Iterator[str]:
-
-    for reason, count, types in obstacles(placement.ops):
-        yield f"not on the Neural Engine, {count} op{'s' * (count > 1)} ({', '.join(types)}): {reason}"
+    for obstacle in obstacles(placement.ops):
+        known = f" ({obstacle.evidence.label}, {obstacle.evidence.source})" if obstacle.evidence else " (no plan was read)"
+        ops = f"{obstacle.count} op{'s' * (obstacle.count > 1)} ({', '.join(obstacle.types)})"
+        yield f"not on the Neural Engine, {ops}: {obstacle.reason}{known}"
 
 
 def _changes(placement: Placement) -> Iterator[str]:
     """What would bring more to the engine."""
-
     for short in shortfalls(placement):
         first, last = placement.ops[short.first], placement.ops[short.last]
         text = (
@@ -134,6 +136,9 @@ def _caveats(placement: Placement) -> Iterator[str]:
         yield f"rates of another target: {', '.join(borrowed)}"
     if unsure := sorted({op.type for op in ops if not op.support.is_sure}):
         yield f"in no plan that was read: {', '.join(unsure)}"
+    if any("second launch" in op.turns_on for op in ops):
+        price = f"{placement.target.second_launch_ms} ms as the first ({placement.target.evidence['graph'].label})"
+        yield f"second launch: {price}, or below 0.108 as the one published program with two has it (fit, K)"
     for op_type, (text, evidence) in op_evidence("remark").items():
         if any(op.type == op_type and op.device == "engine" for op in ops):
             yield f"{op_type}: {text} ({evidence.label}, {evidence.source})"
@@ -143,17 +148,18 @@ def _caveats(placement: Placement) -> Iterator[str]:
         yield "control flow counts as one op on the CPU; what its blocks hold is not placed"
 
 
-def evidence_lines(targets: Sequence[Target]) -> Iterator[str]:
-    """How the tables are known, and from whom."""
+def evidence_lines(placements: Sequence[Placement]) -> Iterator[str]:
+    """How the tables of these placements are known, and from whom."""
     yield "ops are in the order of the file; what Core ML's own passes reorder or fuse is not known"
-    for target in targets:
+    for target in {placement.target.key: placement.target for placement in placements}.values():
         known: dict[tuple[str, str], list[str]] = {}
         for name, evidence in target.evidence.items():
             known.setdefault((evidence.label, evidence.source), []).append(name)
         tables = "; ".join(f"{', '.join(names)}: {label} ({source})" for (label, source), names in known.items())
         yield f"tables of {target.key}: {tables}"
-    named = {source[0] for target in targets for source in (evidence.source for evidence in target.evidence.values())}
-    for letter in sorted(named & set(sources())):
+    every = [evidence for placement in placements for evidence in placement.target.evidence.values()]
+    every += [op.support.evidence for placement in placements for op in placement.ops if op.support.evidence]
+    for letter in sorted({evidence.source[0] for evidence in every} & set(sources())):
         yield f"{letter}: {sources()[letter]}"
 
 
@@ -198,16 +204,15 @@ def show_comparison(placement: Placement, comparison: Comparison) -> None:
 
 def show_targets(targets: Sequence[Target]) -> None:
     """Print every target with a table, and how each part of it is known."""
-    table = _table("target", "chip", *targets[0].evidence)
+    table = _table("target", "chip", *targets[0].evidence, "remark")
     for target in targets:
-        table.add_row(target.key, target.chip, *(evidence.label for evidence in target.evidence.values()))
+        table.add_row(target.key, target.chip, *(evidence.label for evidence in target.evidence.values()), target.note)
     out().print(table)
     for name, meaning in {**labels(), **sources()}.items():
         _line(f"{name}: {meaning}")
 
 
 def _table(*columns: str, right: int = -1) -> Table:
-
     table = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index == right else "left")

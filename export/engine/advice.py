@@ -1,14 +1,13 @@
 """What would change a placement: runs that the engine could take and does not, what they lack, and the ops that keep others off it."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coreflow.export.engine.cost import estimate
 from coreflow.export.engine.features import Features, Tensor
 from coreflow.export.engine.placement import PlacedOp, Placement
-from coreflow.export.engine.targets import Target
+from coreflow.export.engine.targets import Evidence, Target
 
 _LARGEST_FACTOR = 4096
 
@@ -41,13 +40,30 @@ def shortfalls(placement: Placement) -> Iterator[Shortfall]:
             yield best
 
 
-def obstacles(ops: Sequence[PlacedOp]) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Why ops cannot be on the engine, most frequent reason first: the reason, how many ops, their types."""
-    counts = Counter(op.support.reason for op in ops if not op.support.engine)
-    return [
-        (reason, count, tuple(sorted({op.type for op in ops if op.support.reason == reason and not op.support.engine})))
-        for reason, count in counts.most_common()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """A reason for which the engine does not take ops, how many, their types, and how the reason is known.
+
+    >>> [(obstacle.reason, obstacle.count) for obstacle in obstacles(placement.ops)]
+    """
+
+    reason: str
+    count: int
+    types: tuple[str, ...]
+    evidence: Evidence | None
+
+
+def obstacles(ops: Sequence[PlacedOp]) -> list[Obstacle]:
+    """Why ops cannot be on the engine, most frequent reason first."""
+    refused: dict[str, list[PlacedOp]] = {}
+    for op in ops:
+        if not op.support.engine:
+            refused.setdefault(op.support.reason, []).append(op)
+    listed = [
+        Obstacle(reason=reason, count=len(group), types=tuple(sorted({op.type for op in group})), evidence=group[0].support.evidence)
+        for reason, group in refused.items()
     ]
+    return sorted(listed, key=lambda obstacle: -obstacle.count)
 
 
 def _eligible_runs(ops: Sequence[PlacedOp]) -> Iterator[tuple[int, int]]:

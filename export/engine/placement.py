@@ -16,8 +16,9 @@ from coreflow.export.package.op_facts import facts_of
 Device = Literal["engine", "cpu"]
 FRAGILE_MS = 0.02  # a margin that an error of the tables, or the next system, may well exceed
 
-_SECOND_LAUNCH = "the price of a later launch: 0.125 ms by the constants, and less by the one published program that has two"
-_GAP = "rates of a size between two published ones"
+# What is not known and may decide: the price of a later launch, which the one published program with two puts below the published constant,
+# and the rates of a size that lies between two published ones.
+Unknown = Literal["second launch", "rates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class PlacedOp:
     share: float
     multiply_adds: int
     is_borrowed: bool
-    turns_on: tuple[str, ...] = ()
+    turns_on: tuple[Unknown, ...] = ()
 
     @property
     def type(self) -> str:
@@ -83,7 +84,7 @@ class Region:
     multiply_adds: int
     margin_ms: float
     flip_ms: float
-    turns_on: tuple[str, ...]
+    turns_on: tuple[Unknown, ...]
 
     @property
     def size(self) -> int:
@@ -160,7 +161,8 @@ def _regions(ops: Sequence[PlacedOp], choice: Choice, chosen_ms: Sequence[float]
     regions = []
     for (first, last), flip in zip(choice.segments, choice.flips, strict=True):
         members = ops[first : last + 1]
-        common = [reason for reason in (_SECOND_LAUNCH, _GAP) if all(reason in op.turns_on or op.margin_ms == math.inf for op in members)]
+        unknowns: tuple[Unknown, ...] = ("second launch", "rates")
+        common = [reason for reason in unknowns if all(reason in op.turns_on or op.margin_ms == math.inf for op in members)]
         regions.append(
             Region(
                 device=members[0].device,
@@ -179,17 +181,17 @@ def _regions(ops: Sequence[PlacedOp], choice: Choice, chosen_ms: Sequence[float]
 
 def _turning_points(
     costs: Costs, choice: Choice, estimates: Sequence[Estimate], supports: Sequence[Support], target: Target
-) -> list[tuple[str, ...]]:
+) -> list[tuple[Unknown, ...]]:
     """By op: what is not known and would give it another device."""
-    reasons: list[list[str]] = [[] for _ in costs]
-    variants: list[tuple[str, Choice]] = []
+    reasons: list[list[Unknown]] = [[] for _ in costs]
+    variants: list[tuple[Unknown, Choice]] = []
     if sum(backend == "ane" for backend in choice.backends) < len(costs):
-        variants.append((_SECOND_LAUNCH, choose(costs, target.with_second_launch(0.0))))
+        variants.append(("second launch", choose(costs, target.with_second_launch(0.0))))
     if any(priced.others for priced in estimates):
         others = [
             _costs(priced.others[0] if priced.others else priced.ms, taken) for priced, taken in zip(estimates, supports, strict=True)
         ]
-        variants.append((_GAP, choose(others, target)))
+        variants.append(("rates", choose(others, target)))
     for reason, other in variants:
         for i, (backend, changed) in enumerate(zip(choice.backends, other.backends, strict=True)):
             if (backend == "ane") != (changed == "ane") and other.margins[i] > TIE_MS:

@@ -64,16 +64,6 @@ def choose(costs: Costs, target: Target) -> Choice:
     return Choice(backends, total, tuple(max(margin, 0.0) for margin in margins), segments, flips)
 
 
-def path_cost(backends: Sequence[Backend], costs: Costs, target: Target) -> float:
-    """Milliseconds of one path, as defined at the top."""
-    total, state = 0.0, None
-    for backend, cost in zip(backends, costs, strict=True):
-        after = (backend, backend == "ane" or (state is not None and state[1]))
-        total += _edge(state, after, target) + cost[backend]
-        state = after
-    return total + (target.switch_ms if state and state[0] == "ane" else 0.0)
-
-
 def _edge(state: _State | None, later: _State, target: Target) -> float:
     if state is not None and state[0] == later[0]:
         return 0.0

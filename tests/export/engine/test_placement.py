@@ -102,7 +102,9 @@ def test_one_integer_op_in_the_middle_splits_the_engine() -> None:
     assert [(region.device, region.size) for region in placement.regions] == [("engine", 1), ("cpu", 1), ("engine", 1)]
     middle = placement.regions[1]
     assert middle.margin_ms == middle.flip_ms == math.inf
-    assert obstacles(placement.ops) == [('the engine has no such op ("Unsupported MIL operation")', 1, ("cumsum",))]
+    (obstacle,) = obstacles(placement.ops)
+    assert (obstacle.count, obstacle.types) == (1, ("cumsum",))
+    assert obstacle.evidence is not None and obstacle.evidence.label == "measured"
     assert sum(region.share for region in placement.regions) == pytest.approx(1)
     assert sum(region.multiply_adds for region in placement.regions) == 2 * 256 * 256 * 9 * 1024
 
@@ -117,14 +119,14 @@ def test_a_second_segment_that_turns_on_the_price_of_its_launch_is_fragile() -> 
             chain.add("band_part", (1, 128, 128))
     placement = place(chain.graph(), M4)
     assert devices(placement) != "AAAACAAAA"
-    assert any(op.turns_on for op in placement.ops)
+    assert {reason for op in placement.ops for reason in op.turns_on} == {"second launch"}
     assert devices(place(chain.graph(), M4.with_second_launch(0.1))) == "AAAACAAAA"
 
 
 def test_a_size_between_two_published_rates_says_so_where_it_decides() -> None:
     placement = place(Chain((64, 304)).linear(64, 304).graph(), M4)
     (op,) = placement.ops
-    assert op.turns_on and op.is_fragile
+    assert op.turns_on == ("rates",) and op.is_fragile
 
 
 def test_ties_are_ties() -> None:
