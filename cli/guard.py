@@ -29,17 +29,17 @@ def run_guarded(command: Callable[[], int]) -> int:
     """
     if not hasattr(os, "fork"):
         return command()
-    alive, held_open = os.pipe()
+    alive, lifeline = os.pipe()
     with tempfile.TemporaryFile() as crash:
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            os.close(held_open)
+            os.close(lifeline)
             _run_and_exit(command, alive, crash.fileno())
         os.close(alive)
         status = _wait(child)
-        os.close(held_open)
+        os.close(lifeline)
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
         number = os.WTERMSIG(status)

@@ -20,7 +20,7 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle of `coreflow export`, as artifacts/demo.")],
     text: Annotated[str | None, typer.Argument(help="A sentence; without it, each line of standard input.")] = None,
     backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
-    numerics: Annotated[str, typer.Option(help="Arithmetic of the lifted backend: fp16, fp32 or fp64.")] = "fp16",
+    numerics: Annotated[str, typer.Option(help="Arithmetic of the lifted backend: fp16, fp32, fp64, or engine-m4 and its like.")] = "fp16",
     device: Annotated[str, typer.Option(help="Device of the lifted backend: cpu, cuda or mps.")] = "cpu",
     compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to write at most [default: the decoder's length].")] = None,

@@ -15,7 +15,7 @@ from coreflow.validate.report.files import check_formats, describe_formats, writ
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from coreflow.runtime.backend import Backend, ComputeUnits
+    from coreflow.runtime.backend import Backend, ComputeUnits, NumericsName
     from coreflow.validate.gates.tolerance import Limits, Tolerance
     from coreflow.validate.options import Options, Phase
     from coreflow.validate.report.diff import ReportDiff
@@ -71,6 +71,9 @@ def validate(
     function: FunctionOption = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
+    numerics: Annotated[
+        str, typer.Option(help="Arithmetic of the lifted backend: fp16, or a published model of the engine as engine-m4, engine-m4-fast.")
+    ] = "fp16",
     compute_units: ComparedUnitsOption = "all",
     reports: Reports = None,
     baseline: Annotated[Path | None, typer.Option(help="Compare with this report, as `validate diff` does.")] = None,
@@ -96,7 +99,8 @@ def validate(
         raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
     tolerance, output_limits = _read_limits(within, contract, ceiling, limits)
     options = Options(
-        backend=cast("Backend", backend),  # both are checked where a package is opened
+        backend=cast("Backend", backend),  # all three are checked where a package is opened
+        numerics=cast("NumericsName", numerics),
         compute_units=cast("ComputeUnits", compute_units),
         tolerance=tolerance,
         limits=Limits(contract=contract, ceiling=ceiling),

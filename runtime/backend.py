@@ -11,7 +11,11 @@ from coreflow.models.errors import UnsupportedError
 from coreflow.models.spec import TensorSpec
 
 Backend = Literal["auto", "coreml", "lifted"]
-NumericsName = Literal["fp64", "fp32", "fp16"]  # arithmetic of the lifted backend
+# Arithmetic of the lifted backend; that of the Neural Engine is a published model, exact or with errors drawn by their size ("fast").
+EngineNumericsName = Literal["engine-m1", "engine-m2", "engine-m4", "engine-m5", "engine-m6"]
+FastNumericsName = Literal["engine-m1-fast", "engine-m2-fast", "engine-m4-fast", "engine-m5-fast", "engine-m6-fast"]
+NumericsName = Literal["fp64", "fp32", "fp16", EngineNumericsName, FastNumericsName]
+PUBLISHED_MODEL = "published model of the Neural Engine, not measured"  # the label of everything that those numerics give
 EngineName = Literal["auto", "interpreter", "module", "onnxruntime"]  # of the lifted backend
 ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]  # of Core ML
 BACKENDS: tuple[str, ...] = get_args(Backend)

@@ -191,6 +191,6 @@ def _device(name: str, numerics: NumericsName) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UnsupportedError(f"device {name!r} is not available here") from error
-    if device.type == "mps" and numerics == "fp64":
-        raise UnsupportedError("numerics fp64 on mps: that device has no float64; use device='cpu'")
+    if device.type == "mps" and numerics_named(numerics).dtype == torch.float64:
+        raise UnsupportedError(f"numerics {numerics} on mps: that device has no float64; use device='cpu'")
     return device

@@ -82,20 +82,22 @@ def open_package(program: Program, options: Options) -> OpenPackage:
         model = ClassifierModel(model, classify, interface)
     if states:
         model = StatelessLifted(program, options.numerics) if is_lifted else StatelessModel(model)
+    # The engine's rules stand where the device would: above the fp16 of the lifted backend, within the tolerance of a device.
+    is_device = not is_lifted or options.numerics.startswith("engine")
     has_fp16 = any(value.dtype == "float16" for op in graph.ops for value in op.outputs)
     precision: Precision = "fp16" if has_fp16 else "fp32"
     rungs: dict[RungName, Model] = {}
     if options.numerics != "fp64" or not is_lifted:
         rungs["R3"] = StatelessLifted(program, "fp64")
-    if not is_lifted:
+    if is_device:
         rungs["R4"] = StatelessLifted(program, "fp16")
-    rungs["R4" if is_lifted else "R5"] = model
+    rungs["R5" if is_device else "R4"] = model
     return OpenPackage(
         program=program,
         model=model,
         rungs=rungs,
         precision=precision,
-        tolerance=options.limits.on(options.tolerance or (FP32 if precision == "fp32" else LIFTED if is_lifted else DEVICE)),
+        tolerance=options.limits.on(options.tolerance or (FP32 if precision == "fp32" else DEVICE if is_device else LIFTED)),
         output_limits=options.output_limits,
         numerics=options.numerics if is_lifted else "device",
         compute_units=options.compute_units,

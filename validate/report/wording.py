@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+from coreflow.runtime.backend import PUBLISHED_MODEL
 from coreflow.validate.report.model import (
     BundleReport,
     ChainReport,
@@ -90,7 +91,8 @@ def excess(culprit: Culprit) -> str:
 
 def execution(report: Report) -> str:
     """Backend, arithmetic or compute units, and seeds."""
-    how = f"numerics {report.numerics}" if report.backend == "lifted" else f"compute units {report.compute_units}"
+    label = f" ({PUBLISHED_MODEL})" if report.numerics.startswith("engine") else ""
+    how = f"numerics {report.numerics}{label}" if report.backend == "lifted" else f"compute units {report.compute_units}"
     seeds = report.samples.seeds
     drawn = "" if not seeds else f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {seeds[0]} to {seeds[-1]}"
     return f"backend {report.backend}, {how}{drawn}"

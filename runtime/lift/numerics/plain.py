@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ class Numerics:
 
     name: NumericsName
     dtype: torch.dtype
+
+    def function(self, op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What computes ``op``: ``function``, its lowering, or another of the same arguments. Decided once, before anything runs."""
+        return function
 
     def rounding(self, op: Op, output: Value) -> Rounding | None:
         """The rounding of ``output``, a result of ``op``; None for none. Decided once, before anything runs."""

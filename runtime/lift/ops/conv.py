@@ -129,6 +129,20 @@ def conv_transpose(
     strides = strides or (1,) * rank
     dilations = dilations or (1,) * rank
     whole = _CONV_TRANSPOSE[rank](x, weight, None, tuple(strides), 0, 0, groups, tuple(dilations))
+    cut = cut_transposed(whole, x.shape, strides, pad_type, pad, output_shape)
+    return cut if bias is None else cut + bias.reshape(cut.shape[1], *(1,) * rank)
+
+
+def cut_transposed(
+    whole: Tensor,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    pad_type: str,
+    pad: Sequence[int] | None,
+    output_shape: Sequence[int] | None,
+) -> Tensor:
+    """The part of a whole transposed convolution that MIL keeps, zeros past its end; ``shape`` is that of the input."""
+    rank = whole.dim() - 2
     for axis in range(rank):
         extent = whole.shape[axis + 2]
         before, after = (pad[2 * axis], pad[2 * axis + 1]) if pad_type == "custom" and pad else (0, 0)
@@ -136,11 +150,11 @@ def conv_transpose(
         if output_shape is not None:
             target = output_shape[axis + 2]
         elif pad_type == "same":
-            target = strides[axis] * x.shape[axis + 2]
+            target = strides[axis] * shape[axis + 2]
         if pad_type == "same":
             before = max(0, extent - target) // 2
         present = min(target, extent - before)
         whole = whole.narrow(axis + 2, before, present)
         if present < target:
             whole = F.pad(whole, [0, 0] * (rank - 1 - axis) + [0, target - present])
-    return whole if bias is None else whole + bias.reshape(whole.shape[1], *(1,) * rank)
+    return whole

@@ -104,7 +104,7 @@ class Planner:
 
     def _guarded(self, lowering: Lowering, op: Op, fixed: Mapping[str, Any]) -> Callable[..., Any]:
         """The function of the op: behind its guard if the guard cannot be asked now, because a shape or a number is open."""
-        guard, function = lowering.guard, lowering.function
+        guard, function = lowering.guard, self._policy.numerics.function(op, lowering.function)
         if guard is None:
             return function
         try:
