@@ -15,6 +15,7 @@ from coreflow.models.errors import ExportError
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = (_PACKAGE, *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, "<")
+_HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # an interrupt reaches the child by itself
 _ASKED_FOR = {signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP}
 
 
@@ -33,12 +34,14 @@ def run_guarded(command: Callable[[], int]) -> int:
     with tempfile.TemporaryFile() as crash:
         sys.stdout.flush()
         sys.stderr.flush()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON)  # until this process hands them on
         child = os.fork()
         if child == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(lifeline)
             _run_and_exit(command, alive, crash.fileno())
         os.close(alive)
-        status = _wait(child)
+        status = _wait(child, before)
         os.close(lifeline)
         if not os.WIFSIGNALED(status):
             return os.waitstatus_to_exitcode(status)
@@ -74,14 +77,14 @@ def _end_with_parent(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait(child: int) -> int:
+def _wait(child: int, mask: set[signal.Signals | int]) -> int:
     """Its status, while signals that ask this process to end are handed on."""
 
     def hand_on(number: int, frame: object) -> None:
         os.kill(child, number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else hand_on) for number in _HANDED_ON}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         return os.waitpid(child, 0)[1]
     finally:

@@ -47,7 +47,8 @@ def test_what_was_printed_before_a_crash_is_there_once() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
 def test_signals_reach_the_child(number: int, code: int) -> None:
-    program = "import sys, time\nfrom coreflow.cli.guard import run_guarded\n"
+    program = "import signal, sys, time\nfrom coreflow.cli.guard import run_guarded\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
     program += "def sleep():\n print('ready', flush=True); time.sleep(60)\nsys.exit(run_guarded(sleep))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
