@@ -8,7 +8,7 @@ import typer
 PackageArgument = Annotated[Path, typer.Argument(help="An .mlpackage.")]
 FunctionOption = Annotated[str | None, typer.Option(help="One of several functions [default: the package's].")]
 BackendOption = Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")]
-NumericsOption = Annotated[str, typer.Option(help="Arithmetic of the lifted backend: fp16, fp32 or fp64.")]
+NumericsOption = Annotated[str, typer.Option(help="Arithmetic of the lifted backend: fp16, fp32, fp64, or engine-m4 and its like.")]
 DeviceOption = Annotated[str, typer.Option(help="Device of the lifted backend: cpu, cuda or mps.")]
 ComputeUnitsOption = Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")]
 ComparedUnitsOption = Annotated[

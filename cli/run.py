@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coreflow.cli.console import out, print_json, warn
+from coreflow.cli.options import BackendOption, ComputeUnitsOption, DeviceOption, NumericsOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle of `coreflow export`, as artifacts/demo.")],
     text: Annotated[str | None, typer.Argument(help="A sentence; without it, each line of standard input.")] = None,
-    backend: Annotated[str, typer.Option(help="auto (Core ML on macOS, lifted elsewhere), coreml or lifted.")] = "auto",
-    numerics: Annotated[str, typer.Option(help="Arithmetic of the lifted backend: fp16, fp32, fp64, or engine-m4 and its like.")] = "fp16",
-    device: Annotated[str, typer.Option(help="Device of the lifted backend: cpu, cuda or mps.")] = "cpu",
-    compute_units: Annotated[str, typer.Option(help="Core ML's: all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
+    backend: BackendOption = "auto",
+    numerics: NumericsOption = "fp16",
+    device: DeviceOption = "cpu",
+    compute_units: ComputeUnitsOption = "all",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to write at most [default: the decoder's length].")] = None,
     beams: Annotated[int | None, typer.Option(min=1, help="Beam search with so many beams, instead of greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest tokens.")] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from coreflow.cli.console import err, fail, out, print_json, progress_bar, warn
-from coreflow.cli.options import BackendOption, ComparedUnitsOption, FunctionOption, json_option
+from coreflow.cli.options import BackendOption, ComparedUnitsOption, FunctionOption, NumericsOption, json_option
 from coreflow.validate.report.files import check_formats, describe_formats, write
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def validate(
     function: FunctionOption = None,
     evidence: Annotated[Path, typer.Option(help="Folder for what replays a failure.")] = Path("artifacts/replays"),
     backend: BackendOption = "auto",
-    numerics: Annotated[
-        str, typer.Option(help="Arithmetic of the lifted backend: fp16, or a published model of the engine as engine-m4, engine-m4-fast.")
-    ] = "fp16",
+    numerics: NumericsOption = "fp16",
     compute_units: ComparedUnitsOption = "all",
     reports: Reports = None,
     baseline: Annotated[Path | None, typer.Option(help="Compare with this report, as `validate diff` does.")] = None,
@@ -87,7 +85,6 @@ def validate(
     `coreflow validate diff OLD NEW` compares two reports, and `coreflow validate replay FILE` runs a failure again; a folder of such a
     name is given as ./diff or ./replay.
     """
-    from coreflow.models.errors import ConfigError
     from coreflow.validate.gates.tolerance import Limits
     from coreflow.validate.options import Evidence, Options
     from coreflow.validate.report.diff import compare
@@ -95,8 +92,7 @@ def validate(
 
     check_formats(reports or ())  # wrong arguments are refused before minutes of work
     old = _read_baseline(baseline, update_baseline, path)
-    if against is not None and reference is not None:
-        raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
+    named = _reference_of(path, against, reference)
     tolerance, output_limits = _read_limits(within, contract, ceiling, limits)
     options = Options(
         backend=cast("Backend", backend),  # all three are checked where a package is opened
@@ -112,10 +108,19 @@ def validate(
         accepted=dict(_split(text) for text in accept or ()),
         function_name=function,
     )
-    report = validate_with_bar(path, options, reference=reference if against is None else str(against), inputs=inputs, verify=not unsealed)
+    report = validate_with_bar(path, options, reference=named, inputs=inputs, verify=not unsealed)
     changes = None if old is None else compare(old, to_json(report))
     kept, record = baseline if update_baseline else None, partial(_record, path, report, options)
     return _present(report, reports or (), strict=strict, as_json=as_json, changes=changes, baseline=kept, record=record)
+
+
+def _reference_of(path: Path, against: Path | None, reference: str | None) -> str | None:
+    """The package or the recipes to compare with, as far as one was given."""
+    from coreflow.models.errors import ConfigError
+
+    if against is not None and reference is not None:
+        raise ConfigError(f"compare {path.name} with {against} or with the recipes of {reference}, not with both")
+    return reference if against is None else str(against)
 
 
 def _record(path: Path, report: "BundleReport | Report", options: "Options") -> None:
@@ -134,6 +139,7 @@ def _record(path: Path, report: "BundleReport | Report", options: "Options") -> 
         "--ceiling": options.limits.ceiling,
         "--limits": options.output_limits,
         "--accept": options.accepted,
+        f"--numerics {options.numerics}": options.numerics != "fp16",
     }
     conditions = ", ".join(option for option, value in given.items() if value)
     outcomes: dict[str, str] = {**{name: stage.verdict for name, stage in report.stages.items()}, TOGETHER: report.verdict}
