@@ -127,7 +127,7 @@ class CachedDecoder(nn.Module):
         places = rows[:, None] == positions
         cache = Cache(layers=[CachedLayer(keys, values, places, position) for keys, values in _pairs(past)])
         memory = None if cross is None else Cache(layers=[FixedLayer(keys, values) for keys, values in _pairs(cross)])
-        further = {} if encoder_attention_mask is None else {"encoder_attention_mask": _added(encoder_attention_mask)[:, None, None]}
+        further = {} if encoder_attention_mask is None else {"encoder_attention_mask": padding_mask(encoder_attention_mask)}
         last = torch.zeros(1, dtype=torch.long) if attention_mask is None else (attention_mask.sum(1) - 1).clamp(min=0)
         logits = self.model(
             input_ids=input_ids,
@@ -188,6 +188,15 @@ def added_mask(rows: Tensor, positions: Tensor, window: int | None = None) -> Te
     """
     behind = positions[:, None] - rows
     return _added(behind >= 0 if window is None else (behind >= 0) & (behind < window))[None, None]
+
+
+def padding_mask(attention_mask: Tensor) -> Tensor:
+    """What is added to the scores (1, 1, 1, S): zero where ``attention_mask`` (1, S) is 1.
+
+    >>> padding_mask(torch.tensor([[1, 0]]))
+    tensor([[[[     0., -10000.]]]])
+    """
+    return _added(attention_mask)[:, None, None]
 
 
 def _added(seen: Tensor) -> Tensor:

@@ -8,6 +8,25 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import CausalLMOutput
 
+from coreflow.export.sources.adapters.cached_decoder import padding_mask
+
+
+class MaskedEncoder(nn.Module):
+    """An encoder of texts whose mask of padding is added to the scores.
+
+    >>> MaskedEncoder(t5.encoder)(ids, mask).last_hidden_state
+
+    That of transformers is looked up, and selects: the converter stores the branches, as large as all scores, among the weights.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """(1, S), (1, S) -> the outputs of the encoder."""
+        return self.encoder(input_ids=input_ids, attention_mask=padding_mask(attention_mask))
+
 
 class CrossEncoder(nn.Module):
     """An encoder and what the layers of the decoder make of its result, once: their keys and values (2 N, H, S, D).

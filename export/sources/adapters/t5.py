@@ -18,8 +18,10 @@ PROMPT = 4  # tokens of a prefill: answers begin with a single one
 
 def hidden_states(checkpoint: Checkpoint) -> Sequence[Recipe]:
     """The encoder by itself."""
-    encoder: Any = checkpoint.model.encoder
-    return [_encoder(checkpoint, encoder, "last_hidden_state", encoder)]
+    from coreflow.export.sources.adapters.encoder_decoder import MaskedEncoder  # loads transformers
+
+    model: Any = checkpoint.model
+    return [_encoder(checkpoint, MaskedEncoder(model.encoder), "last_hidden_state")]
 
 
 def with_cache(checkpoint: Checkpoint) -> Sequence[Recipe]:
@@ -52,7 +54,7 @@ def _distance(relative_position: Tensor, *, most: int, **_: Any) -> Tensor:
 
 
 def _both(checkpoint: Checkpoint, *, has_state: bool) -> Sequence[Recipe]:
-    from coreflow.export.sources.adapters.encoder_decoder import CrossEncoder, DecoderHalf  # loads transformers
+    from coreflow.export.sources.adapters.encoder_decoder import CrossEncoder, DecoderHalf, MaskedEncoder
 
     model: Any = checkpoint.model
     config, blocks = checkpoint.config, model.decoder.block
@@ -61,13 +63,13 @@ def _both(checkpoint: Checkpoint, *, has_state: bool) -> Sequence[Recipe]:
     shape = (2 * len(blocks), config.num_heads, checkpoint.length(None, LENGTH), config.d_kv)
     use_bias_table(blocks[0].layer[0].SelfAttention, shape[2])
     decoder = DecoderHalf(model.decoder, model.lm_head, config.d_model**-0.5 if config.scale_decoder_outputs else 1.0)
-    encoder = _encoder(checkpoint, CrossEncoder(model.encoder, projections, config.num_heads), "cross", model.encoder)
+    encoder = _encoder(checkpoint, CrossEncoder(MaskedEncoder(model.encoder), projections, config.num_heads), "cross")
     memory = {"cross": TensorSpec(shape), "encoder_attention_mask": encoder.inputs["attention_mask"]}
     return [encoder, decoder_recipe(checkpoint, decoder, shape, has_state=has_state, prompt=PROMPT, memory=memory)]
 
 
-def _encoder(checkpoint: Checkpoint, module: Any, output: str, encoder: nn.Module) -> Recipe:
-    use_torch_norms(encoder)
+def _encoder(checkpoint: Checkpoint, module: nn.Module, output: str) -> Recipe:
+    use_torch_norms(module)
     size = (1, checkpoint.length(None, LENGTH))
     inputs = {
         "input_ids": TensorSpec(size, "int32", bounds=(0, checkpoint.config.vocab_size - 1)),
