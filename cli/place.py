@@ -76,7 +76,7 @@ def _programs(path: Path, function: str | None) -> Iterator[tuple[str, "Program"
     from coreflow.export.package.manifest import read_manifest
     from coreflow.export.package.mlpackage import read_program
 
-    if path.suffix == ".mlpackage":
+    if path.suffix in (".mlpackage", ".mlmodelc"):
         program = read_program(path)
         yield path.name, program, program.function(function)[0].name
         return

@@ -4,10 +4,10 @@ Default rule: time = max(work / peak, bytes / bandwidth). Rated ops: time = work
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coreflow.export.engine.features import Features
+from coreflow.export.engine.features import Features, Tensor
 from coreflow.export.engine.targets import BACKENDS, Backend, Row, Target
 
 _GIB, _KIB = 2**30, 2**10
@@ -80,7 +80,7 @@ _CONDITIONS: Mapping[str, Callable[[Features, float], float]] = {
     "moves_batch": lambda features, work: float(features.permutation[:1] not in ((), (0,))),
     "unaligned": lambda features, work: float(_last_extent(features) % 16 != 0),
     "intensity": lambda features, work: work / max(features.bytes, 1),
-    "out_channels": lambda features, work: float(features.outputs[0].shape[1]) if len(features.outputs[0].shape) > 1 else 1.0,
+    "out_channels": lambda features, work: float((*_shape(features.outputs), 1, 1)[1]),
     "weight_kib": lambda features, work: _weight_bytes(features) / _KIB,
     "work": lambda features, work: work,
 }
@@ -95,11 +95,12 @@ def _elements(features: Features) -> float:
 
 
 def _results(features: Features) -> float:
-    return float(features.outputs[0].elements)
+    return float(features.outputs[0].elements) if features.outputs else 0.0
 
 
 def _permuted(features: Features) -> float:
-    return 2.0 * (features.inputs[0].elements + len(features.inputs[0].shape)) if features.inputs else 0.0
+    shape = _shape(features.inputs)
+    return 2.0 * (math.prod(shape) + len(shape))
 
 
 def _look_up(features: Features) -> float:
@@ -108,18 +109,22 @@ def _look_up(features: Features) -> float:
     return 2.0 * (sum(tensor.elements for tensor in tensors) + 3)
 
 
+def _shape(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """The shape of the first of them; a broken program may have none."""
+    return tensors[0].shape if tensors else ()
+
+
 def _last_extent(features: Features) -> int:
-    return features.inputs[0].shape[-1] if features.inputs and features.inputs[0].shape else 1
+    return (1, *_shape(features.inputs))[-1]
 
 
 def _linear(features: Features) -> float:
     """2 M K^2: the width of the result is ignored."""
-    return 2.0 * features.inputs[0].elements * _last_extent(features) if features.inputs else 0.0
+    return 2.0 * math.prod(_shape(features.inputs)) * _last_extent(features)
 
 
 def _input_channels(features: Features) -> int:
-    shape = features.inputs[0].shape if features.inputs else ()
-    return (shape[1] if len(shape) > 1 else 1) // max(features.groups, 1)
+    return (*_shape(features.inputs), 1, 1)[1] // max(features.groups, 1)
 
 
 def _conv(features: Features) -> float:
@@ -143,10 +148,9 @@ def _pool(features: Features) -> float:
 
 def _recurrent(features: Features) -> float:
     """A cell's step: H (I + H) + 165 a unit; three or four times that for gates. Seen at one shape, 16 steps of 64 units."""
-    steps = math.prod(features.inputs[0].shape[:2])
-    hidden = features.outputs[0].shape[-1]
+    steps, hidden = math.prod(_shape(features.inputs)[:2]), (1, *_shape(features.outputs))[-1]
     cells = {"rnn": 1, "gru": 3, "lstm": 4}[features.type]
-    return float(steps * hidden * (cells * (hidden * (features.inputs[0].shape[-1] + hidden) + 165) + (features.type == "gru")))
+    return float(steps * hidden * (cells * (hidden * (_last_extent(features) + hidden) + 165) + (features.type == "gru")))
 
 
 WORK: Mapping[str, Callable[[Features], float]] = {

@@ -15,8 +15,10 @@ _INDEX_ARGUMENTS = {
     "slice_by_index": ("begin", "end"),
     "slice_update": ("begin", "end"),
 }
-# Constants that the planner does not count: the cost column of plans with layer_norm shows it.
-_UNCOUNTED = {"layer_norm": ("gamma", "beta")}
+# Constants that the planner does not count: the cost column of plans with layer_norm, and published estimates of pools show it.
+_POOLS = ("avg_pool", "max_pool", "l2_pool")
+_POOL_SETTINGS = ("kernel_sizes", "strides", "pad", "pad_type", "ceil_mode", "exclude_padding_from_average")
+_UNCOUNTED = {"layer_norm": ("gamma", "beta"), **dict.fromkeys(_POOLS, _POOL_SETTINGS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +145,16 @@ def _integers(op: Op, name: str) -> tuple[int, ...]:
 
 
 def _kernel(op: Op) -> tuple[int, ...]:
-    if op.type in ("conv", "conv_transpose"):
-        weight = op.inputs["weight"]
-        return _tensor(weight).shape[2:] if isinstance(weight, Value) else ()
-    return _integers(op, "kernel_sizes")
+    return _shape_of(op, "weight")[2:] if op.type in ("conv", "conv_transpose") else _integers(op, "kernel_sizes")
 
 
 def _contraction(op: Op) -> int:
-    if op.type != "matmul":
+    shape = _shape_of(op, "x")
+    if op.type != "matmul" or not shape:
         return 0
-    x = op.inputs["x"]
-    shape = _tensor(x).shape if isinstance(x, Value) else ()
-    if not shape:
-        return 1
     return shape[-2] if len(shape) > 1 and any(_integers(op, "transpose_x")) else shape[-1]
+
+
+def _shape_of(op: Op, name: str) -> tuple[int, ...]:
+    value = op.inputs.get(name)
+    return _tensor(value).shape if isinstance(value, Value) else ()

@@ -25,6 +25,11 @@ def _shape_of(op: Op, name: str) -> Shape | None:
     return value.shape if isinstance(value, Value) else None
 
 
+def _result_elements(op: Op) -> int | None:
+    """Elements of the first result; None for an op that declares none."""
+    return count_elements(op.outputs[0].shape) if op.outputs else None
+
+
 def _is_set(op: Op, name: str) -> bool:
     value = op.inputs.get(name)
     return isinstance(value, Value) and isinstance(value.data, np.ndarray) and bool(value.data.reshape(-1)[0])
@@ -33,20 +38,20 @@ def _is_set(op: Op, name: str) -> bool:
 def linear_multiply_adds(op: Op) -> int | None:
     """Elements of the result times the length of a row of the weight."""
     weight = _shape_of(op, "weight")
-    return _product(count_elements(op.outputs[0].shape), weight[-1] if weight else None)
+    return _product(_result_elements(op), weight[-1] if weight else None)
 
 
 def matmul_multiply_adds(op: Op) -> int | None:
     """Elements of the result times the extent that is summed over."""
     x = _shape_of(op, "x")
     summed = None if not x else x[-2] if len(x) > 1 and _is_set(op, "transpose_x") else x[-1]
-    return _product(count_elements(op.outputs[0].shape), summed)
+    return _product(_result_elements(op), summed)
 
 
 def conv_multiply_adds(op: Op) -> int | None:
     """Elements of the result times those of one filter: C_in / groups x kernel."""
     weight = _shape_of(op, "weight")
-    return _product(count_elements(op.outputs[0].shape), count_elements(weight[1:]) if weight else None)
+    return _product(_result_elements(op), count_elements(weight[1:]) if weight else None)
 
 
 def conv_transpose_multiply_adds(op: Op) -> int | None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coreflow.export.engine.advice import obstacles, shortfalls
 from coreflow.export.engine.placement import Placement, place
-from coreflow.export.engine.targets import find_targets
+from coreflow.export.engine.targets import all_targets, find_targets, op_evidence
 from coreflow.export.package.graph import Graph, Op, Value
 
 M4 = find_targets("M4/macOS27")[0]
@@ -205,3 +205,30 @@ def test_the_first_input_is_what_runs_through_whatever_the_order_of_arguments() 
     backward = Op("conv", "y", {"weight": run_time_weight, "x": x}, (y,))
     placements = [place(Graph("main", "CoreML8", (x, run_time_weight), (y,), (op,), ()), M4) for op in (forward, backward)]
     assert placements[0].ops[0].ms == placements[1].ops[0].ms
+
+
+ANY_OP = st.sampled_from(sorted({*op_evidence("never"), *op_evidence("taken"), *op_evidence("unsure"), "no_such_op"}))
+ANY_SHAPE = st.lists(st.one_of(st.none(), st.integers(0, 70000)), max_size=6).map(tuple)
+ANY_DTYPE = st.sampled_from(["float16", "float32", "int32", "int16", "uint8", "int4", "bool", "string", ""])
+ANY_NAME = st.sampled_from(["x", "y", "weight", "bias", "indices", "begin", "values", "query"])
+
+
+@st.composite
+def any_value(draw: st.DrawFn) -> Value:
+    return Value("v", draw(ANY_DTYPE), draw(st.one_of(st.none(), ANY_SHAPE)))
+
+
+@given(
+    st.lists(st.tuples(ANY_OP, st.dictionaries(ANY_NAME, any_value(), max_size=3), st.lists(any_value(), max_size=2)), max_size=4),
+    st.sampled_from(sorted(all_targets())),
+)
+def test_any_op_is_placed_whatever_it_lacks(ops: list[tuple[str, dict[str, Value], list[Value]]], name: str) -> None:
+    """The reader checks names and types, not signatures: a program may hold an op without its arguments."""
+    graph = Graph(
+        "main", "CoreML8", (), (), tuple(Op(kind, f"op_{i}", inputs, tuple(out)) for i, (kind, inputs, out) in enumerate(ops)), ()
+    )
+    placement = place(graph, all_targets()[name])
+    list(shortfalls(placement))
+    obstacles(placement.ops)
+    assert all(math.isfinite(ms) and ms >= 0 for op in placement.ops for ms in op.ms.values())
+    assert len(placement.ops) == len(ops)
