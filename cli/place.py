@@ -126,7 +126,7 @@ def _show(result: Result, asked: str, all_ops: bool) -> None:
     if len(result.placements) > 1:
         show_disagreement(result.placements, _differing(result.placements))
     if result.comparison is not None:
-        show_comparison(result.placements[0], result.comparison)
+        show_comparison(result.placements[0], result.comparison, all_ops)
 
 
 def _show_sources(placements: Sequence["Placement"]) -> None:

@@ -176,19 +176,23 @@ def show_disagreement(placements: Sequence[Placement], differing: Sequence[tuple
     out().print(table)
 
 
-def show_comparison(placement: Placement, comparison: Comparison) -> None:
-    """Print the prediction beside this Mac's plan."""
+def show_comparison(placement: Placement, comparison: Comparison, all_ops: bool) -> None:
+    """Print the prediction beside this Mac's plan: the ops that differ, or all of them."""
     agreeing = len(comparison.pairs) - len(comparison.disagreements)
     _line(f"compute plan of this Mac, measured: {agreeing} of {len(comparison.pairs)} ops as predicted for {placement.target.key}")
+    for device in ("engine", "cpu", "gpu", "none"):
+        if count := sum(pair.measured.device == device for pair in comparison.pairs):
+            predicted = sum(pair.predicted.device == device for pair in comparison.pairs)
+            _line(f"on {DEVICES[device]}: measured {count}, predicted {predicted}")
     if (error := comparison.largest_share_error) is not None:
         _line(f"largest difference of a cost share: {error:.2e}; up to 1e-4 the tables are this Mac's")
     if not comparison.keeps_order:
         _line("the plan lists the ops in another order than the file: the prediction is of another chain")
     if comparison.only_predicted or comparison.only_measured:
         _line(f"not compared: {len(comparison.only_predicted)} ops of the file, {len(comparison.only_measured)} of the plan")
-    if comparison.disagreements:
-        table = _table("op", "type", "predicted", "of the cost", "measured", "of the cost", "the plan allows")
-        for pair in comparison.disagreements:
+    if pairs := comparison.pairs if all_ops else comparison.disagreements:
+        table = _table("op", "type", "predicted", "of the cost", "measured", "of the cost", "the plan allows", "")
+        for pair in pairs:
             share = pair.measured.share
             table.add_row(
                 Text(pair.predicted.name),
@@ -198,6 +202,7 @@ def show_comparison(placement: Placement, comparison: Comparison) -> None:
                 DEVICES[pair.measured.device],
                 "" if share is None else f"{share:.2%}",
                 ", ".join(DEVICES[device] for device in pair.measured.supported),
+                "" if pair.agrees else "differs",
             )
         out().print(table)
 

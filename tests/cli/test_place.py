@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from coreflow.cli.main import main
+from coreflow.cli.place_text import show_comparison
+from coreflow.export.engine.compute_plan import PlanOp, compare
+from coreflow.export.engine.placement import place
+from coreflow.export.engine.targets import find_targets
+from coreflow.export.package.mlpackage import read_program
 
 
 @pytest.fixture
@@ -56,6 +61,26 @@ def test_all_of_the_demo_belongs_on_the_cpu(exported: Path, capsys: pytest.Captu
     stages = json.loads(capsys.readouterr().out)
     assert len(stages) == 6
     assert {op["device"] for stage in stages for placement in stage["placements"] for op in placement["ops"]} == {"cpu"}
+
+
+def test_a_plan_stands_beside_the_prediction(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a plan of the form that a Mac gives: the last op on the Neural Engine, and one that the file does not have."""
+    placement = place(read_program(encoder).function()[0], find_targets("M4/macOS27")[0])
+    measured = [
+        PlanOp(op.result, op.type, op.device, ("cpu", "engine") if op.support.engine else ("cpu",), op.share) for op in placement.ops[:-1]
+    ]
+    last = placement.ops[-1]
+    measured += [PlanOp(last.result, last.type, "engine", ("cpu", "engine"), 0.5), PlanOp("other", "relu", "cpu", ("cpu",), None)]
+    comparison = compare(placement, measured)
+    show_comparison(placement, comparison, False)
+    text = capsys.readouterr().out
+    ops = len(placement.ops)
+    assert f"{ops - 1} of {ops} ops as predicted" in text
+    assert "on Neural Engine: measured 1, predicted 0" in text
+    assert "not compared: 0 ops of the file, 1 of the plan" in text
+    assert text.count("differs") == 1
+    show_comparison(placement, comparison, True)
+    assert capsys.readouterr().out.count("layer_norm") > 1
 
 
 def test_a_target_without_a_table_is_told_by_its_neighbours(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,6 +207,17 @@ def test_the_first_input_is_what_runs_through_whatever_the_order_of_arguments() 
     assert placements[0].ops[0].ms == placements[1].ops[0].ms
 
 
+def test_a_compressed_weight_counts_as_what_it_stands_for() -> None:
+    x, y = Value("x", "float16", (4, 64)), Value("y", "float16", (4, 64))
+    plain = Value("w", "float16", (64, 64), data=np.zeros((64, 64), np.float16))
+    dense = Value("w", "float16", (64, 64))
+    palette = Op("constexpr_lut_to_dense", "w", {"indices": Value("i", "uint8", (2048,), data=np.zeros(2048, np.uint8))}, (dense,))
+    linear = [Op("linear", "y", {"x": x, "weight": weight}, (y,)) for weight in (plain, dense)]
+    ((one,), (other,)) = (place(Graph("main", "CoreML8", (x,), (y,), ops, ()), M4).ops for ops in ((linear[0],), (palette, linear[1])))
+    assert one.ms == other.ms
+    assert one.features == other.features
+
+
 ANY_OP = st.sampled_from(sorted({*op_evidence("never"), *op_evidence("taken"), *op_evidence("unsure"), "no_such_op"}))
 ANY_SHAPE = st.lists(st.one_of(st.none(), st.integers(0, 70000)), max_size=6).map(tuple)
 ANY_DTYPE = st.sampled_from(["float16", "float32", "int32", "int16", "uint8", "int4", "bool", "string", ""])
