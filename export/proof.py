@@ -118,7 +118,9 @@ def _run_module(recipe: Recipe, samples: Sequence[Arrays], convert: Callable[[Te
 def _rounded(weights: Tensor) -> Tensor:
     """The weights as fp16 has them; those beyond it as they are, which the converter leaves in fp32."""
     rounded = round_to_fp16(weights).double()
-    return torch.where(rounded.isinf(), weights.double(), rounded)
+    if weights.numel() and max(map(abs, weights.aminmax())) > fp16.MAX:
+        return torch.where(rounded.isinf(), weights.double(), rounded)
+    return rounded
 
 
 def _errors(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> dict[str, float]:

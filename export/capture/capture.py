@@ -27,6 +27,7 @@ from coreflow.export.capture.places import Place, place_of_error
 from coreflow.export.capture.value_reads import ValueRead, ValueReads
 from coreflow.export.capture.writes import WriteWatch
 from coreflow.export.recipe import Recipe
+from coreflow.export.shapes import shape_choices
 from coreflow.export.states import warn_of_states
 from coreflow.export.targets.passes import NEGATIVE_INDICES, REMOVED_PASSES
 from coreflow.models.arrays import Array, Arrays
@@ -95,7 +96,8 @@ def capture(recipe: Recipe, samples: Sequence[Arrays] = (), *, replays: int | No
     Raises ``ExportError`` when the outputs do not match the recipe, when the module changes a buffer (a trace loses the
     write), returns one tensor twice (one of the names is lost), or depends on values that a trace freezes.
     """
-    captured, functions = _capture(recipe, samples, _trace, replays), tuple(map(capture, recipe.functions))
+    captured = _capture(recipe, samples, _trace, replays)
+    functions = tuple(capture(function, replays=replays) for function in recipe.functions)
     if not functions:
         return captured
     digests = [captured.fingerprint, *(part.fingerprint for part in functions)]
@@ -142,7 +144,8 @@ def _capture(
         module = in_order(recipe.module, tuple(example), recipe.outputs, returned)
         form = to_form(recipe, module, tuple(example.values()))
         states = tuple(f"{INSIDE}{name}" if isinstance(module, InOrder) else name for name in recipe.states)
-        for inputs, _, results in islice(runs, None if form.frozen or watch.indexes else replays):
+        count = None if replays is None or form.frozen or watch.indexes else replays + (0 if samples else _count_of_other_shapes(recipe))
+        for inputs, _, results in islice(runs, count):
             reference = read_states(recipe.module, recipe.states)
             clear_states(form.call, states)
             _check_shapes(recipe, inputs, example, results, outputs, shapes)
@@ -189,9 +192,15 @@ def _check_shapes(
 
 
 def _drawn(recipe: Recipe) -> Iterator[Arrays]:
-    """Inputs in the default shape, as the recipe draws them, and in every other shape."""
-    yield from map(recipe.inputs_for, SEEDS)
+    """Inputs as the recipe draws them: one set in the default shape, one in every other shape, and more in the default shape."""
+    first, *further = SEEDS
+    yield recipe.inputs_for(first)
     yield from recipe.inputs_of_other_shapes()
+    yield from map(recipe.inputs_for, further)
+
+
+def _count_of_other_shapes(recipe: Recipe) -> int:
+    return len(shape_choices(recipe.shapes, recipe.inputs)) - 1
 
 
 def _check_buffers(recipe: Recipe, owned: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,8 @@ from coreflow.export.capture.capture import Captured, FrontEndError, capture, ca
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ExportError
 
+_REPLAYS = 2  # of a trace that froze no value and computes no index; each costs two runs of the module, and the proof makes more
+
 
 def capture_best(recipe: Recipe) -> Captured:
     """``recipe`` by a trace, or by ``torch.export`` where the trace gives up, or loses writes that are made through views.
@@ -25,9 +27,9 @@ def capture_best(recipe: Recipe) -> Captured:
     for part in recipe.parts:
         _check_weights(part)
     if recipe.front_end != "auto":
-        return capture(recipe) if recipe.front_end == "trace" else _by_export(recipe)
+        return capture(recipe, replays=_REPLAYS) if recipe.front_end == "trace" else _by_export(recipe)
     try:
-        traced = capture(recipe)
+        traced = capture(recipe, replays=_REPLAYS)
     except FrontEndError as error:
         with contextlib.suppress(ExportError):
             return _by_export(recipe)
@@ -40,7 +42,7 @@ def capture_best(recipe: Recipe) -> Captured:
 
 def capture_by_other(captured: Captured) -> Captured:
     """The module of ``captured`` by the other front end."""
-    return capture(captured.recipe) if captured.front_end == "export" else _by_export(captured.recipe)
+    return capture(captured.recipe, replays=_REPLAYS) if captured.front_end == "export" else _by_export(captured.recipe)
 
 
 def advice_on_writes(captured: Captured) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +28,20 @@ def converted_copy(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about the insides of exported programs
-            copied = copy.deepcopy(module).cpu().eval()
+            memo: dict[int, Any] = {  # in place of copies: a copy in fp32 first would be the peak of an export
+                id(weight): nn.Parameter(convert(weight.detach().cpu()), requires_grad=weight.requires_grad)
+                for weight in module.parameters()
+                if weight.is_floating_point() and type(weight) is nn.Parameter
+            }
+            converted = {id(weight) for weight in memo.values()}
+            copied = copy.deepcopy(module, memo).cpu().eval()
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"the reference {type(module).__name__} cannot be copied: {error}") from error
     uncompile(copied)
     made: dict[int, Tensor] = {}
     with torch.no_grad():
         for parameter in copied.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and id(parameter) not in converted:
                 parameter.data = convert(parameter.data)
         for part in copied.modules():
             for place in (part._buffers, vars(part)):
