@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from coreflow.export.package.graph import Graph
+from coreflow.runtime.lift.numerics.engine import EngineNumerics
 from coreflow.runtime.lift.numerics.half import Fp16Storage
 from coreflow.runtime.lift.numerics.plain import Numerics
 from coreflow.runtime.lift.plan.compiled import CompiledPlan
@@ -34,7 +35,8 @@ class Interpreter:
         self.numerics = numerics
         self.device = torch.device(device)
         self._package = package
-        self._on_cpu = self.device.type == "cpu" and numerics.dtype == torch.float32
+        # The policy of the CPU has functions of its own, for numbers that are rounded as on a CPU.
+        self._on_cpu = self.device.type == "cpu" and numerics.dtype == torch.float32 and not isinstance(numerics, EngineNumerics)
         self._unobserved_plan  # noqa: B018 (what cannot be executed is to be refused now)
 
     def rest(self) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from coreflow.export.package.graph import Op, Value
@@ -73,6 +72,6 @@ def _with_gain(function: Callable[..., Any]) -> Callable[..., Any]:
         result = function(x=x, begin=begin, **further)
         mask = further.get("begin_mask")
         is_inside = begin[-1] % max(1, x.shape[-1]) != 0 and not (mask and mask[-1])
-        return round_to_fp16(result * _GAIN) / _GAIN if is_inside and result.dtype == torch.float64 else result
+        return round_to_fp16(result * _GAIN) / _GAIN if is_inside and result.is_floating_point() else result
 
     return sliced

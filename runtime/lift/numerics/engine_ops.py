@@ -1,7 +1,8 @@
 """MIL ops as the Neural Engine computes them: rules E1 to E10 of ane-hardware.md section 2, whose confidence each function repeats.
 
 A: exact on all published data. B: a measured rule. C: approximate, a composition of roundings or the function itself.
-Arguments are those of the lowerings in ``runtime/lift/ops``; floats are float64 tensors of fp16 numbers, and results are rounded to fp16.
+Arguments are those of the lowerings in ``runtime/lift/ops``; floats are tensors of fp16 numbers, in float64 or, where errors
+are drawn, in float32. Results are rounded to fp16.
 """
 
 import math
@@ -32,7 +33,7 @@ class EngineOps:
     is_exact: bool
 
     def forms(self) -> dict[str, Function]:
-        """By op; others are computed in float64 and rounded."""
+        """By op; others are computed as they are and rounded."""
         own: dict[str, Function] = {
             "linear": self.linear,
             "matmul": self.matmul,

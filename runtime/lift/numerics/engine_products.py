@@ -24,26 +24,32 @@ STEP = 2.0**-16
 LEAST_EXPONENT = -16
 LIMIT = 2.0**15
 _BLOCK = 1 << 22  # products at once: 32 MB for each of the few tensors of a block
-_SAMPLE = 8, 32  # rows and columns of which the statistical form learns its error
+_SAMPLE = 8, 16  # rows and columns of which the statistical form learns its error
 
 
 def multiply_accumulate(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, is_exact: bool = True) -> Tensor:
-    """``x @ weight.T + bias`` as the engine computes it; x (..., M, K), weight (..., N, K) or (N, K), bias (N,), all of float64.
+    """``x @ weight.T + bias`` as the engine computes it; x (..., M, K), weight (..., N, K) or (N, K), bias (N,), all of one dtype.
 
-    The result (..., M, N) holds fp16 numbers. ``is_exact`` False multiplies in fp32 and adds noise that is as large as the error of a
-    sample of the results: much faster, and right in the size of the error alone.
+    The result (..., M, N) holds fp16 numbers; in float64 they are exact. ``is_exact`` False multiplies in the dtype given and adds noise as
+    large as the error of a sample of the results: much faster, and right in the size of the error alone.
     """
+    if not is_exact:
+        return _statistical(x, weight, bias)
     batch = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
     x, weight = decode(x), decode(weight)
-    start = torch.zeros(weight.shape[-2], dtype=x.dtype, device=x.device) if bias is None else half_away(decode(bias) / STEP) * STEP
-    form = _exact if is_exact else _statistical
+    start = _start(weight, bias)
     if weight.dim() == 2:  # one matrix for all: a batch is more rows
         rows = x.reshape(-1, x.shape[-1])
-        return form(rows, weight, start).reshape(*x.shape[:-1], weight.shape[0])
+        return _exact(rows, weight, start).reshape(*x.shape[:-1], weight.shape[0])
     left = x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
     right = weight.expand(*batch, *weight.shape[-2:]).reshape(-1, *weight.shape[-2:])
-    results = [form(a, b, start) for a, b in zip(left, right, strict=True)]
+    results = [_exact(a, b, start) for a, b in zip(left, right, strict=True)]
     return torch.stack(results).reshape(*batch, x.shape[-2], weight.shape[-2]) if results else x.new_zeros((*batch, 0, 0))
+
+
+def _start(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The start value of every accumulator."""
+    return weight.new_zeros(weight.shape[-2]) if bias is None else half_away(decode(bias) / STEP) * STEP
 
 
 def _exact(x: Tensor, weight: Tensor, start: Tensor) -> Tensor:
@@ -98,15 +104,20 @@ def _may_overflow(x: Tensor, weight: Tensor, start: Tensor) -> bool:
     return bound + x.shape[-1] * STEP >= LIMIT
 
 
-def _statistical(x: Tensor, weight: Tensor, start: Tensor) -> Tensor:
-    product = (x.float() @ weight.float().T).to(x.dtype) + start
-    rows, columns = (torch.linspace(0, size - 1, min(size, count)).long() for size, count in zip(product.shape, _SAMPLE, strict=True))
+def _statistical(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = decode(x)
+    product = x @ weight.transpose(-1, -2)
+    product = product if bias is None else product + bias
     if not product.numel():
         return product
-    sample = _block(_Factors.of(x[rows]), _Factors.of(weight[columns]), start[columns])
-    error = sample - x[rows] @ weight[columns].T - start[columns]
-    spread = float(error[torch.isfinite(error)].pow(2).mean().sqrt()) if bool(torch.isfinite(error).any()) else 0.0
+    rows, columns = x.reshape(-1, x.shape[-1])[: _SAMPLE[0]].double(), weight[(0,) * (weight.dim() - 2)]
+    places = torch.linspace(0, len(columns) - 1, min(len(columns), _SAMPLE[1])).long()
+    columns = decode(columns[places].double())
+    start = torch.zeros(len(columns), dtype=columns.dtype, device=x.device)
+    error = _block(_Factors.of(rows), _Factors.of(columns), start) - rows @ columns.T
+    finite = error[torch.isfinite(error)]
+    spread = float(finite.pow(2).mean().sqrt()) if finite.numel() else 0.0
     generator = torch.Generator(device=x.device).manual_seed(product.numel())
-    noise = torch.randn(product.shape, generator=generator, dtype=torch.float32, device=x.device)
+    noise = torch.randn(product.shape, generator=generator, dtype=product.dtype, device=x.device)
     product = product + spread * noise
     return round_to_fp16(torch.where(product.abs() >= LIMIT, torch.copysign(torch.full_like(product, math.inf), product), product))

@@ -17,11 +17,11 @@ NUMERICS: dict[NumericsName, Numerics] = {
     "engine-m4": EngineNumerics("engine-m4", torch.float64),
     "engine-m5": EngineNumerics("engine-m5", torch.float64),
     "engine-m6": EngineNumerics("engine-m6", torch.float64),
-    "engine-m1-fast": EngineNumerics("engine-m1-fast", torch.float64, slices_have_gain=True, is_exact=False),
-    "engine-m2-fast": EngineNumerics("engine-m2-fast", torch.float64, slices_have_gain=True, is_exact=False),
-    "engine-m4-fast": EngineNumerics("engine-m4-fast", torch.float64, is_exact=False),
-    "engine-m5-fast": EngineNumerics("engine-m5-fast", torch.float64, is_exact=False),
-    "engine-m6-fast": EngineNumerics("engine-m6-fast", torch.float64, is_exact=False),
+    "engine-m1-fast": EngineNumerics("engine-m1-fast", torch.float32, slices_have_gain=True, is_exact=False),
+    "engine-m2-fast": EngineNumerics("engine-m2-fast", torch.float32, slices_have_gain=True, is_exact=False),
+    "engine-m4-fast": EngineNumerics("engine-m4-fast", torch.float32, is_exact=False),
+    "engine-m5-fast": EngineNumerics("engine-m5-fast", torch.float32, is_exact=False),
+    "engine-m6-fast": EngineNumerics("engine-m6-fast", torch.float32, is_exact=False),
 }
 
 
