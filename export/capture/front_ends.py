@@ -4,8 +4,6 @@ import contextlib
 import math
 from typing import Any
 
-from torch import nn
-
 from coreflow.export.capture.capture import Captured, FrontEndError, capture, capture_by_export
 from coreflow.export.recipe import Recipe
 from coreflow.models.errors import ExportError
@@ -55,14 +53,14 @@ def advice_on_writes(captured: Captured) -> str:
 
 
 def _check_weights(recipe: Recipe) -> None:
-    """Every parameter is in memory and finite, and no buffer is NaN; a mask may be infinite."""
+    """Every tensor is in memory and no number is NaN; what is trained is finite, and a mask, a buffer or frozen, may be infinite."""
     for name, tensor in (*recipe.module.named_parameters(), *recipe.module.named_buffers()):
         if tensor.device.type != "cpu":
             raise ExportError(f"{recipe.name}: {name} is on the device {tensor.device}; load weights and call module.cpu() first")
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         least, greatest = (float(end) for end in tensor.detach().aminmax())  # NaN where there is one
-        if math.isnan(least) or (isinstance(tensor, nn.Parameter) and math.inf in (-least, greatest)):
+        if math.isnan(least) or (tensor.requires_grad and math.inf in (-least, greatest)):
             raise ExportError(f"{recipe.name}: {name} holds {'NaN' if math.isnan(least) else 'infinity'}; weights are finite numbers")
 
 
