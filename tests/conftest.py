@@ -68,8 +68,26 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported / "bundle", tmp_path / "bundle"))
 
 
+def _mark_sampled(items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked ``sampled(count)``, all but ``count`` are slow: ``make test`` sees a few, ``make test-all`` all."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for test in cases.values():
+        mark = test[0].get_closest_marker("sampled")
+        assert mark is not None
+        (count,) = mark.args
+        kept = {round(place * (len(test) - 1) / max(1, count - 1)) for place in range(count)}
+        for place, item in enumerate(test):
+            if place not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks, and say what it is."""
+    """Skip what this machine lacks, and say what it is; mark as slow what ``make test`` only samples."""
+    _mark_sampled(items)
     lacking = {
         "coreml": None if sys.platform == "darwin" else "Core ML predicts on macOS only",
         "mps": None if torch.backends.mps.is_available() else "no MPS device",

@@ -86,6 +86,7 @@ def test_a_healthy_bundle_passes_and_its_report_is_json(exported: Path, tmp_path
     assert read_report(file) == printed
 
 
+@pytest.mark.slow
 def test_a_changed_weight_is_exit_code_1_or_3_and_names_the_stage(bundle: Path, coreflow: Run) -> None:
     weights = next(bundle.glob("packages/mapper_out.mlpackage/Data/*/weights/weight.bin"))
     data = bytearray(weights.read_bytes())

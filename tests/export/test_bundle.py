@@ -86,6 +86,7 @@ def test_building_again_replaces_the_package_and_leaves_nothing_beside_it(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_stages_converted_in_parallel_are_those_converted_alone(bundle: Path, tmp_path: Path) -> None:
     _, alone = export(tmp_path / "alone", recipe("first", 0), recipe("second", 1))
     together = read_manifest(bundle)

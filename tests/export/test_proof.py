@@ -65,6 +65,7 @@ HEALTHY: dict[str, Callable[[], Recipe]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", HEALTHY)
 def test_healthy_modules_of_all_kinds_are_proven(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

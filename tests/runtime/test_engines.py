@@ -153,6 +153,7 @@ class TestAuto:
                 assert actual.tolist() == reference
         assert model.engine == "interpreter" and "cannot be written as ONNX" in caplog.text
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
     @pytest.mark.parametrize("has_home", [True, False], ids=["a cache below a file", "no home"])
     def test_needs_no_cache(

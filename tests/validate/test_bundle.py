@@ -94,6 +94,7 @@ def plant(bundle: Path, stage: str, fault: Callable[[Weights], None], edit: Edit
     edit(bundle / manifest.stages[stage].package, healthy, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [fault if place == 0 else pytest.param(fault, marks=pytest.mark.slow) for place, fault in enumerate(FAULTS)]
 )

@@ -113,6 +113,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("package", LAYERS)
 @pytest.mark.parametrize("surroundings", [no_home, cache_below_a_file, cache_is_a_file, cache_without_room], ids=lambda it: it.__name__)
 def test_a_verdict_needs_no_cache(

@@ -61,6 +61,7 @@ def reference() -> Recipe:
     return recipe()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", WRONG)
 def test_another_program_fails_as_translation_and_its_op_is_named(fault: str, reference: Recipe, tmp_path: Path) -> None:
     choices, op_type = WRONG[fault]

@@ -45,6 +45,7 @@ def recipe(module: nn.Module, outputs: tuple[str, ...] = ("product", "sum"), nam
     return Recipe(name="named", module=module, inputs=dict.fromkeys(names, X), outputs=outputs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", [dict, Both, Pair], ids=["dict", "dataclass", "named tuple"])
 def test_inputs_and_results_have_their_names_through_export_and_validation(form: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -86,6 +86,7 @@ def recipe(module: nn.Module) -> Recipe:
     return Recipe(name="exported", module=module.eval(), inputs=inputs, outputs=("y",), precision="fp32", draw=draw)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_rewritten_operation_computes_what_torch_does(name: str, tmp_path: Path) -> None:
     module = MODULES[name]

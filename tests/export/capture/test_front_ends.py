@@ -26,6 +26,7 @@ def recipe(module: nn.Module) -> Recipe:
     return Recipe(name="net", module=module.eval(), inputs=ROWS, outputs=("y",))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("write", LOST)
 def test_a_write_that_a_trace_loses_is_kept_by_the_other_front_end(write: Callable[[Tensor, Tensor], None]) -> None:
     captured = capture_best(recipe(Writing(write)))

@@ -62,6 +62,7 @@ def by_hand(low: int) -> Draw:
     return draw
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("make", "guarded"),
     [

@@ -49,6 +49,7 @@ def compiled_inside() -> nn.Module:
     return nn.Sequential(layers(), compiled)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", [Pipeline, lambda: Features().features, compiled_inside], ids=["object", "method", "compiled part"])
 def test_what_holds_modules_is_exported_and_validated(make: Callable[[], Any], tmp_path: Path) -> None:
     recipe = Recipe(name="held", module=make(), inputs=X, outputs=("y",))
@@ -79,6 +80,7 @@ def test_what_holds_no_module_is_refused(value: Any) -> None:
         Recipe(name="none", module=value, inputs=X, outputs=("y",))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_modules_in_half_precision_go_through_export_and_validation(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "recipes.py"

@@ -64,6 +64,7 @@ def is_right(rule: Rule, function: Function, package: Path) -> bool:
     return True
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_true_of_coremltools_and_not_of_coreflow(name: str, tmp_path: Path) -> None:
     rule = RULES[name]

@@ -259,6 +259,7 @@ CASES: dict[str, tuple[Any, Sequence[Sequence[Any]]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore:The length of signal is shorter")  # of an istft, whose rest is zero
 @pytest.mark.parametrize("front_end", ["trace", "export"])
 @pytest.mark.parametrize("name", CASES)

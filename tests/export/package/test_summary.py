@@ -144,6 +144,7 @@ def sparse_palette(mb: Any, types: Any) -> Any:
     return mb.constexpr_sparse_to_dense(nonzero_data=values, mask=mask)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("weight", "compression", "stored"),
     [

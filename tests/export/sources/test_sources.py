@@ -49,6 +49,7 @@ def sources(folder: Path) -> dict[str, tuple[str, SourceOptions]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
 def test_packages_of_one_module_are_equal_wherever_it_comes_from(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float16)

@@ -14,12 +14,14 @@ from coreflow.validate.diagnosis.foreign import find_foreign_weights
 SAID = "the module has other weights than those that were exported"
 
 
+@pytest.mark.slow
 def test_an_unseeded_recipe_is_told_from_wrong_weights(converted: Any) -> None:
     report = validate(converted.package, converted.recipe(seed=1), backend="lifted", quick=True)
     assert (report.verdict, report.cause, report.exit_code) == ("fail", "weights", 1)
     assert report.text.startswith(SAID) and report.problems[0].startswith(SAID)
 
 
+@pytest.mark.slow
 def test_a_package_whose_weights_changed_after_the_export_is_not(converted: Any, tmp_path: Path) -> None:
     def fault(weights: dict[str, Any]) -> None:
         weights["layers.1.contract.weight"][:, :16] = 0

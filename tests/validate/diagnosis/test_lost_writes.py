@@ -132,6 +132,7 @@ def writes_named(report: Report) -> list[tuple[str, int | None]]:
     return [(Path(culprit.file or "").name, culprit.line) for culprit in lost]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("write", LOST)
 def test_a_write_that_the_converter_lost_is_named_by_its_line(write: Callable[[Tensor, Tensor], None], tmp_path: Path) -> None:
     report = report_on(Writing(write).eval(), tmp_path)
@@ -147,6 +148,7 @@ def test_a_write_that_comes_through_is_right(write: Callable[[Tensor, Tensor], N
     assert report_on(Writing(write).eval(), tmp_path).verdict == "pass"
 
 
+@pytest.mark.slow
 def test_several_lost_writes_are_all_named_in_the_order_of_execution(tmp_path: Path) -> None:
     report = report_on(Writing(assign, scale, increment, assign_slice, chunk).eval(), tmp_path)
     assert [line for _, line in writes_named(report)] == [last_line(write) for write in (scale, increment, chunk)]
@@ -166,6 +168,7 @@ class Collecting(nn.Module):
         return torch.tanh(y * 2)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("target", ["zeros", "input", "copy"])
 def test_a_lost_write_into_what_no_op_gives_is_named(target: str, tmp_path: Path) -> None:
     report = report_on(Collecting(target).eval(), tmp_path)

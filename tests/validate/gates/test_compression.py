@@ -27,6 +27,7 @@ def pruned(optimize: Any, model: Any) -> Any:
     return optimize.prune_weights(model, optimize.OptimizationConfig(global_config=options))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("compress", [palettized, quantised, pruned], ids=lambda compress: compress.__name__)
 def test_compression_met_by_surprise_is_named_with_its_limit(compress: Callable[..., Any], converted: Any, tmp_path: Path) -> None:
     optimize = pytest.importorskip("coremltools.optimize.coreml")

@@ -38,6 +38,7 @@ def spoil(name: str, value: float) -> nn.Module:
     return module
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("name", ["first.weight", "first.bias", "table.weight", "norm.running_var"])
 def test_a_weight_that_is_not_finite_is_named(name: str, value: float, tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def logarithm(tmp_path: Path, draw: Callable[[int], dict[str, np.ndarray]]) -> R
     return validate(build(log, tmp_path), log)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

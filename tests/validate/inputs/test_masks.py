@@ -58,6 +58,7 @@ def recipe_of(make: Callable[[], nn.Module], mask: TensorSpec, **options: float)
     return Recipe(name="text", module=module, inputs={"ids": IDS, "mask": mask}, outputs=("hidden",))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("make", "mask"), list(zip((bert, gpt2, llama), MASKS.values(), strict=True)), ids=["bert", "gpt2", "llama"])
 def test_a_healthy_transformer_passes_with_masks_as_they_are_drawn(make: Callable[[], nn.Module], mask: TensorSpec, tmp_path: Path) -> None:
     recipe = recipe_of(make, mask)
@@ -83,6 +84,7 @@ def sentence(masked: float) -> Recipe:
 EMPTY = {"ids": np.arange(L, dtype=np.int32)[None], "mask": np.zeros((1, L), np.int32)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("masked", [float("-inf"), torch.finfo(torch.float32).min, -1e4])
 @pytest.mark.parametrize("sweep", [False, True], ids=["given", "given and swept"])
 def test_an_empty_row_does_not_fail_a_healthy_package(masked: float, sweep: bool, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_write_to_another_place_than_torch_writes_to_is_caught(tmp_path: Path)
     assert report.verdict == "fail" and report.outputs["memory_out"].outcome == "fail"
 
 
+@pytest.mark.slow
 def test_a_failure_is_replayed_from_the_state_that_it_began_with(package: Path, tmp_path: Path) -> None:
     report = validate(package, module_of(keep=0.25), evidence=Evidence(folder=tmp_path))
     assert report.replay is not None

@@ -69,6 +69,7 @@ def test_the_simulation_rounds_results_and_not_casts(case: str) -> None:
     np.testing.assert_allclose(simulated, expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", ["float", "half", "double", "type", "softmax"])
 def test_a_module_with_casts_passes(case: str, tmp_path: Path) -> None:
     recipe = Recipe(name="cast", module=Cast(CASTS[case][0]).eval(), inputs={"x": TensorSpec((4, 16))}, outputs=("y",))
@@ -89,6 +90,7 @@ class Gated(nn.Module):
         return self.weight * torch.tanh(y.to(torch.float32)).to(y.dtype)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_a_module_of_another_precision_is_exported_and_compared_by_its_own_numbers(dtype: torch.dtype, tmp_path: Path) -> None:
     module = Gated().eval().to(dtype)

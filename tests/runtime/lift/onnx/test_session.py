@@ -19,6 +19,7 @@ model.predict({name: [[0] * spec.shape[1]] for name, spec in model.inputs.items(
 """
 
 
+@pytest.mark.slow
 def test_a_prediction_leaves_nothing_but_our_own_cache(small_package: Path, tmp_path: Path) -> None:
     """In a process that is not under test and not in CI, where onnxruntime is silent by itself; the ONNX form is made in it, too."""
     quiet = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "GITHUB_ACTIONS", "TF_BUILD", "PYTEST_CURRENT_TEST"}

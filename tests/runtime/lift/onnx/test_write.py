@@ -33,6 +33,7 @@ def written(small_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stage", ["encoder", "lattice_step", "decoder_step"])
 def test_the_file_gives_the_results_of_the_interpreter(exported: Path, tmp_path: Path, stage: str) -> None:
     package = exported / "bundle" / read_manifest(exported / "bundle").stages[stage].package
@@ -60,6 +61,7 @@ def test_the_file_is_valid_and_keeps_no_path_of_this_machine(written: Path) -> N
     assert str(Path(lift_onnx.__file__).parents[3]).encode() not in written.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_package_gives_the_same_bytes_in_every_process(small_package: Path, written: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
