@@ -150,7 +150,7 @@ def with_batch(features: Features, factor: int) -> Features:
 def _inner_extent(stretch: Sequence[PlacedOp], saved: float, needed: float) -> tuple[int, int] | None:
     """The length of rows at which linear ops of one length save enough: their estimate grows with its square, at the rates they have."""
     linear = [op for op in stretch if op.type == "linear"]
-    lengths = {op.features.inputs[0].shape[-1] for op in linear if op.features.inputs}
+    lengths = {op.features.inputs[0].shape[-1] for op in linear if op.features.inputs and op.features.inputs[0].shape}
     of_linear = math.fsum(op.ms[op.backend] - op.ms["ane"] for op in linear)
     if len(lengths) != 1 or of_linear < 0.9 * saved:
         return None

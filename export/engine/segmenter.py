@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from coreflow.export.engine.targets import BACKENDS, Backend, Target
 
 TIE_MS = 1e-6
+_ROUNDING = 1e-12  # relative: sums of one path in two orders may differ by as much
 Costs = Sequence[Mapping[Backend, float]]  # by op: milliseconds on each back end that takes it
 # The back end of an op, and whether the engine has run before it: a later launch may have another price.
 _State = tuple[Backend, bool]
@@ -126,9 +127,10 @@ def _walk(costs: Costs, after: Sequence[Mapping[_State, float]], target: Target,
     """A path within ``TIE_MS`` of the best that stays where it is as long as it may, and starts on the engine if it may."""
     path: list[_State] = []
     spent, state = 0.0, None
+    least = total + max(TIE_MS, _ROUNDING * total)
     for cost, rest in zip(costs, after, strict=True):
         ways = {later: spent + _edge(state, later, target) + cost[later[0]] for later in rest if _follows(state, later)}
-        within = [later for later, value in ways.items() if value + rest[later] <= total + TIE_MS]
+        within = [later for later, value in ways.items() if value + rest[later] <= least]
         chosen = next((later for later in within if state is not None and later[0] == state[0]), None)
         chosen = chosen or min(within, key=lambda later: BACKENDS.index(later[0]))
         path.append(chosen)

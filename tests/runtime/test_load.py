@@ -17,6 +17,7 @@ from coreflow.export.package.coremltools_quiet import model_proto, quiet_coremlt
 from coreflow.models.errors import BundleError, InputError, UnsupportedError
 from coreflow.models.spec import TensorSpec
 from coreflow.runtime.backend import NumericsName
+from coreflow.runtime.lift.numerics.named import NUMERICS
 from coreflow.runtime.lifted import LiftedModel
 from coreflow.runtime.load import load_model
 
@@ -126,7 +127,7 @@ def test_inputs_that_are_not_the_programs_are_refused(model: LiftedModel, inputs
     [
         ({"backend": "tensorrt"}, "choose one of auto, coreml, lifted"),
         ({"engine": "tensorrt"}, "choose one of auto, interpreter, module, onnxruntime"),
-        ({"numerics": "bf16"}, "choose one of fp64, fp32, fp16"),
+        ({"numerics": "bf16"}, f"choose one of {', '.join(NUMERICS)}"),
         ({"device": "nowhere"}, "not available here"),
         ({"compute_units": "gpu"}, "choose one of all, cpu_only, cpu_and_gpu, cpu_and_ne"),
         ({"function_name": "other"}, "no function 'other'"),

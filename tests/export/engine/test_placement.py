@@ -229,6 +229,19 @@ def any_value(draw: st.DrawFn) -> Value:
     return Value("v", draw(ANY_DTYPE), draw(st.one_of(st.none(), ANY_SHAPE)))
 
 
+def test_estimates_of_years_round_away_no_path() -> None:
+    """Sums of 1e11 ms are 6e-5 ms apart in another order, more than what counts as a tie."""
+    huge = Value("v", "float32", (418, 1126, 17061, 18898, 24798))
+    values: tuple[dict[str, Value], ...] = ({}, {"x": Value("v", "float16", (82,))}, {"x": huge})
+    ops = tuple(Op(kind, f"op_{i}", inputs, ()) for i, (kind, inputs) in enumerate(zip(("lstm", "abs", "abs"), values, strict=True)))
+    assert len(place(Graph("main", "CoreML8", (), (), ops, ()), all_targets()["H19/macOS27"]).ops) == 3
+
+
+def test_a_linear_op_of_unknown_shape_has_no_length_to_advise() -> None:
+    linear = Op("linear", "op", {"x": Value("v", "float16", None)}, ())
+    assert [short.inner_extent for short in shortfalls(place(Graph("main", "CoreML8", (), (), (linear,), ()), M4))] in ([], [None])
+
+
 @given(
     st.lists(st.tuples(ANY_OP, st.dictionaries(ANY_NAME, any_value(), max_size=3), st.lists(any_value(), max_size=2)), max_size=4),
     st.sampled_from(sorted(all_targets())),
