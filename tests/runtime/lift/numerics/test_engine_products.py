@@ -21,7 +21,8 @@ from coreflow.runtime.lift.numerics.engine_products import multiply_accumulate
 PROBES = json.loads((Path(__file__).parent / "engine-probes.json").read_text())["probes"]
 MAC = [probe for probe in PROBES if probe["unit"] == "mac" and "note" not in probe]  # those with a note never reached the engine
 
-# Relative error of x @ w.T of fp16 operands, by (M, K, N): ANEForge, bench/results (MIT), equal on M1, M1 Max, M2 Max, M4, M4 Max and M6.
+# Relative error of the first 256 rows of x @ w.T of fp16 operands, by (M, K, N): ANEForge, bench/results (MIT), equal on M1, M1 Max,
+# M2 Max, M4, M4 Max and M6.
 PUBLISHED = {
     (64, 256, 256): 0.0012522854527169441,
     (128, 1024, 1024): 0.005521493491066958,
@@ -65,6 +66,7 @@ def test_published_errors_of_products_come_out_to_twelve_digits(sizes: tuple[int
     m, k, n = sizes
     random = np.random.default_rng(0)
     x, w = (random.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(k)) for shape in ((m, k), (n, k)))
+    x = x[:256]
     reference = x.astype(np.float64) @ w.astype(np.float64).T
     actual = multiply_accumulate(tensor(x), tensor(w)).numpy()
     assert np.linalg.norm(actual - reference) / np.linalg.norm(reference) == pytest.approx(PUBLISHED[sizes], rel=1e-12)
