@@ -117,10 +117,12 @@ def _differing(placements: Sequence["Placement"]) -> list[tuple["PlacedOp", "Pla
 
 def _show(result: Result, asked: str, all_ops: bool) -> None:
     from coreflow.cli.place_text import show_comparison, show_disagreement, show_placement
+    from coreflow.export.engine.targets import table_of
 
-    if len(result.placements) > 1:
+    if table_of(asked) is None:
         names = " and ".join(placement.target.key for placement in result.placements)
-        out().print(f"{result.label}: {asked} has no table; predicted for its neighbours, {names}", markup=False, soft_wrap=True)
+        kind = "neighbours" if len(result.placements) > 1 else "neighbour"
+        out().print(f"{result.label}: {asked} has no table; predicted for its {kind}, {names}", markup=False, soft_wrap=True)
     for placement in result.placements:
         show_placement(result.label, result.function, placement, all_ops)
     if len(result.placements) > 1:

@@ -129,20 +129,10 @@ def op_evidence(section: Literal["never", "taken", "unsure", "remark"]) -> Mappi
 
 
 def find_targets(name: str) -> tuple[Target, ...]:
-    """The target of that name, as in ``M4/macOS27``, or the neighbours of one that has no table.
-
-    A chip alone (``M4``, or Apple's name ``H16G``) stands for its newest system, a version for the one of its major number with a table.
-    ``ConfigError`` for a name that is no chip with a system.
-    """
-    targets = all_targets()
-    plain = name.replace(" ", "").lower()
-    by_name = {key.lower(): key for key in targets} | {targets[key].chip.replace(" ", "").lower(): key for key in reversed(list(targets))}
-    same_chip = [key for key in targets if key.lower().startswith(f"{plain.partition('/')[0]}/")]
-    same_system = [key for key in same_chip if key.lower().partition(".")[0] == plain.partition(".")[0]]
-    if chosen := by_name.get(plain) or next(iter(same_system), None):
-        return (targets[chosen],)
-    if "/" not in plain and same_chip:
-        return (targets[max(same_chip, key=_version)],)
+    """The target of that name, or the neighbours of one that has no table; ``ConfigError`` for a name that is no chip with a system."""
+    if (own := table_of(name)) is not None:
+        return (own,)
+    targets, plain = all_targets(), name.replace(" ", "").lower()
     matched = _KEY.fullmatch(plain if "/" in plain else f"{plain}/macOS27")
     if matched is None or matched["chip"][0].upper() != "M":
         known = ", ".join(targets)
@@ -150,6 +140,21 @@ def find_targets(name: str) -> tuple[Target, ...]:
             f"no target {name!r}; tables exist for {known}. Another M chip or system, as in M3/macOS27, is told by its neighbours"
         )
     return _neighbours(targets, matched)
+
+
+def table_of(name: str) -> Target | None:
+    """The target with a table that a name stands for, as in ``M4/macOS27``; None where there is no such table.
+
+    A chip alone (``M4``, or Apple's name ``H16G``) stands for its newest system, a version for the one of its major number with a table.
+    """
+    targets = all_targets()
+    plain = name.replace(" ", "").lower()
+    by_name = {key.lower(): key for key in targets} | {targets[key].chip.replace(" ", "").lower(): key for key in reversed(list(targets))}
+    same_chip = [key for key in targets if key.lower().startswith(f"{plain.partition('/')[0]}/")]
+    same_system = [key for key in same_chip if key.lower().partition(".")[0] == plain.partition(".")[0]]
+    if chosen := by_name.get(plain) or next(iter(same_system), None):
+        return targets[chosen]
+    return targets[max(same_chip, key=_version)] if "/" not in plain and same_chip else None
 
 
 def _neighbours(targets: Mapping[str, Target], matched: re.Match[str]) -> tuple[Target, ...]:

@@ -88,6 +88,11 @@ def test_a_target_without_a_table_is_told_by_its_neighbours(encoder: Path, capsy
     text = capsys.readouterr().out
     assert "M3/macOS27 has no table; predicted for its neighbours, M2/macOS27 and M4/macOS27" in text
     assert "M2/macOS27 and M4/macOS27 agree on every op" in text
+    assert main(["place", str(encoder), "--target", "M9"]) == 0
+    assert "M9 has no table; predicted for its neighbour, M6/macOS27" in capsys.readouterr().out
+    for known in ("M4", "H16G", "M4/macOS27.0.1"):
+        assert main(["place", str(encoder), "--target", known]) == 0
+        assert "has no table" not in capsys.readouterr().out
 
 
 def test_targets_are_listed_with_their_evidence(capsys: pytest.CaptureFixture[str]) -> None:
