@@ -67,7 +67,7 @@ def _exact(x: Tensor, weight: Tensor, start: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Factors:
-    """Rows of one operand, with the exponents of their numbers and the sum of magnitudes that each could add at most."""
+    """Rows of one operand, and the exponents of their numbers."""
 
     values: Tensor
     exponents: Tensor

@@ -1,27 +1,25 @@
 """Numerics by name: fp64, fp32, fp16, and those of the Neural Engine by chip, exact or fast."""
 
+from typing import get_args
+
 import torch
 
 from coreflow.models.errors import UnsupportedError
-from coreflow.runtime.backend import NumericsName
+from coreflow.runtime.backend import EngineNumericsName, FastNumericsName, NumericsName
 from coreflow.runtime.lift.numerics.engine import EngineNumerics
 from coreflow.runtime.lift.numerics.half import Fp16Storage
 from coreflow.runtime.lift.numerics.plain import Numerics
 
+_WITH_GAIN = ("engine-m1", "engine-m2")
 NUMERICS: dict[NumericsName, Numerics] = {
     "fp64": Numerics("fp64", torch.float64),
     "fp32": Numerics("fp32", torch.float32),
     "fp16": Fp16Storage("fp16", torch.float32),
-    "engine-m1": EngineNumerics("engine-m1", torch.float64, slices_have_gain=True),
-    "engine-m2": EngineNumerics("engine-m2", torch.float64, slices_have_gain=True),
-    "engine-m4": EngineNumerics("engine-m4", torch.float64),
-    "engine-m5": EngineNumerics("engine-m5", torch.float64),
-    "engine-m6": EngineNumerics("engine-m6", torch.float64),
-    "engine-m1-fast": EngineNumerics("engine-m1-fast", torch.float32, slices_have_gain=True, is_exact=False),
-    "engine-m2-fast": EngineNumerics("engine-m2-fast", torch.float32, slices_have_gain=True, is_exact=False),
-    "engine-m4-fast": EngineNumerics("engine-m4-fast", torch.float32, is_exact=False),
-    "engine-m5-fast": EngineNumerics("engine-m5-fast", torch.float32, is_exact=False),
-    "engine-m6-fast": EngineNumerics("engine-m6-fast", torch.float32, is_exact=False),
+    **{name: EngineNumerics(name, torch.float64, slices_have_gain=name in _WITH_GAIN) for name in get_args(EngineNumericsName)},
+    **{
+        name: EngineNumerics(name, torch.float32, slices_have_gain=name.removesuffix("-fast") in _WITH_GAIN, is_exact=False)
+        for name in get_args(FastNumericsName)
+    },
 }
 
 
