@@ -11,7 +11,7 @@ from coreflow.cli.options import json_option
 from coreflow.models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coreflow.export.lint.lint import Finding
+    from coreflow.export.engine.finding import Finding
 
 _FORMS = "FILE.py:NAME of recipes, an .mlpackage, or a bundle"
 

@@ -48,10 +48,11 @@ def _dtype(dtype: Any) -> str:
 
 
 def _constant(value: Any) -> Any:
-    """The value of a constant or of a list of them; None for what is computed."""
+    """The value of a constant, a tensor of one element as the number, or of a list of them; None for what is computed."""
     if value.node().kind() == "prim::ListConstruct":
         return [_constant(part) for part in value.node().inputs()]
-    return value.toIValue() if value.node().kind() == "prim::Constant" else None
+    constant = value.toIValue() if value.node().kind() == "prim::Constant" else None
+    return constant.item() if isinstance(constant, torch.Tensor) and constant.numel() == 1 else constant
 
 
 def _place(text: str, pattern: str) -> str:

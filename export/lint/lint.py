@@ -1,62 +1,75 @@
-"""Looks for known wrong conversions in recipes, whose modules call what is concerned, and in saved packages that hold the result."""
+"""Looks for what is known to go wrong: in recipes, by what their modules call, and in saved packages, there on the engine too.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+Packages are read without torch.
+"""
+
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coreflow.export.capture.capture import capture
-from coreflow.export.lint.calls import calls
+from coreflow.export.engine.finding import Finding
+from coreflow.export.engine.lint import lint_program
+from coreflow.export.engine.rule import Context
 from coreflow.export.lint.rule import Rule, all_rules
+from coreflow.export.package.graph import Program
 from coreflow.export.package.manifest import read_manifest
 from coreflow.export.package.mlpackage import read_program
-from coreflow.export.recipe import Recipe
+
+if TYPE_CHECKING:
+    from coreflow.export.recipe import Recipe
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A known wrong conversion, in a module that plain coremltools would convert so, or in a package that was.
-
-    >>> [finding.rule for finding in lint_recipe(recipe)]
-    ['rms-norm']
-    """
-
-    name: str  # of the recipe or package
-    rule: str
-    place: str  # FILE:LINE of a module, FUNCTION/OP of a package
-    title: str
-    remedy: str
-
-
-def lint_recipe(recipe: Recipe, rules: Sequence[Rule] | None = None) -> list[Finding]:
+def lint_recipe(recipe: "Recipe", rules: Sequence[Rule] | None = None) -> list[Finding]:
     """What plain coremltools would convert wrongly of a module, and coreflow does not; ``ExportError`` when it cannot be traced."""
+    from coreflow.export.capture.capture import capture
+    from coreflow.export.lint.calls import calls
+
     program = capture(recipe).program
-    return _findings(
-        recipe.name, ((rule, call.place) for rule in rules or list(all_rules()) for call in calls(program) if rule.finds(call))
-    )
+    hits = dict.fromkeys((rule, call.place) for rule in rules or list(all_rules()) for call in calls(program) if rule.finds(call))
+    return [_finding(recipe.name, rule, place) for rule, place in hits]
 
 
-def lint_package(package: Path, rules: Sequence[Rule] | None = None) -> list[Finding]:
-    """Results of known wrong conversions in a saved program; ``BundleError`` when it cannot be read."""
+def lint_package(package: Path, chips: Sequence[str] = ()) -> list[Finding]:
+    """Results of known wrong conversions in a saved program, and what goes wrong on the engine of ``chips``, all where there are none.
+
+    ``BundleError`` for a package that cannot be read, ``ConfigError`` for an unknown chip.
+    """
     program = read_program(package)
-    graphs = {name: program.function(name)[0] for name in program.functions}
-    return _findings(
-        package.name,
-        (
-            (rule, f"{name}/{op.name}")
-            for rule in rules or list(all_rules())
-            for name, graph in graphs.items()
-            for op in graph.walk()
-            if rule.finds_in_program(op, graph)
-        ),
-    )
+    return [*lint_conversion(program), *lint_program(program, chips)]
 
 
-def lint_bundle(bundle: Path) -> list[Finding]:
+def lint_conversion(program: Program, rules: Sequence[Rule] | None = None) -> list[Finding]:
+    """Results of known wrong conversions in a saved program."""
+    contexts = [Context(program, function) for function in program.functions]
+    return [
+        _finding(program.path.name, rule, f"{context.function}/{op.name}", context.function, op.name, op.type)
+        for rule in rules or list(all_rules())
+        for context in contexts
+        for op in context.ops
+        if rule.finds_in_program(op, context)
+    ]
+
+
+def lint_bundle(bundle: Path, chips: Sequence[str] = ()) -> list[Finding]:
     """The same for every package of a bundle; ``BundleError`` where its files are not as its manifest says."""
     packages = dict.fromkeys(stage.package for stage in read_manifest(bundle).stages.values())
-    return [finding for package in packages for finding in lint_package(bundle / package)]
+    return [finding for package in packages for finding in lint_package(bundle / package, chips)]
 
 
-def _findings(name: str, places: Iterator[tuple[Rule, str]]) -> list[Finding]:
-    unique = dict.fromkeys((rule.id, place, rule.title, rule.remedy) for rule, place in places)
-    return [Finding(name, *parts) for parts in unique]
+def _finding(name: str, rule: Rule, place: str, function: str = "", op: str = "", op_type: str = "") -> Finding:
+    in_source = None if function else re.fullmatch(r"(.+):(\d+)", place)
+    return Finding(
+        name=name,
+        rule=rule.id,
+        place=place,
+        title=rule.title,
+        remedy=rule.remedy,
+        severity="error",
+        function=function,
+        op=op,
+        op_type=op_type,
+        file=in_source[1] if in_source else "",
+        line=int(in_source[2]) if in_source else 0,
+        known=rule.known,
+    )

@@ -4,18 +4,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from coreflow.export.lint.calls import Call
-from coreflow.export.package.graph import Graph, Op
-from coreflow.export.recipe import Recipe
+from coreflow.export.engine.finding import Known
+from coreflow.export.engine.rule import Context
+from coreflow.export.engine.targets import Evidence
+from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Draw
 from coreflow.models.spec import TensorSpec
 
-Function = Callable[..., Tensor]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from coreflow.export.lint.calls import Call
+    from coreflow.export.recipe import Recipe
+
+Function = Callable[..., Any]  # of tensors; torch is loaded where a module is looked at, and not for packages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +38,24 @@ class Rule:
     case: Function
     healthy: Function
     draw: Draw
-    finds: Callable[[Call], bool] = lambda call: False  # in what a module calls
-    finds_in_program: Callable[[Op, Graph], bool] = lambda op, graph: False  # in a saved program
+    finds: Callable[["Call"], bool] = lambda call: False  # in what a module calls
+    finds_in_program: Callable[[Op, Context], bool] = lambda op, context: False  # in a saved program
     front_end: Literal["trace", "export"] = "trace"  # by which plain coremltools is wrong
     precision: Literal["fp16", "fp32"] = "fp32"  # at which it is
 
-    def recipe(self, function: Function) -> Recipe:
+    @property
+    def known(self) -> Known:
+        """How the conversion is known to be wrong: by the test of ``case``."""
+        return Known(self.title, Evidence("tested", self.source))
+
+    def recipe(self, function: Function) -> "Recipe":
         """``case`` or ``healthy`` as a recipe."""
+        from coreflow.export.recipe import Recipe
+
         specs = {name: TensorSpec(array.shape, str(array.dtype)) for name, array in self.draw(0).items()}  # type: ignore[arg-type]
         return Recipe(
             name=self.id.replace("-", "_"),
-            module=_Applied(function),
+            module=_as_module(function),
             inputs=specs,
             outputs=("y",),
             precision=self.precision,
@@ -52,16 +63,16 @@ class Rule:
         )
 
 
-class _Applied(nn.Module):
+def _as_module(function: Function) -> "nn.Module":
     """A function as a module; truth values come out as 0 and 1."""
+    import torch
 
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
+    class Applied(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            result = function(x)
+            return result.to(torch.int32) if result.dtype == torch.bool else result
 
-    def forward(self, x: Tensor) -> Tensor:
-        result = self.function(x)
-        return result.to(torch.int32) if result.dtype == torch.bool else result
+    return Applied()
 
 
 def all_rules() -> Iterator[Rule]:

@@ -1,26 +1,31 @@
 """``any`` and ``all`` of numbers, which coremltools casts to whole numbers first."""
 
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
 from coreflow.export.lint.rule import Rule
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).uniform(-1, 1, (4, 3)).astype(np.float32)}
 
 
-def _any_of_numbers(x: Tensor) -> Tensor:
+def _any_of_numbers(x: "Tensor") -> "Tensor":
     return x.any(1)
 
 
-def _any_of_comparisons(x: Tensor) -> Tensor:
+def _any_of_comparisons(x: "Tensor") -> "Tensor":
     return (x != 0).any(1)
 
 
-def _is_of_numbers(call: Call) -> bool:
+def _is_of_numbers(call: "Call") -> bool:
     return call.operation in ("aten::any", "aten::all") and call.dtype != "bool"
 
 

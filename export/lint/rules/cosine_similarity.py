@@ -1,28 +1,34 @@
 """``cosine_similarity`` of short vectors, where coremltools has another epsilon."""
 
-import numpy as np
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
 from coreflow.export.lint.rule import Rule
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": 1e-6 * np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)}
 
 
-def _similarity(x: Tensor) -> Tensor:
+def _similarity(x: "Tensor") -> "Tensor":
+    from torch.nn import functional
+
     return functional.cosine_similarity(x, x.flip(1), dim=1)
 
 
-def _by_hand(x: Tensor) -> Tensor:
+def _by_hand(x: "Tensor") -> "Tensor":
     unit = x / x.square().sum(1, keepdim=True).sqrt()
     return (unit * unit.flip(1)).sum(1)
 
 
-def _is_similarity(call: Call) -> bool:
+def _is_similarity(call: "Call") -> bool:
     return call.operation == "aten::cosine_similarity"
 
 

@@ -1,26 +1,31 @@
 """``diagonal``, of which coremltools returns the whole matrix."""
 
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
 from coreflow.export.lint.rule import Rule
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).standard_normal((4, 4)).astype(np.float32)}
 
 
-def _diagonal(x: Tensor) -> Tensor:
+def _diagonal(x: "Tensor") -> "Tensor":
     return x.diagonal()
 
 
-def _by_places(x: Tensor) -> Tensor:
+def _by_places(x: "Tensor") -> "Tensor":
     return x.reshape(16)[::5]
 
 
-def _is_diagonal(call: Call) -> bool:
+def _is_diagonal(call: "Call") -> bool:
     return call.operation == "aten::diagonal"
 
 

@@ -1,27 +1,33 @@
 """``add(alpha=)`` of an exported program, which coremltools ignores."""
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
 from coreflow.export.lint.rule import Rule
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).standard_normal((2, 4)).astype(np.float32)}
 
 
-def _scaled(x: Tensor) -> Tensor:
+def _scaled(x: "Tensor") -> "Tensor":
+    import torch
+
     return torch.add(x, x, alpha=0.5)
 
 
-def _multiplied(x: Tensor) -> Tensor:
+def _multiplied(x: "Tensor") -> "Tensor":
     return x + x * 0.5
 
 
-def _has_alpha(call: Call) -> bool:
+def _has_alpha(call: "Call") -> bool:
     return call.operation in ("aten::add", "aten::sub") and call.arguments.get("alpha") not in (None, 1)
 
 

@@ -1,35 +1,41 @@
 """A mask by a product with the least fp32 number, which is infinite in fp16: 0 * -inf is NaN."""
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
+from coreflow.export.engine.rule import Context
 from coreflow.export.lint.rule import Rule
-from coreflow.export.package.graph import Graph, Op
+from coreflow.export.package.graph import Op
 from coreflow.export.targets.finite_masks import INFINITE
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).standard_normal((2, 8)).astype(np.float16)}
 
 
-def _by_finfo(x: Tensor) -> Tensor:
+def _by_finfo(x: "Tensor") -> "Tensor":
+    import torch
+
     return (x + (x < 0).to(x.dtype) * torch.finfo(torch.float32).min).softmax(-1)
 
 
-def _by_ten_thousand(x: Tensor) -> Tensor:
+def _by_ten_thousand(x: "Tensor") -> "Tensor":
     return (x + (x < 0).to(x.dtype) * -1e4).softmax(-1)
 
 
-def _is_product(call: Call) -> bool:
+def _is_product(call: "Call") -> bool:
     factor = call.arguments.get("other")
-    number = factor.item() if isinstance(factor, Tensor) and factor.numel() == 1 else factor
-    return call.operation == "aten::mul" and isinstance(number, int | float) and INFINITE <= abs(number) < np.inf
+    return call.operation == "aten::mul" and isinstance(factor, int | float) and INFINITE <= abs(factor) < np.inf
 
 
-def _is_product_with_infinity(op: Op, graph: Graph) -> bool:
+def _is_product_with_infinity(op: Op, context: Context) -> bool:
     factors = [value.data for name in ("x", "y") for value in op.argument(name)] if op.type == "mul" else []
     return any(data is not None and bool(np.isinf(np.asarray(data, np.float32)).any()) for data in factors)
 

@@ -1,13 +1,18 @@
 """``nn.RMSNorm``, of which coremltools divides by the largest magnitude first."""
 
-import numpy as np
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
+from coreflow.export.engine.rule import Context
 from coreflow.export.lint.rule import Rule
-from coreflow.export.package.graph import Graph, Op
+from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
@@ -16,29 +21,28 @@ def _draw(seed: int) -> Arrays:
     return {"x": x}
 
 
-def _rms_norm(x: Tensor) -> Tensor:
+def _rms_norm(x: "Tensor") -> "Tensor":
+    from torch.nn import functional
+
     return functional.rms_norm(x, (4,), eps=1e-5)
 
 
-def _by_hand(x: Tensor) -> Tensor:
+def _by_hand(x: "Tensor") -> "Tensor":
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
 
 
-def _is_rms_norm(call: Call) -> bool:
+def _is_rms_norm(call: "Call") -> bool:
     return call.operation == "aten::rms_norm"
 
 
-def _divides_by_the_maximum(op: Op, graph: Graph) -> bool:
+def _divides_by_the_maximum(op: Op, context: Context) -> bool:
     """x / reduce_max(abs(x)), which is squared."""
-    if op.type != "real_div":
-        return False
-    makers = {id(value): maker for maker in graph.walk() for value in maker.outputs}
-    largest = makers.get(id(op.argument("y")[0]))
+    largest = context.maker(op.argument("y")[0]) if op.type == "real_div" else None
     if largest is None or largest.type != "reduce_max":
         return False
-    magnitude = makers.get(id(largest.argument("x")[0]))
-    squared = any(user.type == "square" and user.argument("x")[0] is op.outputs[0] for user in graph.walk())
-    return squared and magnitude is not None and magnitude.type == "abs" and magnitude.argument("x")[0] is op.argument("x")[0]
+    magnitude = context.maker(largest.argument("x")[0])
+    is_squared = any(reader.type == "square" for reader in context.readers(op.outputs[0]))
+    return is_squared and magnitude is not None and magnitude.type == "abs" and magnitude.argument("x")[0] is op.argument("x")[0]
 
 
 RULE = Rule(

@@ -1,27 +1,35 @@
 """x * gamma + beta, of which a pass makes a batch norm with an epsilon of its own."""
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from coreflow.export.engine.rule import Context
 from coreflow.export.lint.rule import Rule
-from coreflow.export.package.graph import Graph, Op
+from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).standard_normal((1, 3, 4, 4)).astype(np.float32)}
 
 
-def _scale_and_shift(x: Tensor) -> Tensor:
+def _scale_and_shift(x: "Tensor") -> "Tensor":
+    import torch
+
     return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + torch.tensor([0.5, 1.0, 1.5])[:, None, None]
 
 
-def _scale(x: Tensor) -> Tensor:
+def _scale(x: "Tensor") -> "Tensor":
+    import torch
+
     return x * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
 
 
-def _is_of_variance_one(op: Op, graph: Graph) -> bool:
+def _is_of_variance_one(op: Op, context: Context) -> bool:
     if op.type != "batch_norm":
         return False
     variance, mean = (op.argument(name)[0].data for name in ("variance", "mean"))

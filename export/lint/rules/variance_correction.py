@@ -1,26 +1,31 @@
 """``var(correction=2)``, whose correction coremltools takes for True."""
 
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from coreflow.export.lint.calls import Call
+import numpy as np
+
 from coreflow.export.lint.rule import Rule
 from coreflow.models.arrays import Arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coreflow.export.lint.calls import Call
 
 
 def _draw(seed: int) -> Arrays:
     return {"x": np.random.default_rng(seed).standard_normal((3, 5)).astype(np.float32)}
 
 
-def _corrected(x: Tensor) -> Tensor:
+def _corrected(x: "Tensor") -> "Tensor":
     return x.std(1, correction=2)
 
 
-def _unbiased(x: Tensor) -> Tensor:
+def _unbiased(x: "Tensor") -> "Tensor":
     return x.std(1, unbiased=True)
 
 
-def _has_other_correction(call: Call) -> bool:
+def _has_other_correction(call: "Call") -> bool:
     return call.operation in ("aten::var", "aten::std") and call.arguments.get("correction") not in (None, 0, 1)
 
 

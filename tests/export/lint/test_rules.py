@@ -12,7 +12,7 @@ import torch
 
 from coreflow.cli.main import main
 from coreflow.export.bundle import build
-from coreflow.export.lint.lint import lint_package, lint_recipe
+from coreflow.export.lint.lint import lint_conversion, lint_recipe
 from coreflow.export.lint.rule import Function, Rule, all_rules
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.mlpackage import read_program
@@ -72,12 +72,12 @@ def test_a_rule_is_true_of_coremltools_and_not_of_coreflow(name: str, tmp_path: 
     assert not is_right(rule, rule.case, wrong), f"coremltools converts {name} rightly now: the rule has had its time"
     assert is_right(rule, rule.healthy, right)
     in_module = [finding.rule for finding in lint_recipe(rule.recipe(rule.case), [rule])]
-    in_program = [finding.rule for finding in lint_package(wrong, [rule])]
+    in_program = [finding.rule for finding in lint_conversion(read_program(wrong), [rule])]
     assert {*in_module, *in_program} == {name}
-    assert not lint_recipe(rule.recipe(rule.healthy)) and not lint_package(right)
+    assert not lint_recipe(rule.recipe(rule.healthy)) and not lint_conversion(read_program(right))
     ours = build(rule.recipe(rule.case), tmp_path / "ours")
     assert is_right(rule, rule.case, ours)
-    assert not lint_package(ours)
+    assert not lint_conversion(read_program(ours))
 
 
 def test_every_rule_says_what_to_do() -> None:

@@ -1,0 +1,1 @@
+"""Rules of the engine, a close family a file: every module here or below gives ``RULES``."""
