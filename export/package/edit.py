@@ -5,7 +5,6 @@ package's own messages.
 """
 
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from coreflow.export.package.cut_plan import CutPlan, free_name, plan_cut
 from coreflow.export.package.graph import Shape
 from coreflow.export.package.mlpackage import package_digest, read_message, read_program
 from coreflow.export.package.weights import Blob, WeightFile, write_blobs
+from coreflow.export.package.write import MODEL, WEIGHT_FILE, package_manifest, set_type
 from coreflow.models.errors import ConfigError, ExportError
 from coreflow.models.spec import BOUNDS_KEY, VALUES_KEY
 from coreflow.models.storage import write_folder_atomically
 
 CUT_KEY = "coreflow.cut"  # user-defined metadata: where a cut comes from
-_MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
-_WEIGHT_FILE = f"{_WEIGHTS}/weight.bin"
 _CAST_NAMES = {"float16": "fp16", "float32": "fp32"}  # as the argument of ``cast`` spells them
 
 
@@ -60,10 +58,10 @@ def _write(folder: Path, plan: CutPlan) -> None:
     _fill(main, block, operations, plan)
     origin = {"package": source.name, "digest": package_digest(source), "op": plan.op.name, "radius": plan.radius}
     _describe(model.description, plan, origin)
-    (folder / "Data" / _MODEL).parent.mkdir(parents=True)
-    has_weights = _move_weights(block.operations, spec_path.parent, folder / "Data" / _WEIGHT_FILE, source.name)
-    (folder / "Data" / _MODEL).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / "Manifest.json").write_text(_manifest(json.dumps(origin), weights=has_weights))
+    (folder / "Data" / MODEL).parent.mkdir(parents=True)
+    has_weights = _move_weights(block.operations, spec_path.parent, folder / "Data" / WEIGHT_FILE, source.name)
+    (folder / "Data" / MODEL).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / "Manifest.json").write_text(package_manifest(json.dumps(origin), weights=has_weights))
     # What was written has to be what can be read: names, types and weights are checked there.
     read_program(folder)
 
@@ -96,7 +94,7 @@ def _fill(function: Any, block: Any, operations: Sequence[Any], plan: CutPlan) -
     ports = (*plan.inputs, *plan.outputs)
     add = _BlockWriter(block, {output.name for operation in operations for output in operation.outputs} | {port.name for port in ports})
     for port in plan.inputs:
-        _set_type(function.inputs.add(name=port.name).type, port.dtype, port.shape)
+        set_type(function.inputs.add(name=port.name).type, port.dtype, port.shape)
         name = port.name
         if port.casts:
             name = add.cast(name, add.free(f"{name}_cast") if port.reshapes else port.value.name, port.value.dtype, port.shape)
@@ -140,8 +138,8 @@ class _BlockWriter:
         name = self.free(name)
         operation = self._operation("const", name)
         value = operation.attributes["val"]
-        _set_type(value.type, dtype, shape)
-        _set_type(operation.outputs.add(name=name).type, dtype, shape)
+        set_type(value.type, dtype, shape)
+        set_type(operation.outputs.add(name=name).type, dtype, shape)
         return value.immediateValue.tensor
 
     def _add(self, kind: str, name: str, result: str, dtype: str, shape: Shape | None) -> str:
@@ -150,27 +148,15 @@ class _BlockWriter:
         operation = self._operation(kind, result)
         for argument, source in (("x", name), (key, constant)):
             operation.inputs[argument].arguments.add().name = source
-        _set_type(operation.outputs.add(name=result).type, dtype, shape)
+        set_type(operation.outputs.add(name=result).type, dtype, shape)
         return result
 
     def _operation(self, kind: str, name: str) -> Any:
         operation = self._block.operations.add(type=kind)
         label = operation.attributes["name"]
-        _set_type(label.type, "string", ())
+        set_type(label.type, "string", ())
         label.immediateValue.tensor.strings.values.append(name)
         return operation
-
-
-def _set_type(declared: Any, dtype: str, shape: Shape | None) -> None:
-    tensor = declared.tensorType
-    tensor.dataType = model_proto().MIL__pb2.DataType.Value(dtype.upper())
-    tensor.rank = -1 if shape is None else len(shape)
-    for extent in shape or ():
-        dimension = tensor.dimensions.add()
-        if extent is None:
-            dimension.unknown.variadic = False
-        else:
-            dimension.constant.size = extent
 
 
 def _describe(description: Any, plan: CutPlan, origin: Mapping[str, Any]) -> None:
@@ -223,17 +209,3 @@ def _immediate_values(operation: Any) -> Iterator[Any]:
     for block in operation.blocks:
         for inner in block.operations:
             yield from _immediate_values(inner)
-
-
-def _manifest(seed: str, *, weights: bool) -> str:
-    """``Manifest.json`` of a package; the same identifiers for the same cut."""
-    items = {"model.mlmodel": ("CoreML Model Specification", _MODEL)}
-    if weights:
-        items["weights"] = ("CoreML Model Weights", _WEIGHTS)
-    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{seed} {name}")) for name in items}
-    entries = {
-        identifiers[name]: {"author": "com.apple.CoreML", "description": text, "name": name, "path": path}
-        for name, (text, path) in items.items()
-    }
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": identifiers["model.mlmodel"]}
-    return json.dumps(manifest, indent=4) + "\n"

@@ -62,6 +62,17 @@ def unpack(packed: Array, dtype: str, shape: tuple[int, ...]) -> Array:
     return codes.reshape(shape)
 
 
+def blob_of(array: Array, dtype: str) -> "Blob":
+    """``array`` as a weight of ``dtype``; the inverse of ``unpack``."""
+    code, bits, numpy_type = BLOB_DTYPES[dtype]
+    data = np.ascontiguousarray(array, numpy_type).reshape(-1)
+    if bits >= 8:
+        return Blob(code, 0, data.view(np.uint8))
+    stream = (data.view(np.uint8)[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+    packed = np.packbits(stream.reshape(-1), bitorder="little")
+    return Blob(code, packed.size * 8 - stream.size, packed)
+
+
 def release_pages(array: Array) -> None:
     """Frees the memory of the mapped file behind ``array``, if there is one; later reads map it again."""
     mapped = _mapping(array)
