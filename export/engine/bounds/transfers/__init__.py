@@ -1,0 +1,1 @@
+"""From bounds of an op's arguments to bounds of its results, one module a family of ops"""

@@ -1,0 +1,257 @@
+"""Sums of products: linear, matmul, and what else multiplies by a matrix."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from coreflow.export.engine.bounds.bound import (
+    LIMIT,
+    Ball,
+    BallRule,
+    Bound,
+    UnboundedError,
+    aligned,
+    full,
+    middle_and_reach,
+)
+from coreflow.export.engine.bounds.registry import Call, transfer
+from coreflow.export.package.weights import release_pages
+from coreflow.models.arrays import Array, Floats
+
+_BLOCK = 2**21  # elements of a weight that are float64 at a time
+
+
+@transfer("linear")
+def linear(call: Call) -> Bound:
+    """w x + b for every row w of a constant weight (D_out, D_in)."""
+    weight, bias = call.array("weight"), call.array("bias")
+    if weight is None or ("bias" in call.op.inputs and bias is None):
+        raise UnboundedError("the weight is computed")
+    return contracted(call, call["x"], weight, bias)
+
+
+@transfer("matmul")
+def matmul(call: Call) -> Bound:
+    """A product by a constant matrix as linear's; of two computed matrices by their rows and columns."""
+    x, y = call["x"], call["y"]
+    weight = call.array("y")
+    if weight is not None and weight.ndim == 2 and x.rank > 1 and not call.flag("transpose_x"):
+        return contracted(call, x, weight if call.flag("transpose_y") else weight.T, None)
+    if x.rank < 2 or y.rank < 2:
+        return _of_vectors(call)
+    left = _swapped(x) if call.flag("transpose_x") else x
+    right = _swapped(y) if call.flag("transpose_y") else y
+    return product(call, left, right)
+
+
+def _of_vectors(call: Call) -> Bound:
+    x, y = call["x"], call["y"]
+    terms = x.extent(x.rank - (2 if call.flag("transpose_x") and x.rank > 1 else 1))
+    magnitude = terms * x.largest * y.largest
+    call.note("sum", magnitude + terms * call.slack.product)
+    reach = (magnitude * (1 + 1e-12) + terms * call.slack.product) * np.ones((1,) * len(call.shape()))
+    return Bound(call.shape(), -reach, reach)
+
+
+def _swapped(x: Bound) -> Bound:
+    """The last two axes in each other's place."""
+    from coreflow.export.engine.bounds.transfers.moves import moved
+
+    axes = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
+    return moved(x, tuple(x.shape[axis] for axis in axes), lambda array: array.transpose(axes), lambda axis: axes[axis])
+
+
+# --- a constant matrix ---------------------------------------------------------------------------------------------------------------
+
+
+def row_blocks(weight: Array) -> Iterator[tuple[slice, Floats]]:
+    """The rows (D_out, D_in) of a weight in float64, some at a time; its pages of the weight file are released."""
+    step = max(1, _BLOCK // max(1, weight.shape[1]))
+    for start in range(0, len(weight), step):
+        part = slice(start, min(start + step, len(weight)))
+        yield part, weight[part].astype(np.float64)
+    release_pages(weight)
+
+
+def contracted(call: Call, x: Bound, weight: Array, bias: Array | None, axis: int | None = None) -> Bound:
+    """sum_i weight[o, i] x_i + bias[o] along one axis of ``x``, the last one where none is named.
+
+    By intervals: w . middle +- |w| . half-width. By a ball: w . centre +- (length of w * scale) radius +- |w| . error. A partial sum, in
+    whichever order, is at most |w| . |x|, and at most |w| . |centre| + (length of w * scale) radius + |w| . error.
+    """
+    axis = x.rank - 1 if axis is None else axis
+    terms = weight.shape[1]
+    shape = (*x.shape[:axis], len(weight), *x.shape[axis + 1 :])
+    low, high, outer = _rows_of(x, axis, len(weight))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        call.note("sum", np.inf)
+        return Bound(shape, np.full((1,) * x.rank, -np.inf), np.full((1,) * x.rank, np.inf))
+    middle, reach = middle_and_reach(low, high)
+    ball = common_ball(x.ball(axis), terms)
+    products = [_products(block, middle, reach, ball) for _, block in row_blocks(weight)]
+    middles, reaches, largest, centres, around, within = (np.concatenate(parts, -1) for parts in zip(*products, strict=True))
+    offset = np.zeros(1) if bias is None else bias.astype(np.float64).reshape(-1)
+    slack = terms * call.slack.product + 1e-12 * (largest + np.abs(offset))
+    call.note("sum", float((np.minimum(largest, within) + np.abs(offset) + slack).max(initial=0.0)))
+    lows = np.maximum(middles - reaches, centres - around) + offset - slack
+    highs = np.minimum(middles + reaches, centres + around) + offset + slack
+
+    def back(rows: Floats) -> Floats:
+        return np.moveaxis(rows.reshape((*outer, len(weight))), -1, axis)
+
+    def rule(along: int, blocks: int) -> Ball | None:
+        return _image(call, ball, weight, offset, (axis, x.rank, blocks)) if along == axis else None
+
+    return Bound(shape, back(lows), back(highs), rule=rule)
+
+
+def _rows_of(x: Bound, axis: int, results: int) -> tuple[Floats, Floats, tuple[int, ...]]:
+    """The intervals of ``x`` as rows (R, D_in), and the extents of the other axes; one row where that would be much."""
+    terms = x.extent(axis)
+    low, high = np.broadcast_arrays(x.low, x.high)
+    others = [place for place in range(x.rank) if place != axis]
+    if low.size // low.shape[axis] * max(terms, results) > 4 * LIMIT:
+        low, high = low.min(tuple(others), keepdims=True), high.max(tuple(others), keepdims=True)
+    rows = [np.moveaxis(full(array, axis, terms), axis, -1) for array in (low, high)]
+    return rows[0].reshape(-1, terms), rows[1].reshape(-1, terms), rows[0].shape[:-1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CommonBall:
+    """A ball that holds for all rows: vectors (D,), and a radius a block.
+
+    >>> CommonBall(centre=beta, scale=abs(gamma), radius=np.array([16.0]), error=np.zeros(256))
+    """
+
+    centre: Floats
+    scale: Floats
+    radius: Floats
+    error: Floats
+
+    def per_element(self) -> Floats:
+        """scale * radius of every element."""
+        return self.scale * np.repeat(self.radius, len(self.scale) // len(self.radius))
+
+
+def common_ball(ball: Ball, extent: int) -> CommonBall:
+    """One ball along the axis of ``ball`` for all places on the other axes."""
+
+    def vector(array: Floats, count: int) -> Floats:
+        rows = np.moveaxis(array, ball.axis, -1).reshape(-1, array.shape[ball.axis])
+        return np.broadcast_to(rows.max(0), (count,))
+
+    centre, error = vector(ball.centre, extent), ball.error
+    if ball.centre.size > ball.centre.shape[ball.axis]:  # the centres differ: one in the middle, and how far the others are
+        lowest = -vector(-ball.centre, extent)
+        along = [extent if axis == ball.axis else 1 for axis in range(error.ndim)]
+        error = error + ((centre - lowest) / 2 * (1 + 1e-15)).reshape(along)
+        centre = (centre + lowest) / 2
+    return CommonBall(centre, vector(ball.scale, extent), vector(ball.radius, ball.blocks), vector(error, extent))
+
+
+def _products(block: Floats, middle: Floats, reach: Floats, ball: CommonBall) -> tuple[Floats, ...]:
+    """For rows of a weight: w . middle, |w| . reach, |w| . |x|; w . centre, how far from it, and the largest partial sum by the ball."""
+    magnitude = np.abs(block)
+    blocks = len(ball.radius)
+    squares = np.square(block * ball.scale)
+    radius = np.sqrt(squares.reshape(len(block), blocks, -1).sum(-1)) @ ball.radius
+    around = radius + magnitude @ ball.error
+    outer = magnitude @ np.abs(ball.centre)
+    largest = (np.abs(middle) + reach) @ magnitude.T
+    return (
+        middle @ block.T,
+        reach @ magnitude.T,
+        largest,
+        (block @ ball.centre)[None],
+        (around + 1e-12 * outer)[None],
+        (outer + around)[None],
+    )
+
+
+def _image(call: Call, ball: CommonBall, weight: Array, offset: Floats, place: tuple[int, int, int]) -> Ball:
+    """The ball into which a weight takes a ball: by its largest singular value in every block of results."""
+    axis, rank, blocks = place
+    if len(weight) % blocks:
+        blocks = 1
+    results, terms = weight.shape
+    centre, error, radii = np.zeros(results), np.zeros(results), np.zeros(blocks)
+    per_element = ball.per_element()
+    step = results // blocks
+    for block in range(blocks):
+        part = slice(block * step, (block + 1) * step)
+        rows = weight[part].astype(np.float64)
+        magnitude = np.abs(rows)
+        centre[part] = rows @ ball.centre
+        error[part] = magnitude @ (ball.error + 1e-12 * np.abs(ball.centre)) + terms * call.slack.product + 1e-12 * magnitude @ per_element
+        radii[block] = call.work.spectral_norm(rows * per_element) * np.sqrt(len(ball.radius))
+    release_pages(weight)
+
+    def along(vector: Floats) -> Floats:
+        return vector.reshape([len(vector) if place == axis else 1 for place in range(rank)])
+
+    return Ball(axis, along(centre + offset), along(np.ones(1)), along(radii), along(error))
+
+
+# --- two computed matrices -----------------------------------------------------------------------------------------------------------
+
+
+def product(call: Call, x: Bound, y: Bound) -> Bound:
+    """x (..., M, K) by y (..., K, N): by intervals, by lengths of rows and columns, and, where rows of x are shares of 1, as their mean."""
+    shape = call.shape()
+    rank = len(shape)
+    terms = x.extent(x.rank - 1)
+    slack = terms * call.slack.product
+    row, column = x.rank - 1, y.rank - 2
+    lengths = aligned(x.ball(row).length(terms), rank) * aligned(y.ball(column).length(terms), rank)
+    middle, reach, largest = _by_intervals(x, y, terms)
+    partial = np.fmin(lengths, largest)
+    low, high = np.fmax(middle - reach, -lengths), np.fmin(middle + reach, lengths)
+    rule = None
+    if x.shares == row:
+        least, greatest = y.low.min(column, keepdims=True), y.high.max(column, keepdims=True)
+        magnitude = np.maximum(np.abs(least), np.abs(greatest))
+        low, high = np.fmax(low, least - x.excess * magnitude), np.fmin(high, greatest + x.excess * magnitude)
+        partial = np.fmin(partial, magnitude * (1 + x.excess))
+        rule = _means(call, x, y, terms)
+    rounding = slack + 1e-12 * partial
+    call.note("sum", float(np.max(partial + rounding, initial=0.0)))
+    return Bound(shape, low - rounding, high + rounding, rule=rule)
+
+
+def _by_intervals(x: Bound, y: Bound, terms: int) -> tuple[Floats, Floats, Floats]:
+    """Middle, half-width and largest partial sum of products of intervals."""
+    (xm, xr), (ym, yr) = middle_and_reach(x.low, x.high), middle_and_reach(y.low, y.high)
+    if all(array.shape[-1] == 1 for array in (xm, xr)) and all(array.shape[-2] == 1 for array in (ym, yr)):
+        count = terms
+    else:
+        count = 1
+        xm, xr = (full(array, array.ndim - 1, terms) for array in (xm, xr))
+        ym, yr = (full(array, array.ndim - 2, terms) for array in (ym, yr))
+    if xm.size // xm.shape[-1] * (ym.size // ym.shape[-2]) > 4 * LIMIT:
+        return np.zeros(1), np.full(1, np.inf), np.full(1, np.inf)
+    xa, ya = np.abs(xm), np.abs(ym)
+    largest = count * ((xa + xr) @ (ya + yr))
+    with np.errstate(invalid="ignore"):
+        reach = count * (xa @ yr + xr @ ya + xr @ yr)
+    largest, reach = (np.where(np.isnan(array), np.inf, array) for array in (largest, reach))
+    return count * (xm @ ym), reach + 1e-12 * np.where(np.isfinite(largest), largest, 0.0), largest
+
+
+def _means(call: Call, x: Bound, y: Bound, terms: int) -> BallRule:
+    """The ball of a mean of rows: that of the rows, where one holds for all of them."""
+    column = y.rank - 2
+    rank = len(call.shape())
+
+    def rule(axis: int, blocks: int) -> Ball | None:
+        if axis != rank - 1:
+            return None
+        ball = y.known_ball(y.rank - 1, blocks)
+        if ball is None or ball.centre.shape[column] > 1:
+            return None
+        mass = 1 + x.excess
+        error = ball.error.max(column, keepdims=True) * mass + np.abs(ball.centre) * x.excess + terms * call.slack.product
+        scale, radius = (array.max(column, keepdims=True) for array in (ball.scale, ball.radius))
+        return Ball(axis, *(aligned(array, rank) for array in (ball.centre, scale * mass, radius, error)))
+
+    return rule
