@@ -1,6 +1,7 @@
 """Ops that move elements: shapes, slices, joins. Every element of a result is one of an argument."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,29 +118,56 @@ def split(call: Call) -> tuple[Bound, ...]:
     return tuple(taken(x, axis, np.arange(end - size, end)) for end, size in zip(ends, sizes, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One axis of ``slice_by_index``.
+
+    >>> Slice(begin=-2, end=0, stride=1, begin_is_open=False, end_is_open=True, is_squeezed=False).places(5)
+    array([3, 4])
+    """
+
+    begin: int
+    end: int
+    stride: int
+    begin_is_open: bool
+    end_is_open: bool
+    is_squeezed: bool
+
+    def places(self, extent: int) -> Array:
+        """The places that it takes, as the lowering of the op has them: one before the first element is the first."""
+        places = np.arange(extent)
+        if self.is_squeezed:
+            return places[[0 if self.begin_is_open else self.begin]]
+        first, last = self.begin, self.end
+        is_one = not self.begin_is_open and not self.end_is_open and first < 0 and last < 0 and first - last <= -self.stride
+        if not is_one and extent > 1:
+            first, last = (max(0, place + extent) if place < 0 else place for place in (first, last))
+        return places[slice(None if self.begin_is_open else first, None if self.end_is_open else last, self.stride)]
+
+
+def slices_of(call: Call, rank: int) -> list[Slice] | None:
+    """A slice an axis; None where one is computed."""
+    if any(call.array(name) is None for name in ("begin", "end")):
+        return None
+    begin, end = call.integers("begin") or (), call.integers("end") or ()
+    strides = call.integers("stride") or (1,) * rank
+    masks = [[bool(bit) for bit in call.integers(f"{name}_mask") or (0,) * rank] for name in ("begin", "end", "squeeze")]
+    return [Slice(*arguments) for arguments in zip(begin, end, strides, *masks, strict=True)]
+
+
 @transfer("slice_by_index")
 def slice_by_index(call: Call) -> Bound:
-    """Every axis sliced as numpy does, as the lowering of the op has it."""
+    """Every axis sliced as numpy does."""
     x = call["x"]
-    if None in x.shape or any(call.array(name) is None for name in ("begin", "end")):
+    slices = slices_of(call, x.rank)
+    if None in x.shape or slices is None:
         return anywhere(x, call.shape())
-    begin, end = call.integers("begin") or (), call.integers("end") or ()
-    strides = call.integers("stride") or (1,) * x.rank
-    begin_open, end_open, squeezed = (call.integers(f"{name}_mask") or (0,) * x.rank for name in ("begin", "end", "squeeze"))
     result = x
-    for axis in range(x.rank):
-        places = np.arange(x.extent(axis))
-        if squeezed[axis]:
-            places = places[[0 if begin_open[axis] else begin[axis]]]
-        else:
-            first, last = begin[axis], end[axis]
-            one = not begin_open[axis] and not end_open[axis] and first < 0 and last < 0 and first - last <= -strides[axis]
-            if not one and len(places) > 1:
-                first, last = (max(0, place + len(places)) if place < 0 else place for place in (first, last))
-            places = places[slice(None if begin_open[axis] else first, None if end_open[axis] else last, strides[axis])]
-        if len(places) != x.extent(axis) or strides[axis] < 0:
+    for axis, part in enumerate(slices):
+        places = part.places(x.extent(axis))
+        if len(places) != x.extent(axis) or part.stride < 0:
             result = taken(result, axis, places)
-    gone = tuple(axis for axis in range(x.rank) if squeezed[axis])
+    gone = tuple(axis for axis, part in enumerate(slices) if part.is_squeezed)
     kept = [axis for axis in range(x.rank) if axis not in gone]
     return moved(result, tuple(result.shape[axis] for axis in kept), lambda array: array.squeeze(gone), lambda axis: kept[axis])
 

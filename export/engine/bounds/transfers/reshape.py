@@ -92,31 +92,36 @@ class _Reshaping:
         return None
 
     def ball(self, axis: int, blocks: int) -> Ball | None:
-        """A ball along an axis of the result."""
-        run = old, new = next(run for run in self.runs if axis in run[1])
+        """A ball along an axis of the result: of one axis, of the last part of a split one, or of several that were joined."""
+        old, new = run = next(run for run in self.runs if axis in run[1])
         olds, news = self._several(old, self.before), self._several(new, self.after)
         if not old or (news and axis != news[-1]) or len(olds) > 1 < len(news):
             return None  # elements along it are no neighbours, or neighbours of two axes
-        last = olds[-1] if olds else old[-1]
         joined = math.prod(self.before[place] for place in olds[:-1])
         rows = math.prod(self.after[place] for place in news[:-1])
-        ball = self.x.known_ball(last, max(1, rows * blocks // joined))
-        if ball is None or ball.blocks % rows:
+        ball = self.x.known_ball(olds[-1] if olds else old[-1], max(1, rows * blocks // joined))
+        if ball is None or ball.blocks % rows or not self._is_even_elsewhere(ball, old):
+            return None
+        centre, scale, error = (self._whole_run(array, old) for array in (ball.centre, ball.scale, ball.error))
+        if max(array.size for array in (centre, scale, error)) > 4 * LIMIT:
             return None
         radius = ball.radius
         for place in olds[:-1]:
             radius = full(radius, place, self.before[place])
         extents = [joined * ball.blocks // rows if place == axis else self.after[place] if place in news[:-1] else 1 for place in new]
-        arrays = [ball.centre, ball.scale, ball.error]
-        others = [before for before, _ in self.runs if before != old]
-        if any(not self._is_even(array, before) for array in (*arrays, radius) for before in others):
-            return None
-        for place in old:
-            arrays = [full(array, place, self.before[place]) if max(array.shape[a] for a in old) > 1 else array for array in arrays]
-        if max(array.size for array in arrays) > 4 * LIMIT:
-            return None
-        centre, scale, error = (self.array(array) for array in arrays)
-        return Ball(axis, centre, scale, self.array(radius, run, extents), error)
+        return Ball(axis, self.array(centre), self.array(scale), self.array(radius, run, extents), self.array(error))
+
+    def _is_even_elsewhere(self, ball: Ball, run: Sequence[int]) -> bool:
+        """Whether the arrays of a ball have every other run whole or as one element."""
+        others = [old for old, _ in self.runs if old != run]
+        return all(self._is_even(array, old) for array in (ball.centre, ball.scale, ball.radius, ball.error) for old in others)
+
+    def _whole_run(self, array: Floats, run: Sequence[int]) -> Floats:
+        """The array with one run whole, unless it has one element for all of it."""
+        if max(array.shape[axis] for axis in run) > 1:
+            for axis in run:
+                array = full(array, axis, self.before[axis])
+        return array
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> list[Run]:
