@@ -1,66 +1,114 @@
-"""``coreflow lint``: known wrong conversions of coremltools, in recipes and in packages."""
+"""``coreflow lint``: what is known to go wrong, in the conversion of recipes and on the Neural Engine, found without running anything."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from coreflow.cli.console import out, print_json
+from coreflow.cli.console import print_json, warn
 from coreflow.cli.options import json_option
 from coreflow.models.errors import ConfigError
 
 if TYPE_CHECKING:
     from coreflow.export.engine.finding import Finding
+    from coreflow.export.lint.suppressions import Suppression
 
 _FORMS = "FILE.py:NAME of recipes, an .mlpackage, or a bundle"
 
 
 def lint(
     source: Annotated[str | None, typer.Argument(help="FILE.py:NAME of recipes, an .mlpackage, or a bundle.")] = None,
+    chip: Annotated[list[str] | None, typer.Option(help="Chip, as M4 or M4/macOS27; may be given again [default: M1 to M6].")] = None,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 from this severity on: error, warning or note.")] = "error",
+    suppress: Annotated[list[str] | None, typer.Option(help="RULE:REASON or RULE@PLACE:REASON; may be given again.")] = None,
+    suppressions: Annotated[Path | None, typer.Option(help="TOML file with a table [lint.suppress].")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write the findings as SARIF 2.1.0 too.")] = None,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
     as_json: Annotated[bool, json_option("the findings", "or the rules of --rules")] = False,
 ) -> int:
-    """Find what plain coremltools converts wrongly without a word. Exit code 1: something was found."""
-    if rules:
-        from coreflow.export.lint.rule import all_rules
+    """Find what is converted wrongly, and what goes wrong on the Neural Engine or leaves it. Nothing is executed but a recipe's module."""
+    from coreflow.export.engine.finding import Severity, is_at_least
+    from coreflow.export.lint.catalogue import catalogue
+    from coreflow.export.lint.suppressions import read_suppressions, split
 
-        listed = [{"id": rule.id, "title": rule.title, "source": rule.source, "remedy": rule.remedy} for rule in all_rules()]
-        _show(listed, ("id", "title", "remedy"), as_json)
+    if rules:
+        _list_rules(as_json)
         return 0
     if source is None:
         raise ConfigError(f"a source is missing; {_FORMS} is right, as in coreflow lint my_recipes.py:ENCODER")
-    findings = _findings(source)
-    if findings or as_json:
-        _show([asdict(finding) for finding in findings], ("name", "rule", "place", "title", "remedy"), as_json)
+    levels: tuple[Severity, ...] = get_args(Severity)
+    least = next((level for level in levels if level == fail_on), None)
+    if least is None:
+        raise ConfigError(f"--fail-on {fail_on}: no such severity; {', '.join(levels)} are right", expected=levels)
+    accepted = read_suppressions(suppress or (), suppressions, {entry.id for entry in catalogue()})
+    findings, files = _findings(source, chip or [])
+    kept, suppressed = split(findings, accepted)
+    _warn_of_idle(accepted, [finding for finding, _ in suppressed])
+    if sarif is not None:
+        _write_sarif(sarif, kept, suppressed, files)
+    if as_json:
+        plain = [asdict(finding) | {"suppressed": None} for finding in kept]
+        print_json([*plain, *(asdict(finding) | {"suppressed": reason} for finding, reason in suppressed)])
     else:
-        out().print(f"{source}: no known wrong conversion", markup=False, soft_wrap=True)
-    return 1 if findings else 0
+        from coreflow.cli.lint_text import show_findings
+
+        show_findings(source, kept, suppressed, chip or [])
+    return int(any(is_at_least(finding.severity, least) for finding in kept))
 
 
-def _findings(source: str) -> "list[Finding]":
-    from coreflow.export.lint.lint import lint_bundle, lint_package, lint_recipe
+def _findings(source: str, chips: Sequence[str]) -> "tuple[list[Finding], dict[str, str]]":
+    """The findings, and the path of every recipe and package that was looked at, by name."""
+    from coreflow.export.engine.chips import find_chip
+    from coreflow.export.lint.lint import lint_package, packages_of
     from coreflow.export.package.manifest import MANIFEST
+
+    for chip in chips:
+        find_chip(chip)
+    path = Path(source)
+    if path.suffix != ".mlpackage" and not (path / MANIFEST).is_file():
+        return _findings_of_recipes(source)
+    packages = [path] if path.suffix == ".mlpackage" else packages_of(path)
+    findings = [finding for package in packages for finding in lint_package(package, chips)]
+    return findings, {package.name: package.as_posix() for package in packages}
+
+
+def _findings_of_recipes(source: str) -> "tuple[list[Finding], dict[str, str]]":
+    from coreflow.export.lint.lint import lint_recipe
     from coreflow.export.user_files import is_recipe_source, load_recipes
 
-    path = Path(source)
-    if is_recipe_source(source):
-        return [finding for recipe in load_recipes(source) for finding in lint_recipe(recipe)]
-    if path.suffix == ".mlpackage":
-        return lint_package(path)
-    if (path / MANIFEST).is_file():
-        return lint_bundle(path)
-    raise ConfigError(f"{source} cannot be linted; {_FORMS} is right")
+    if not is_recipe_source(source):
+        raise ConfigError(f"{source} cannot be linted; {_FORMS} is right")
+    recipes, file = load_recipes(source), source.partition(".py")[0] + ".py"
+    return [finding for recipe in recipes for finding in lint_recipe(recipe)], {recipe.name: file for recipe in recipes}
 
 
-def _show(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _warn_of_idle(suppressions: "Sequence[Suppression]", suppressed: "Sequence[Finding]") -> None:
+    for suppression in suppressions:
+        if not any(suppression.covers(finding) for finding in suppressed):
+            warn(f"nothing is suppressed by {suppression.rule}@{suppression.place} ({suppression.reason}); it can go")
 
-    if as_json:
-        print_json(rows)
+
+def _write_sarif(file: Path, findings: "Sequence[Finding]", suppressed: "Sequence[tuple[Finding, str]]", files: dict[str, str]) -> None:
+    import json
+
+    from coreflow.export.lint.catalogue import catalogue
+    from coreflow.export.lint.sarif import sarif
+
+    try:
+        file.write_text(json.dumps(sarif(findings, suppressed, catalogue(), files), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--sarif {file} cannot be written: {error.strerror or error}", path=file) from error
+
+
+def _list_rules(as_json: bool) -> None:
+    from coreflow.export.lint.catalogue import catalogue
+
+    if not as_json:
+        from coreflow.cli.lint_text import show_rules
+
+        show_rules(catalogue())
         return
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
-    for row in rows:
-        table.add_row(*(Text(str(row[column])) for column in columns))
-    out().print(table)
+    listed: list[dict[str, Any]] = [asdict(entry) | {"source": entry.known.evidence.source} for entry in catalogue()]
+    print_json(listed)

@@ -36,7 +36,9 @@ def main() -> int:
 
 def generated_files() -> dict[Path, str]:
     """Every file with generated parts, as it should be."""
-    return {path: _PART.sub(_filled, path.read_text("utf-8")) for path in (ROOT / "README.md", ROOT / "docs/ops.md")}
+    return {
+        path: _PART.sub(_filled, path.read_text("utf-8")) for path in (ROOT / "README.md", ROOT / "docs/engine.md", ROOT / "docs/ops.md")
+    }
 
 
 def file_list() -> str:
@@ -58,7 +60,26 @@ def op_list() -> str:
     return "\n".join(["| file | ops |", "|---|---|", *rows])
 
 
-_PARTS: dict[str, Callable[[], str]] = {"files": file_list, "ops": op_list}
+def rule_list() -> str:
+    """Every rule of ``coreflow lint`` about the engine, with its chips and how it is known."""
+    from coreflow.export.lint.catalogue import catalogue
+
+    rows = [
+        (f"`{rule.id}`", rule.severity, ", ".join(rule.chips) or "all", rule.title, f"{evidence.label}: {evidence.source}")
+        for rule in catalogue()
+        if rule.about == "engine"
+        for evidence in (rule.known.evidence,)
+    ]
+    return "\n".join(
+        [
+            "| rule | severity | chips | what happens | how it is known |",
+            "|---|---|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
+
+
+_PARTS: dict[str, Callable[[], str]] = {"files": file_list, "ops": op_list, "rules": rule_list}
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

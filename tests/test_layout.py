@@ -110,6 +110,7 @@ HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplot
 LIGHT = (
     "coreflow",
     "coreflow.cli.main",
+    "coreflow.cli.lint_text",
     "coreflow.cli.place_text",
     "coreflow.export",
     "coreflow.export.engine.advice",
@@ -117,6 +118,7 @@ LIGHT = (
     "coreflow.export.engine.lint",
     "coreflow.export.engine.segmenter",
     "coreflow.export.lint.lint",
+    "coreflow.export.lint.sarif",
     "coreflow.export.package.manifest",
     "coreflow.export.package.mlpackage",
     "coreflow.export.package.op_facts",

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from coreflow.export.engine.features import Features
+from coreflow.export.engine.support import Support, support
 from coreflow.export.engine.targets import Target, all_targets, find_targets, table_of
 from coreflow.models.errors import ConfigError
 
@@ -21,6 +23,11 @@ class Chip:
     name: str
     family: str  # M1 to M6, or Apple's name where it is no M
     targets: tuple[Target, ...]
+
+    def refusal(self, features: Features) -> tuple[Target, Support] | None:
+        """Why the engine does not take an op, by the table of a target; a chip without a table takes what all its neighbours take."""
+        refusals = ((target, support(features, target)) for target in self.targets)
+        return next((refusal for refusal in refusals if not refusal[1].engine), None)
 
 
 def find_chip(name: str) -> Chip:

@@ -1,6 +1,6 @@
 """What a rule of the engine is: what it looks for in a saved program, on which chips, how that is known, and what to do instead."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -9,7 +9,10 @@ from pkgutil import walk_packages
 import numpy as np
 
 from coreflow.export.engine.chips import Chip
+from coreflow.export.engine.features import Features, features_of
 from coreflow.export.engine.finding import Known, Severity, Strength
+from coreflow.export.engine.support import Support
+from coreflow.export.engine.targets import Target
 from coreflow.export.package.graph import Constant, Graph, Interface, Op, Program, Value
 
 
@@ -40,6 +43,25 @@ class Context:
     def ops(self) -> tuple[Op, ...]:
         """Every op, those in nested blocks included."""
         return tuple(self.graph.walk())
+
+    @cached_property
+    def features(self) -> tuple[tuple[Op, Features], ...]:
+        """Every op that gets a device, with what the planner looks at; blocks belong to their op."""
+        return tuple(features_of(self.graph))
+
+    @cached_property
+    def refusals(self) -> tuple[tuple[Op, Mapping[str, tuple[Target, Support]]], ...]:
+        """Ops that some chip does not take: by the chip's name, the target by whose table, and why."""
+        listed = []
+        for op, features in self.features:
+            by_chip = {chip.name: refusal for chip in self.chips if (refusal := chip.refusal(features)) is not None}
+            if by_chip:
+                listed.append((op, by_chip))
+        return tuple(listed)
+
+    def of_type(self, *types: str) -> Iterator[Op]:
+        """The ops of these types, those in nested blocks included."""
+        return (op for op in self.ops if op.type in types)
 
     def maker(self, value: Value) -> Op | None:
         """The op that gives ``value``; None for inputs and constants."""

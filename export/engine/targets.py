@@ -128,6 +128,11 @@ def op_evidence(section: Literal["never", "taken", "unsure", "remark"]) -> Mappi
     }
 
 
+def instead_of(op_type: str) -> str:
+    """What to write instead of an op that the engine does not take; empty where nothing is known."""
+    return next((entry["text"] for entry in _tables()[1]["instead"] if op_type in entry["ops"]), "")
+
+
 def find_targets(name: str) -> tuple[Target, ...]:
     """The target of that name, or the neighbours of one that has no table; ``ConfigError`` for a name that is no chip with a system."""
     if (own := table_of(name)) is not None:

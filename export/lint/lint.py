@@ -53,8 +53,12 @@ def lint_conversion(program: Program, rules: Sequence[Rule] | None = None) -> li
 
 def lint_bundle(bundle: Path, chips: Sequence[str] = ()) -> list[Finding]:
     """The same for every package of a bundle; ``BundleError`` where its files are not as its manifest says."""
-    packages = dict.fromkeys(stage.package for stage in read_manifest(bundle).stages.values())
-    return [finding for package in packages for finding in lint_package(bundle / package, chips)]
+    return [finding for package in packages_of(bundle) for finding in lint_package(package, chips)]
+
+
+def packages_of(bundle: Path) -> list[Path]:
+    """The packages of a bundle, each once; ``BundleError`` where its files are not as its manifest says."""
+    return [bundle / package for package in dict.fromkeys(stage.package for stage in read_manifest(bundle).stages.values())]
 
 
 def _finding(name: str, rule: Rule, place: str, function: str = "", op: str = "", op_type: str = "") -> Finding:

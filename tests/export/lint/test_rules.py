@@ -108,8 +108,8 @@ def test_the_command_names_rule_and_remedy(tmp_path: Path, capsys: pytest.Captur
     (finding,) = json.loads(capsys.readouterr().out)
     assert (finding["name"], finding["rule"]) == ("wrong", "rms-norm") and "layer norm" in finding["remedy"]
     assert main(["lint", f"{file}:RIGHT"]) == 0
-    assert "no known wrong conversion" in capsys.readouterr().out
+    assert "nothing known to go wrong" in capsys.readouterr().out
     assert main(["lint", "--rules", "--json"]) == 0
-    assert {rule["id"] for rule in json.loads(capsys.readouterr().out)} == RULES.keys()
+    assert {rule["id"] for rule in json.loads(capsys.readouterr().out) if rule["about"] == "converter"} == RULES.keys()
     assert main(["lint"]) == 2
     assert main(["lint", str(tmp_path / "none.mlpackage")]) == 3

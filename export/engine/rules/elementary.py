@@ -1,0 +1,49 @@
+"""Elementary functions that leave fp16, or some chips: softplus, the log of a sum of exponentials, sin and cos."""
+
+from collections.abc import Callable, Iterator
+
+from coreflow.export.engine.finding import Known
+from coreflow.export.engine.rule import Context, EngineRule, Hit
+from coreflow.export.engine.targets import Evidence
+
+
+def _find(*types: str) -> Callable[[Context], Iterator[Hit]]:
+    return lambda context: (Hit(op=op) for op in context.of_type(*types))
+
+
+RULES = (
+    EngineRule(
+        id="softplus",
+        title="softplus comes out as 0 where its input is above 10.4; Mish too",
+        severity="warning",
+        strength="open",
+        chips=("M4", "M5"),
+        known=Known(
+            "0 from 10.394 on through Core ML on an M4, from 11 on on an M5 through the private route",
+            Evidence("measured", "coremltools issues 2687 and 2359; ANEForge issue 113"),
+        ),
+        remedy="write relu(x) + log(1 + exp(-|x|))",
+        finds=_find("softplus", "softplus_parametric"),
+    ),
+    EngineRule(
+        id="log-sum-exp",
+        title="reduce_log_sum_exp does not subtract the maximum",
+        severity="warning",
+        strength="open",
+        known=Known("with 32 terms it comes out as 0 near x = 7.6", Evidence("measured", "coremltools PR 2726")),
+        remedy="write m + log(sum(exp(x - m))) with the maximum m",
+        finds=_find("reduce_log_sum_exp"),
+    ),
+    EngineRule(
+        id="sin-cos",
+        title="sin and cos, which may not be on the engine of an M2",
+        severity="note",
+        chips=("M2",),
+        known=Known(
+            "from the M3 on in the tables of Apple's compiler; against it, K's compiler for an M2 takes all that an M4 takes but topk",
+            Evidence("decompiled", "ane-guide, appendix A"),
+        ),
+        remedy="tables of sin and cos as constants, or passed in",
+        finds=_find("sin", "cos"),
+    ),
+)
