@@ -34,10 +34,15 @@ def main() -> int:
         print(completed.stderr, file=sys.stderr)
         return 1
     (placement,) = json.loads(completed.stdout)["placements"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     print(f"coreflow place, {len(placement['ops'])} ops in {len(placement['regions'])} regions: {seconds:.2f} s, {peak / 1e6:.0f} MB")
     record("placement", ("coreflow", "coremltools"), ops=len(placement["ops"]), seconds=seconds, peak_bytes=peak)
     return int(seconds > MOST_SECONDS or peak > MOST_BYTES)
+
+
+def peak_bytes() -> int:
+    """Most memory that a child process of this one had, up to now."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_package(package: Path, ops: int) -> Path:

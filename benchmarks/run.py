@@ -3,12 +3,12 @@
 Machines are noisy and differ: the figures to keep are the ratios.
 """
 
-from benchmarks import engine_numerics, engines, placements, reports, stages
+from benchmarks import engine_numerics, engines, lints, placements, reports, stages
 
 
 def main() -> int:
     """Run all; the first exit code that is not 0 counts."""
-    return max([stages.main(), engines.main(), reports.main(), placements.main(), engine_numerics.main()])
+    return max([stages.main(), engines.main(), reports.main(), placements.main(), lints.main(), engine_numerics.main()])
 
 
 if __name__ == "__main__":

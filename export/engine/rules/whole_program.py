@@ -9,15 +9,21 @@ from coreflow.export.engine.support import support
 from coreflow.export.engine.targets import Evidence, Target, op_evidence
 
 
-def _saving(context: Context, target: Target) -> tuple[float, int]:
-    """At most so many milliseconds are saved on the engine, and by how many ops."""
-    saved, count = 0.0, 0
+def _price(target: Target) -> float:
+    """Milliseconds that a program on the engine costs before it saves any: a launch, and a switch at its end."""
+    return target.launch_ms + target.switch_ms
+
+
+def _saving(context: Context, target: Target) -> float | None:
+    """The most milliseconds that the engine can save; None where it can save its price, or takes no op."""
+    saved: float | None = None
     for _, features in context.features:
         if support(features, target).engine:
             ms = estimate(features, target).ms
-            saved += max(0.0, min(ms["bnns"], ms["classic"]) - ms["ane"])
-            count += 1
-    return saved, count
+            saved = (saved or 0.0) + max(0.0, min(ms["bnns"], ms["classic"]) - ms["ane"])
+            if saved >= _price(target):
+                return None
+    return saved
 
 
 def _find_small(context: Context) -> Iterator[Hit]:
@@ -25,10 +31,10 @@ def _find_small(context: Context) -> Iterator[Hit]:
     savings = {key: _saving(context, target) for key, target in targets.items()}
     details: dict[str, list[str]] = {}
     for chip in context.chips:
-        limits = [(savings[target.key], target.launch_ms + target.switch_ms) for target in chip.targets]
-        if all(count and saved < needed for (saved, count), needed in limits):
-            (saved, _), needed = limits[0]
-            details.setdefault(f"saves at most {saved:.2g} ms of the {needed:g} ms that it costs to go there", []).append(chip.name)
+        most = [saved for target in chip.targets if (saved := savings[target.key]) is not None]
+        if len(most) == len(chip.targets):
+            price = _price(chip.targets[0])
+            details.setdefault(f"saves at most {most[0]:.2g} ms of the {price:g} ms that it costs to go there", []).append(chip.name)
     for detail, chips in details.items():
         yield Hit(detail=detail, chips=tuple(chips))
 
