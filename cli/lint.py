@@ -68,20 +68,24 @@ def _findings(source: str, chips: Sequence[str]) -> "tuple[list[Finding], dict[s
         find_chip(chip)
     path = Path(source)
     if path.suffix != ".mlpackage" and not (path / MANIFEST).is_file():
-        return _findings_of_recipes(source)
+        return _findings_of_recipes(source, chips)
     packages = [path] if path.suffix == ".mlpackage" else packages_of(path)
     findings = [finding for package in packages for finding in lint_package(package, chips)]
     return findings, {package.name: package.as_posix() for package in packages}
 
 
-def _findings_of_recipes(source: str) -> "tuple[list[Finding], dict[str, str]]":
-    from coreflow.export.lint.lint import lint_recipe
+def _findings_of_recipes(source: str, chips: Sequence[str]) -> "tuple[list[Finding], dict[str, str]]":
+    """By what the modules call; with ``chips`` by the converted programs too."""
+    from coreflow.export.lint.lint import lint_conversion_of, lint_recipe
     from coreflow.export.user_files import is_recipe_source, load_recipes
 
     if not is_recipe_source(source):
         raise ConfigError(f"{source} cannot be linted; {_FORMS} is right")
     recipes, file = load_recipes(source), source.partition(".py")[0] + ".py"
-    return [finding for recipe in recipes for finding in lint_recipe(recipe)], {recipe.name: file for recipe in recipes}
+    findings = [finding for recipe in recipes for finding in lint_recipe(recipe)]
+    if chips:
+        findings += [finding for recipe in recipes for finding in lint_conversion_of(recipe, chips)]
+    return findings, {recipe.name: file for recipe in recipes}
 
 
 def _warn_of_idle(suppressions: "Sequence[Suppression]", suppressed: "Sequence[Finding]") -> None:

@@ -65,7 +65,9 @@ def _table(findings: "Sequence[Finding]", chips: Sequence[str]) -> Table:
 def _story(group: "Sequence[Finding]", remedy: str) -> str:
     """Title, places, evidence and remedy of one rule."""
     first = group[0]
-    places = [f"{finding.name}: {finding.place}{f', {finding.detail}' if finding.detail else ''}" for finding in group]
+    places = [
+        f"{finding.name}: {', '.join(filter(None, (finding.place, finding.file and finding.op, finding.detail)))}" for finding in group
+    ]
     lines = [first.title, *(f"  {place}" for place in places[:_SHOWN])]
     if len(places) > _SHOWN:
         lines.append(f"  and {len(places) - _SHOWN} more")

@@ -4,7 +4,9 @@ Packages are read without torch.
 """
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from coreflow.export.package.mlpackage import read_program
 
 if TYPE_CHECKING:
     from coreflow.export.recipe import Recipe
+    from coreflow.export.targets.origins import Origins
 
 
 def lint_recipe(recipe: "Recipe", rules: Sequence[Rule] | None = None) -> list[Finding]:
@@ -28,6 +31,27 @@ def lint_recipe(recipe: "Recipe", rules: Sequence[Rule] | None = None) -> list[F
     program = capture(recipe).program
     hits = dict.fromkeys((rule, call.place) for rule in rules or list(all_rules()) for call in calls(program) if rule.finds(call))
     return [_finding(recipe.name, rule, place) for rule, place in hits]
+
+
+def lint_conversion_of(recipe: "Recipe", chips: Sequence[str] = ()) -> list[Finding]:
+    """What goes wrong on the engine of ``chips`` in the program of a recipe, which is converted for it, with the lines of its module.
+
+    ``ExportError`` for a module that cannot be converted, ``ConfigError`` for an unknown chip.
+    """
+    from coreflow.export.bundle import conversion_of
+    from coreflow.export.capture.front_ends import capture_best
+    from coreflow.export.targets.mlprogram import convert_with_origins
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / f"{recipe.name}.mlpackage"
+        places = convert_with_origins(conversion_of(capture_best(recipe)), package)
+        findings = lint_program(read_program(package), chips)
+    return [_with_line(replace(finding, name=recipe.name), places) for finding in findings]
+
+
+def _with_line(finding: Finding, places: "Mapping[str, Origins]") -> Finding:
+    place = places.get(finding.function, {}).get(finding.op)
+    return finding if place is None else replace(finding, place=f"{place.file}:{place.line}", file=place.file, line=place.line)
 
 
 def lint_package(package: Path, chips: Sequence[str] = ()) -> list[Finding]:

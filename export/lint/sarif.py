@@ -42,7 +42,10 @@ def _rule(rule: Entry) -> dict[str, Any]:
 
 def _result(finding: Finding, rule: int, files: Mapping[str, str]) -> dict[str, Any]:
     evidence = finding.known.evidence
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(files[finding.name])}}}
+    file = files[finding.name]
+    if not file.endswith(finding.file):  # a line of another file than that of the recipe
+        file = finding.file
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(file)}}}
     if finding.line:
         location["physicalLocation"]["region"] = {"startLine": finding.line}
     if finding.function:

@@ -11,9 +11,9 @@ from coreflow.export.capture.calls import INSIDE
 from coreflow.export.capture.places import Place, place_in
 from coreflow.export.targets.scopes import scope_of
 
-_CALL = re.compile(r"^(.+)\((\d+)\): ", re.MULTILINE)  # of a trace, innermost first
+CALL = re.compile(r"^(.+)\((\d+)\): ", re.MULTILINE)  # of a trace, innermost first
 _UNSUPPORTED = re.compile(r"fx node (\w+)")
-_FRAME = re.compile(r'File "(.+)", line (\d+)')  # of an exported program, outermost first
+FRAME = re.compile(r'File "(.+)", line (\d+)')  # of an exported program, outermost first
 
 
 def failing_place(program: jit.ScriptModule | ExportedProgram, error: BaseException) -> Place | None:
@@ -33,7 +33,7 @@ def failing_place(program: jit.ScriptModule | ExportedProgram, error: BaseExcept
         return _place_of_export(node.meta or {})
     alike = [other for other in graph.nodes if other.kind == node.kind]
     inlined = program.inlined_graph  # which its nodes do not keep alive
-    nodes: list[Any] = [traced for traced in inlined.nodes() if _kind(traced.kind()) == _kind(node.kind)]
+    nodes: list[Any] = [traced for traced in inlined.nodes() if kind_of(traced.kind()) == kind_of(node.kind)]
     if len(alike) != len(nodes):  # some were folded or expanded, and which is left is not known
         return None
     traced = nodes[alike.index(node)]
@@ -41,7 +41,7 @@ def failing_place(program: jit.ScriptModule | ExportedProgram, error: BaseExcept
     kinds = {path: str(getattr(module, "original_name", "")) for path, module in program.named_modules()}
     paths = [path for path in kinds if path and scope_of(path, kinds) == scope]
     path = paths[0] if len(paths) == 1 else ".".join(scope)
-    return place_in([(file, int(line)) for file, line in _CALL.findall(str(traced.sourceRange()))], path.removeprefix(INSIDE))
+    return place_in([(file, int(line)) for file, line in CALL.findall(str(traced.sourceRange()))], path.removeprefix(INSIDE))
 
 
 def _frame_of_conversion(error: BaseException) -> FrameType | None:
@@ -54,8 +54,8 @@ def _frame_of_conversion(error: BaseException) -> FrameType | None:
     return frame
 
 
-def _kind(name: str) -> str:
-    """Without what the converter leaves out: the namespace, and the underscore of an operation in place."""
+def kind_of(name: str) -> str:
+    """An operation without what the converter leaves out: the namespace, and the underscore of an operation in place."""
     return name.rpartition("::")[2].strip("_")
 
 
@@ -67,6 +67,6 @@ def _place_of_unsupported(program: ExportedProgram, error: BaseException) -> Pla
 
 
 def _place_of_export(meta: dict[str, Any]) -> Place | None:
-    lines = [(file, int(line)) for file, line in reversed(_FRAME.findall(str(meta.get("stack_trace") or "")))]
+    lines = [(file, int(line)) for file, line in reversed(FRAME.findall(str(meta.get("stack_trace") or "")))]
     stack = list((meta.get("nn_module_stack") or {}).values())
     return place_in(lines, str(stack[-1][0]).removeprefix(INSIDE) if stack else "")

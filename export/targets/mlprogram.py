@@ -5,7 +5,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from coreflow.export.targets.failures import failing_place
 from coreflow.export.targets.finite_masks import finite_masks
 from coreflow.export.targets.functions import merge_functions
 from coreflow.export.targets.lowerings.registry import registered
+from coreflow.export.targets.origins import Origins, origins
 from coreflow.export.targets.passes import REMOVED_PASSES, Pass, pipeline
 from coreflow.export.targets.scopes import outside_of
 from coreflow.models.errors import BundleError, CoreflowError, ExportError, first_line
@@ -57,10 +58,23 @@ class Conversion:
 
 def convert(conversion: Conversion, package: Path) -> Path:
     """Convert a captured module and save it at ``package`` (an ``.mlpackage``); ``ExportError`` when it cannot be."""
+    return _convert(conversion, package, None)
+
+
+def convert_with_origins(conversion: Conversion, package: Path) -> Mapping[str, Origins]:
+    """``convert``, and by function the lines of the module from which its ops come, as far as they are known."""
+    places: dict[str, Origins] = {}
+    _convert(conversion, package, places)
+    return places if conversion.functions else {read_program(package).default_function: places[conversion.name]}
+
+
+def _convert(conversion: Conversion, package: Path, places: dict[str, Origins] | None) -> Path:
     if not conversion.functions:
-        return _convert_one(conversion, package)
+        return _convert_one(conversion, package, places)
     with tempfile.TemporaryDirectory(dir=package.parent, prefix=".functions-") as folder:
-        parts = {part.name: _convert_one(part, Path(folder) / f"{part.name}.mlpackage") for part in (conversion, *conversion.functions)}
+        parts = {
+            part.name: _convert_one(part, Path(folder) / f"{part.name}.mlpackage", places) for part in (conversion, *conversion.functions)
+        }
         try:
             with _silenced():
                 merge_functions(parts, package)
@@ -72,7 +86,7 @@ def convert(conversion: Conversion, package: Path) -> Path:
     return package
 
 
-def _convert_one(conversion: Conversion, package: Path) -> Path:
+def _convert_one(conversion: Conversion, package: Path, places: dict[str, Origins] | None) -> Path:
     ct = quiet_coremltools()
     entry = conversion.entry
     passes = (*conversion.passes, finite_masks) if conversion.is_lowered else conversion.passes
@@ -96,6 +110,8 @@ def _convert_one(conversion: Conversion, package: Path) -> Path:
                 pass_pipeline=pass_pipeline,
                 skip_model_load=True,
             )
+            if places is not None:
+                places[conversion.name] = origins(program, model._mil_program)
             describe(model, entry)
             model.save(str(package))
             rename_states(package, entry, conversion.prefix)

@@ -232,3 +232,46 @@ def test_a_package_is_linted_without_torch(package: Path) -> None:
 def test_the_demo_has_no_error(exported: Path, lint: Lint) -> None:
     code, text, _ = lint(source=exported / "bundle")
     assert code == 0 and "errors:" not in text
+
+
+USER = """
+from torch import Tensor, nn
+from torch.nn import functional
+from coreflow.export import Recipe, TensorSpec
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.gelu(self.linear(x))
+        return y.floor() * 3  # line 12
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.cumsum(-1)  # line 21
+
+TRACE = Recipe(name="net", module=Net(), inputs={"x": TensorSpec((2, 64))}, outputs=("y",), front_end="trace")
+EXPORT = Recipe(name="net", module=Net(), inputs={"x": TensorSpec((2, 64))}, outputs=("y",), front_end="export")
+"""
+
+
+@pytest.mark.parametrize("name", ["TRACE", "EXPORT"])
+def test_a_recipe_is_converted_for_a_chip_and_findings_have_its_lines(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(USER)
+    assert main(["lint", f"{tmp_path}/net.py:{name}", "--chip", "M5", "--json", "--sarif", str(tmp_path / "out.sarif")]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert {finding["name"] for finding in findings} == {"net"}
+    lines = [(finding["rule"], finding["place"], finding["line"]) for finding in findings if finding["op"]]
+    assert lines == [*2 * [("lost-factor", "net.py:12", 12)], ("never-on-engine", "net.py:21", 21)]
+    (run,) = json.loads((tmp_path / "out.sarif").read_text())["runs"]
+    (place, *_) = (result["locations"][0]["physicalLocation"] for result in run["results"] if result["ruleId"] == "lost-factor")
+    assert place == {"artifactLocation": {"uri": f"{tmp_path}/net.py"}, "region": {"startLine": 12}}
+    assert main(["lint", f"{tmp_path}/net.py:{name}"]) == 0  # by what the module calls, without a conversion
