@@ -1,6 +1,6 @@
 """``coreflow export``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +41,8 @@ def export(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Of a class: .safetensors, or .pt with tensors alone.", show_default=False)] = None,
     arguments: Annotated[str | None, typer.Option(help="Of a class: a JSON object.", show_default=False)] = None,
+    engine_safe: Annotated[bool, typer.Option("--engine-safe", help="Repair the saved programs for the Neural Engine.")] = False,
+    engine: Annotated[str, typer.Option(help="Whose engine: M4/macOS27 and the like; with --engine-safe.")] = "M4/macOS27",
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages that convert side by side [default: one per core].")] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Leave out the weights and golden samples of the modules.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not prove that the saved programs are their modules.")] = False,
@@ -62,9 +64,10 @@ def export(
     options = replace(
         _options(target, task, (length, prompt, batch, image_size), inputs or (), weights, arguments), has_reference=not no_reference
     )
+    repaired_for = engine if engine_safe else ""
     if dry_run:
-        return _show_preview(source, out_dir, options, as_json)
-    done = export_with_bar(source, out_dir, options, jobs, check=not no_check)
+        return _show_preview(source, out_dir, options, repaired_for, as_json)
+    done = export_with_bar(source, out_dir, options, jobs, check=not no_check, engine_safe=repaired_for)
     if as_json:
         print_json(done.manifest.to_json())
     else:
@@ -109,14 +112,20 @@ def _options(
 
 
 def export_with_bar(
-    source: str, out_dir: Path, options: "SourceOptions | None" = None, jobs: int | None = None, *, check: bool = True
+    source: str,
+    out_dir: Path,
+    options: "SourceOptions | None" = None,
+    jobs: int | None = None,
+    *,
+    check: bool = True,
+    engine_safe: str = "",
 ) -> "BundleDone":
     """Export while a bar counts the stages; returns the bundle."""
     from coreflow.export.bundle import BundleDone
     from coreflow.export.sources.source import SourceOptions
 
     with progress_bar("exporting") as (bar, task):
-        for event in _start(source, out_dir, options or SourceOptions(), jobs, check):
+        for event in _start(source, out_dir, options or SourceOptions(), jobs, check, engine_safe):
             if isinstance(event, BundleDone):
                 return event
             bar.update(task, total=event.total, completed=event.done, detail=event.stage)
@@ -136,6 +145,7 @@ def summary(done: "BundleDone") -> str:
         lines
         + [
             f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {_proven(stage):15}  {done.path / stage.package}"
+            + "".join(f"\n    {line}" for line in _repairs(stage))
             for name, stage in stages.items()
         ]
     )
@@ -145,12 +155,27 @@ def _proven(stage: "StageEntry") -> str:
     return "not checked" if stage.errors is None else f"error {max(stage.errors.values()):.1e}"
 
 
-def _show_preview(source: str, out_dir: Path, options: "SourceOptions", as_json: bool) -> int:
+def _repairs(stage: "StageEntry") -> Iterator[str]:
+    """What was repaired of a package, and what that changes as the engine computes."""
+    for change in (stage.repairs or {}).get("changes", ()):
+        (engine, engine_after), count = change["engine"], len(change["ops"])
+        yield f"{change['repair']}: {count} {'op' if count == 1 else 'ops'}, on the engine {engine} before, {engine_after} after"
+    if errors := (stage.repairs or {}).get("errors"):
+        before, after = (_largest(errors[when]) for when in ("before", "after"))
+        yield f"error by {(stage.repairs or {})['numerics']} numerics (a published model, not measured): {before} before, {after} after"
+
+
+def _largest(errors: "Mapping[str, float | None]") -> str:
+    known = [error for error in errors.values() if error is not None]
+    return f"{max(known):.1e}" if len(known) == len(errors) else "not finite"
+
+
+def _show_preview(source: str, out_dir: Path, options: "SourceOptions", engine_safe: str, as_json: bool) -> int:
     from rich.table import Table
 
     from coreflow.export.preview import preview_bundle
 
-    preview = preview_bundle(_load_recipes(source, options), out_dir)
+    preview = preview_bundle(_load_recipes(source, options, engine_safe), out_dir)
     for stage in preview.stages:
         for text in stage.warnings:
             warn(f"{stage.name}: {text}")
@@ -169,15 +194,20 @@ def _show_preview(source: str, out_dir: Path, options: "SourceOptions", as_json:
     return 0
 
 
-def _load_recipes(source: str, options: "SourceOptions") -> "Sequence[Recipe]":
+def _load_recipes(source: str, options: "SourceOptions", engine_safe: str) -> "Sequence[Recipe]":
     from coreflow.export.run import run_recipes
     from coreflow.export.sources.source import load_source, refuse_options
     from coreflow.models.family import is_run
 
     if not is_run(Path(source)):
-        return load_source(source, options).recipes
+        return _repaired(load_source(source, options).recipes, engine_safe)
     refuse_options(source, options)
-    return run_recipes(Path(source), options.target or "iOS17")
+    return run_recipes(Path(source), options.target or "iOS17", engine_safe)
+
+
+def _repaired(recipes: "Sequence[Recipe]", engine_safe: str) -> "Sequence[Recipe]":
+    """``recipes``, to be repaired for a target; as they are where none is given."""
+    return [replace(recipe, engine_safe=engine_safe) for recipe in recipes] if engine_safe else recipes
 
 
 def _list_operations(as_json: bool) -> int:
@@ -212,7 +242,9 @@ def _list_models(as_json: bool) -> int:
     return 0
 
 
-def _start(source: str, out_dir: Path, options: "SourceOptions", jobs: int | None, check: bool) -> "Iterator[StageDone | BundleDone]":
+def _start(
+    source: str, out_dir: Path, options: "SourceOptions", jobs: int | None, check: bool, engine_safe: str
+) -> "Iterator[StageDone | BundleDone]":
     from coreflow.export.bundle import export_bundle
     from coreflow.export.run import export_run
     from coreflow.export.sources.source import OPTIONS, load_source, refuse_options
@@ -220,7 +252,8 @@ def _start(source: str, out_dir: Path, options: "SourceOptions", jobs: int | Non
 
     if is_run(Path(source)):
         refuse_options(source, options)
-        return export_run(Path(source), out_dir, target=options.target or "iOS17", jobs=jobs, check=check)
+        return export_run(Path(source), out_dir, target=options.target or "iOS17", engine_safe=engine_safe, jobs=jobs, check=check)
     origin = load_source(source, options)
     settings = {"source": Path(source).name, OPTIONS: options.to_json()}
-    return export_bundle(origin.recipes, out_dir, settings=settings, write_companions=origin.write_companions, jobs=jobs, check=check)
+    recipes = _repaired(origin.recipes, engine_safe)
+    return export_bundle(recipes, out_dir, settings=settings, write_companions=origin.write_companions, jobs=jobs, check=check)

@@ -36,7 +36,8 @@ from coreflow.export.package.manifest import (
     read_manifest,
 )
 from coreflow.export.package.mlpackage import read_program
-from coreflow.export.proof import Proof, prove
+from coreflow.export.proof.proof import Proof, prove
+from coreflow.export.proof.repairs import repair_package
 from coreflow.export.recipe import Recipe
 from coreflow.export.replacement import (
     STAGING,
@@ -104,8 +105,9 @@ def build(recipe: Recipe, out_dir: str | Path, *, check: bool = True) -> Path:
             staging = Path(folder)
             captured = capture_best(recipe)
             ((_, result, _),) = _convert_all([captured], staging, jobs=1)
-            captured, package, proofs = _settle(captured, result, staging, check)
-            for text in _warnings(captured, package, proofs):
+            settled = _settle(captured, result, staging, check)
+            package = settled.package
+            for text in _warnings(settled.captured, package, settled.proofs):
                 logger.warning("%s: %s", recipe.name, text)
             target = out / package.name
             replaced = staging / "replaced"
@@ -218,13 +220,13 @@ def _export_stages(
     packages = staging / _NEW / PACKAGES
     kept, done, total = {} if old is None else reusable_packages(out, old), 0, sum(len(captured.parts) for captured in captures)
 
-    def finish(captured: Captured, package: Path, proofs: Mapping[str, Proof], seconds: float, *, reused: bool) -> Iterator[StageDone]:
+    def finish(settled: _Settled, seconds: float, *, reused: bool) -> Iterator[StageDone]:
         nonlocal done
-        entries = stage_entries(captured)
-        for part in captured.parts:
+        package, entries = settled.package, stage_entries(settled.captured)
+        for part in settled.captured.parts:
             done, name = done + 1, part.recipe.name
-            proof = proofs.get(name, Proof())
-            stages[name] = replace(entries[name], errors=proof.errors or None)
+            proof = settled.proofs.get(name, Proof())
+            stages[name] = replace(entries[name], errors=proof.errors or None, repairs=settled.repairs.get(name))
             yield StageDone(
                 stage=name,
                 reused=reused,
@@ -238,15 +240,16 @@ def _export_stages(
 
     for captured in captures:
         if stage := kept.get(captured.fingerprint):
-            proofs = {name: Proof(entry.errors) for name, entry in old.stages.items() if entry.errors} if old is not None else {}
-            if check and any(part.recipe.name not in proofs for part in captured.parts):
-                proofs = _prove(captured, out / stage, staging)
+            settled = _as_recorded(captured, out / stage, {} if old is None else old.stages)
+            if check and any(part.recipe.name not in settled.proofs for part in captured.parts):
+                settled = replace(settled, proofs=_prove(captured, out / stage, staging))
             keep_package(out / stage, packages / f"{captured.recipe.name}.mlpackage")
-            yield from finish(captured, out / stage, proofs, 0.0, reused=True)
+            yield from finish(settled, 0.0, reused=True)
     todo = {captured.recipe.name: captured for captured in captures if captured.fingerprint not in kept}
     for name, result, seconds in _convert_all(list(todo.values()), staging, jobs):
-        captured, package, proofs = _settle(todo[name], result, staging, check)
-        yield from finish(captured, package.rename(packages / package.name), proofs, seconds, reused=False)
+        settled = _settle(todo[name], result, staging, check)
+        moved = settled.package.rename(packages / settled.package.name)
+        yield from finish(replace(settled, package=moved), seconds, reused=False)
     present = set() if old is None else {stage.package for stage in old.stages.values()}
     return bool(todo) or present != {stage.package for stage in stages.values()}
 
@@ -257,8 +260,24 @@ def _warnings(part: Captured, package: Path, proofs: Mapping[str, Proof]) -> tup
     return (*part.warnings, *loops, *(proof.warning for proof in proofs.values() if proof.warning))
 
 
-def _settle(captured: Captured, result: Path | ExportError, staging: Path, check: bool) -> tuple[Captured, Path, dict[str, Proof]]:
-    """The package of a captured recipe with its proofs: that which was converted, or that of the other front end.
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A package that may be put in place, with the proofs and the repairs of its functions by name."""
+
+    captured: Captured
+    package: Path
+    proofs: Mapping[str, Proof]
+    repairs: Mapping[str, Any]
+
+
+def _as_recorded(captured: Captured, package: Path, entries: Mapping[str, StageEntry]) -> _Settled:
+    """A package that is in place already, with what the manifest says of it."""
+    proofs = {name: Proof(entry.errors) for name, entry in entries.items() if entry.errors}
+    return _Settled(captured, package, proofs, {name: entry.repairs for name, entry in entries.items() if entry.repairs is not None})
+
+
+def _settle(captured: Captured, result: Path | ExportError, staging: Path, check: bool) -> _Settled:
+    """The package of a captured recipe, repaired and proven: that which was converted, or that of the other front end.
 
     Both have to fail for the ``ExportError`` of the first, with the places of writes that may be why.
     """
@@ -267,7 +286,7 @@ def _settle(captured: Captured, result: Path | ExportError, staging: Path, check
             raise result
         if captured.lost_writes and captured.front_end == "trace" and not check:
             raise ExportError(f"{captured.recipe.name}: not proven to be the module")
-        return captured, result, _judge(captured, result, staging, check)
+        return _judge(captured, result, staging, check)
     except ExportError as error:
         if isinstance(error.__cause__, OSError | BundleError):
             raise
@@ -276,15 +295,19 @@ def _settle(captured: Captured, result: Path | ExportError, staging: Path, check
         try:
             other = capture_by_other(captured)
             package = _convert(conversion_of(other), staging / _BY_OTHER)
-            return other, package, _judge(other, package, staging, check)
+            return _judge(other, package, staging, check)
         except ExportError:
             raise ExportError(f"{error}{advice_on_writes(captured)}") from error
 
 
-def _judge(captured: Captured, package: Path, staging: Path, check: bool) -> dict[str, Proof]:
-    """Proofs of a saved package, none without ``check``; ``ExportError`` where it is not to be put in place."""
+def _judge(captured: Captured, package: Path, staging: Path, check: bool) -> _Settled:
+    """A saved package, repaired if its recipe says so, with proofs, none without ``check``.
+
+    ``ExportError`` where it is not to be put in place.
+    """
     _check_shapes(captured, package)
-    return _prove(captured, package, staging) if check else {}
+    repairs = repair_package(captured.recipe, package, staging, check=check) if captured.recipe.engine_safe else {}
+    return _Settled(captured, package, _prove(captured, package, staging) if check else {}, repairs)
 
 
 def _check_shapes(captured: Captured, package: Path) -> None:

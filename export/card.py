@@ -132,6 +132,9 @@ def _facts(manifest: Manifest, stage: StageEntry) -> Iterator[str]:
         yield f"- proven when it was exported: in float64 the saved program is the torch module within {worst:.1e} of its outputs"
     else:
         yield "- not proven when it was exported"
+    if changes := (stage.repairs or {}).get("changes"):
+        names = ", ".join(str(change["repair"]) for change in changes)
+        yield f"- repaired for the Neural Engine of {(stage.repairs or {})['target']}: {names}"
     for key, value in stage.recipe.get("metadata", {}).items():
         yield f"- {key}: {value}"
 

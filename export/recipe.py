@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from coreflow.export.capture.modules import as_module
+from coreflow.export.engine.targets import find_targets
 from coreflow.export.pictures import with_pictures
 from coreflow.export.shapes import Shapes, shape_choices
 from coreflow.export.targets.passes import Pass, name_of_pass
@@ -73,6 +74,10 @@ class Recipe(Stage):
     >>> def without_dropout(program): ...
     >>> Recipe(..., passes=(without_dropout,))
 
+    ``engine_safe``: a target whose Neural Engine the saved program is repaired for, as docs/engine.md says; nothing by default.
+
+    >>> Recipe(..., engine_safe="M4/macOS27")
+
     ``metadata``: author, licence, version, and any other key.
 
     >>> Recipe(..., metadata={"author": "Jane Doe", "licence": "Apache-2.0", "version": "1.2", "corpus": "wiki"})
@@ -88,6 +93,7 @@ class Recipe(Stage):
     compute_dtype: Mapping[str, Precision] = field(default_factory=dict)
     front_end: FrontEnd = "auto"
     passes: Sequence[Pass] = ()
+    engine_safe: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +132,7 @@ class Recipe(Stage):
             "labels": list(self.labels),
             "compute_dtype": dict(self.compute_dtype),
             "passes": [name_of_pass(function) for function in self.passes],
+            "engine_safe": self.engine_safe,
             "metadata": dict(self.metadata),
         }
         return plain | {key: value for key, value in further.items() if value}
@@ -160,6 +167,11 @@ class Recipe(Stage):
             yield f"precision {self.precision!r}; choose {' or '.join(PRECISIONS)}"
         if self.front_end not in FRONT_ENDS:
             yield f"front_end {self.front_end!r}; choose one of {', '.join(FRONT_ENDS)}"
+        if self.engine_safe:
+            try:
+                find_targets(self.engine_safe)
+            except ConfigError as error:
+                yield f"engine_safe: {error}"
         if wrong := [function for function in self.passes if not inspect.isfunction(function)]:
             yield f"pass {wrong[0]!r}; a pass is a function of coremltools' Program, which it changes in place"
 

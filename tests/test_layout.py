@@ -23,7 +23,7 @@ ALLOWED = {
     "cli": set(FOLDERS),
 }
 # A converted program is executed before it is put in place. No cycle: of export, ``runtime`` imports ``SHARED`` only.
-PROOF = "coreflow.export.proof"
+EXECUTION = "coreflow.export.proof.execution"
 SHARED = "coreflow.export.package"  # of export, all that other rooms may import
 
 # The rooms of validate, in the order of a judgement: on which inputs, against which reference, what runs, by which limits, why, again.
@@ -84,7 +84,7 @@ def test_imports_point_one_way(name: str) -> None:
         parts = imported.split(".")
         assert parts[0] not in FOLDERS, f"{name} imports {imported}: the full name is coreflow.{imported}"
         if parts[0] == "coreflow" and len(parts) > 1:
-            assert parts[1] in ALLOWED[folder] or (name == PROOF and parts[1] == "runtime"), f"{name} imports {imported}"
+            assert parts[1] in ALLOWED[folder] or (name == EXECUTION and parts[1] == "runtime"), f"{name} imports {imported}"
             if folder == "runtime" and parts[1] == "export":
                 assert f"{imported}.".startswith(f"{SHARED}."), f"{name} imports {imported}; of export, runtime may import {SHARED}"
 

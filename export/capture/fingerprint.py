@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from coreflow.export.engine.repair.repair import repair_digest
 from coreflow.export.recipe import Recipe
 from coreflow.export.targets.lowerings.registry import user_sources
 from coreflow.export.targets.passes import converter_digest, source_of_pass
@@ -15,14 +16,18 @@ from coreflow.models.versions import version
 
 
 def fingerprint(recipe: Recipe, program: torch.jit.ScriptModule | ExportedProgram, removed_passes: Sequence[str]) -> str:
-    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions, passes and lowerings that convert."""
+    """SHA-256 of the recipe, the captured operations, every weight and constant, and the versions, passes and lowerings that convert.
+
+    Those that repair, too, where the recipe asks for it.
+    """
     digest = hashlib.sha256()
     for part in (recipe.to_json(), {name: spec.to_json() for name, spec in recipe.inputs.items()}, recipe.outputs, removed_passes):
         digest.update(repr(part).encode())
     for package in ("coreflow", "coremltools", "torch"):
         digest.update(f"{package} {version(package)}".encode())
     operations, constants = _parts_of_export(program) if isinstance(program, ExportedProgram) else _parts_of_trace(program)
-    for text in (operations, converter_digest(), *map(source_of_pass, recipe.passes), *user_sources(operations)):
+    repairs = (repair_digest(),) if recipe.engine_safe else ()
+    for text in (operations, converter_digest(), *repairs, *map(source_of_pass, recipe.passes), *user_sources(operations)):
         digest.update(text.encode())
     for name, tensor in constants:
         digest.update(name.encode())

@@ -48,6 +48,7 @@ class StageEntry:
     recipe: Mapping[str, Any]  # ``Recipe.to_json``, and "weights": digest of the module's parameters
     function: str | None = None  # of a package of several
     errors: Mapping[str, float] | None = None  # of every output (``export.proof``); None where the program was not proven to be its module
+    repairs: Mapping[str, Any] | None = None  # for the Neural Engine: target, changes, errors before and after (``export.proof.repairs``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ class Manifest:
                     "recipe": dict(stage.recipe),
                     **({} if stage.function is None else {"function": stage.function}),
                     "proof": {"checked": stage.errors is not None, "errors": dict(stage.errors or {})},
+                    **({} if stage.repairs is None else {"repairs": dict(stage.repairs)}),
                 }
                 for name, stage in self.stages.items()
             },
@@ -120,6 +122,7 @@ def manifest_from_json(plain: Any) -> Manifest:
                 recipe=dict(stage["recipe"]),
                 function=None if stage.get("function") is None else str(stage["function"]),
                 errors=_errors(stage.get("proof")),
+                repairs=None if stage.get("repairs") is None else dict(stage["repairs"]),
             )
             for name, stage in plain["stages"].items()
         }

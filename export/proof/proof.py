@@ -23,14 +23,11 @@ from coreflow.export.capture.calls import call
 from coreflow.export.capture.casts import CastsTo
 from coreflow.export.capture.evaluation import tensors
 from coreflow.export.capture.precision import converted_copy, plain_torch, round_to_fp16
-from coreflow.export.package.mlpackage import read_program
+from coreflow.export.proof.execution import run_program
 from coreflow.export.recipe import Recipe
-from coreflow.export.targets.declarations import PROBABILITIES
 from coreflow.models import fp16
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import ConfigError, ExportError, InputError, UnsupportedError, first_line
-from coreflow.runtime.backend import LoadOptions
-from coreflow.runtime.lifted import LiftedModel
 
 SEEDS = (0, 8)  # of the inputs: those that were traced, and others that nothing was compared on
 LIMIT = 1e-4  # a hundred times what float64 and fp32 weights leave; the least wrong conversion of our tests makes 1e-3
@@ -62,24 +59,24 @@ def prove(recipe: Recipe, package: Path, convert_fp32: Callable[[], Path], funct
     ``convert_fp32`` converts the same captured module at FLOAT32. Raises ``ExportError`` where the program is another function. Where one
     of the two cannot be executed in float64 there is no proof, and ``Proof.warning`` says why.
     """
-    samples = [*map(recipe.inputs_for, SEEDS), *recipe.inputs_of_other_shapes()]
+    samples = samples_of(recipe)
     try:
-        program = _run_program(recipe, package, samples, function)
+        program = run_program(recipe, package, samples, function)
         if recipe.precision == "fp32":
-            errors = _errors(_run_module(recipe, samples), program)
+            errors = output_errors(_run_module(recipe, samples), program)
             if _within(errors, LIMIT):
                 return Proof(errors)
             raise ExportError(_fault(recipe, errors))
         rounded = _run_module(recipe, samples, _rounded)
-        errors = _errors(rounded, program)
+        errors = output_errors(rounded, program)
         if _within(errors, LIMIT):
             return Proof(errors)
         plain = _run_module(recipe, samples)
-        costs = _errors(plain, rounded)
+        costs = output_errors(plain, rounded)
         if all(error <= max(LIMIT, ROUNDINGS * costs[name]) for name, error in errors.items()):
             return Proof(errors)
         name, error = _largest(errors)
-        if np.isfinite(error) and _within(_errors(plain, _run_program(recipe, convert_fp32(), samples)), LIMIT):
+        if np.isfinite(error) and _within(output_errors(plain, run_program(recipe, convert_fp32(), samples)), LIMIT):
             told = f"output {name!r} is {error:.1%} off with weights in fp16; at FLOAT32 the program is the module"
             return Proof(errors, told if error > WORTH_TELLING else "")
     except (ConfigError, InputError, UnsupportedError) as error:
@@ -87,18 +84,14 @@ def prove(recipe: Recipe, package: Path, convert_fp32: Callable[[], Path], funct
     raise ExportError(_fault(recipe, errors))
 
 
-def _run_program(recipe: Recipe, package: Path, samples: Sequence[Arrays], function: str | None = None) -> dict[str, Array]:
-    """By output, the values of all samples in one row; states go on from one to the next."""
-    model = LiftedModel(read_program(package), LoadOptions(numerics="fp64", engine="interpreter", function_name=function))
-    state = model.make_state() if model.states else None
-    results = [model.predict(sample, state) for sample in samples]
-    if recipe.labels:
-        by_class = [result[PROBABILITIES] for result in results]
-        results = [
-            {**result, recipe.outputs[0]: [values[label] for label in recipe.labels]}
-            for result, values in zip(results, by_class, strict=True)
-        ]
-    return {name: np.concatenate([np.ravel(result[name]) for result in results]) for name in recipe.outputs}
+def samples_of(recipe: Recipe) -> list[Arrays]:
+    """The inputs on which programs of ``recipe`` are executed."""
+    return [*map(recipe.inputs_for, SEEDS), *recipe.inputs_of_other_shapes()]
+
+
+def output_errors(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> dict[str, float]:
+    """The error of every output, as said above."""
+    return {name: _error(values, actual[name]) for name, values in reference.items()}
 
 
 def _run_module(recipe: Recipe, samples: Sequence[Arrays], convert: Callable[[Tensor], Tensor] = Tensor.double) -> dict[str, Array]:
@@ -121,10 +114,6 @@ def _rounded(weights: Tensor) -> Tensor:
     if weights.numel() and max(map(abs, weights.aminmax())) > fp16.MAX:
         return torch.where(rounded.isinf(), weights.double(), rounded)
     return rounded
-
-
-def _errors(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> dict[str, float]:
-    return {name: _error(values, actual[name]) for name, values in reference.items()}
 
 
 def _error(reference: Array, actual: Array) -> float:

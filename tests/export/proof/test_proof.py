@@ -17,7 +17,7 @@ from coreflow.export.bundle import BundleDone, StageDone, conversion_of, export_
 from coreflow.export.capture.capture import capture
 from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.manifest import read_manifest, write_manifest
-from coreflow.export.proof import LIMIT, prove
+from coreflow.export.proof.proof import LIMIT, prove
 from coreflow.export.targets.lowerings.registry import LOWERINGS, Lowering, load_families
 from coreflow.export.targets.mlprogram import convert
 from coreflow.models.errors import ExportError
