@@ -1,4 +1,4 @@
-"""Elementary functions that leave fp16, or some chips: softplus, the log of a sum of exponentials, sin and cos."""
+"""Elementary functions that leave fp16, or some chips: softplus, the log of a sum of exponentials, sin and cos, gelu, silu."""
 
 from collections.abc import Callable, Iterator
 
@@ -45,5 +45,26 @@ RULES = (
         ),
         remedy="tables of sin and cos as constants, or passed in",
         finds=_find("sin", "cos"),
+    ),
+    EngineRule(
+        id="gelu-table",
+        title="gelu is read off a table: up to 6e-3 off, in both its forms",
+        severity="note",
+        chips=("M1", "M6"),
+        known=Known(
+            "at most 6.2e-3 off on an M6, 5.9e-3 on an M1; gelu(0) is not 0",
+            Evidence("measured", "K, notes/numerics.md; ane-guide, chapter 3"),
+        ),
+        remedy="validate with --numerics engine-m6; Apple's own models write x * sigmoid(1.5958 * (x + 0.0447 * x**3))",
+        finds=_find("gelu"),
+    ),
+    EngineRule(
+        id="silu-table",
+        title="silu is read off a table: up to 1.5e-2 off",
+        severity="note",
+        chips=("M6",),
+        known=Known("at most 1.49e-2 off; it is not x times sigmoid", Evidence("measured", "K, notes/numerics.md")),
+        remedy="validate with --numerics engine-m6; coremltools makes silu of x * sigmoid(x) too",
+        finds=_find("silu"),
     ),
 )

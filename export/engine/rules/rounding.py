@@ -1,4 +1,4 @@
-"""Rounding ops and products with constants that come out wrong, or do not compile, on an M5."""
+"""Rounding ops, products with constants, and squares that come out wrong, or do not compile, on an M5."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,7 @@ from coreflow.export.engine.rule import Context, EngineRule, Hit, number
 from coreflow.export.engine.targets import Evidence
 
 _ROUNDS = ("round", "floor", "ceil")
+_ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "silu", "erf", "exp", "log", "sqrt", "rsqrt", "softplus", "elu")
 
 
 def _find_lost_factor(context: Context) -> Iterator[Hit]:
@@ -29,6 +30,14 @@ def _find_zero_product(context: Context) -> Iterator[Hit]:
             maker, factor = context.maker(op.argument(name)[0]), context.constant(op, other)
             if maker is not None and maker.type.startswith("reduce_") and isinstance(factor, np.ndarray) and not factor.any():
                 yield Hit(op=op, detail=f"{maker.type} times 0")
+
+
+def _find_square(context: Context) -> Iterator[Hit]:
+    for op in context.of_type("square"):
+        shape = op.outputs[0].shape or (0,)
+        reader = next((reader for reader in context.readers(op.outputs[0]) if reader.type in _ACTIVATIONS), None)
+        if reader is not None and (shape[-1] or 0) % 128 > 64:
+            yield Hit(op=op, detail=f"in front of {reader.type}, {shape[-1]} wide")
 
 
 RULES = (
@@ -65,5 +74,17 @@ RULES = (
         known=Known("compiling fails", Evidence("measured", "PyPI aneforge 0.4.0; M5, through the private route")),
         remedy="leave the branch out: it is 0",
         finds=_find_zero_product,
+    ),
+    EngineRule(
+        id="square-in-front",
+        title="a square in front of an activation does not compile for the engine at this width",
+        severity="warning",
+        chips=("M5",),
+        known=Known(
+            "compiling fails where the width is 65 to 127 beyond a multiple of 128; which activations is not said",
+            Evidence("measured", "PyPI aneforge 0.4.0; M5, through the private route"),
+        ),
+        remedy="write x * x, or another width",
+        finds=_find_square,
     ),
 )

@@ -102,6 +102,23 @@ def _int8(mb: Any, x: Any) -> Any:
     return mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=data, scale=scale), name="here")
 
 
+def as_type(array: Any, kind: str) -> Any:
+    """The numbers as coremltools holds those of less than a byte."""
+    from coremltools.converters.mil.mil import types
+
+    return array.astype(types.nptype_from_builtin(types.string_to_builtin(kind)))
+
+
+def _palette(mb: Any, x: Any, bits: int) -> Any:
+    indices = as_type(np.zeros((64, 64), np.uint8), f"uint{bits}")
+    return mb.linear(x=x, weight=mb.constexpr_lut_to_dense(indices=indices, lut=half(1, 1, 2**bits, 1), name="here"))
+
+
+def _int4(mb: Any, x: Any, blocks: int) -> Any:
+    data, scale = as_type(np.ones((64, 64), np.int8), "int4"), np.full((64, blocks), 0.5, np.float16)
+    return mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name="here"))
+
+
 ROW: Mapping[str, Shape] = {"x": (2, 64)}
 IMAGE: Mapping[str, Shape] = {"x": (1, 64, 32, 32)}
 PLANTED: dict[str, list[Planted]] = {
@@ -341,4 +358,34 @@ PLANTED: dict[str, list[Planted]] = {
             op="",
         )
     ],
+    "int4-blocks": [Planted(inputs=ROW, fault=lambda mb, x: _int4(mb, x, 2), twin=lambda mb, x: _int4(mb, x, 1))],
+    "palette-bits": [
+        Planted(inputs=ROW, fault=lambda mb, x: _palette(mb, x, 2), twin=lambda mb, x: _palette(mb, x, 4)),
+        Planted(inputs=ROW, fault=lambda mb, x: _palette(mb, x, 3), twin=lambda mb, x: _palette(mb, x, 4), chips=("M1",)),
+    ],
+    "int8-activations": [
+        Planted(
+            inputs=ROW,
+            fault=lambda mb, x: mb.dequantize(
+                input=mb.quantize(input=x, scale=np.float16(0.5), output_dtype="int8", name="here"), scale=np.float16(0.5)
+            ),
+            twin=lambda mb, x: mb.relu(x=x),
+            chips=OLDER,
+        )
+    ],
+    "square-in-front": [
+        Planted(
+            inputs={"x": (2, 100)},
+            twin_inputs=ROW,
+            fault=lambda mb, x: mb.tanh(x=mb.square(x=x, name="here")),
+            twin=lambda mb, x: mb.tanh(x=mb.square(x=x)),
+            chips=("M5",),
+        )
+    ],
+    "gelu-table": [
+        Planted(
+            inputs=ROW, fault=lambda mb, x: mb.gelu(x=x, mode="EXACT", name="here"), twin=lambda mb, x: mb.relu(x=x), chips=("M1", "M6")
+        )
+    ],
+    "silu-table": [Planted(inputs=ROW, fault=lambda mb, x: mb.silu(x=x, name="here"), twin=lambda mb, x: mb.sigmoid(x=x), chips=("M6",))],
 }

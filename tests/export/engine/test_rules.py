@@ -11,12 +11,14 @@ from coreflow.export.engine.finding import Finding
 from coreflow.export.engine.lint import lint_program
 from coreflow.export.engine.rule import engine_rules
 from coreflow.export.engine.targets import labels
+from coreflow.export.package.coremltools_quiet import quiet_coremltools
 from coreflow.export.package.graph import Feature, Program
+from coreflow.export.package.mlpackage import read_program
 from coreflow.models.errors import ConfigError
-from tests.export.engine.planted import PLANTED, ROW, Planted, half, saved
+from tests.export.engine.planted import PLANTED, ROW, Planted, as_type, half, saved
 
 RULES = {rule.id: rule for rule in engine_rules()}
-OF_EDITED_PROGRAMS = {"rank", "state-count", "state-width", "open-shape", "weight-size", "conv-form"}
+OF_EDITED_PROGRAMS = {"rank", "state-count", "state-width", "open-shape", "weight-size", "conv-form", "unshared-tables"}
 CASES = [pytest.param(rule, planted, id=f"{rule}-{place}") for rule, cases in PLANTED.items() for place, planted in enumerate(cases)]
 
 
@@ -128,6 +130,29 @@ def test_a_weight_of_run_time_is_found_where_a_table_refuses_it(tmp_path: Path) 
     program = saved(inputs, lambda mb, x, weight: mb.conv(x=x, weight=weight, name="here"), tmp_path / "run-time.mlpackage")
     assert not findings_of("conv-form", program, "M4")
     assert [finding.op for finding in findings_of("conv-form", program, "M1/macOS14")] == ["here"]
+
+
+@pytest.mark.parametrize(("scale", "is_shared"), [(1.0, True), (2.0, False)], ids=["one table", "two tables"])
+def test_functions_that_share_places_of_a_palette_share_its_table(scale: float, is_shared: bool, tmp_path: Path) -> None:
+    ct = quiet_coremltools()
+
+    def part(name: str, factor: float) -> str:
+        indices = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 16
+        table = (factor * half(1, 1, 16, 1)).astype(np.float16)
+        saved(
+            ROW,
+            lambda mb, x: mb.linear(x=x, weight=mb.constexpr_lut_to_dense(indices=as_type(indices, "uint4"), lut=table, name="palette")),
+            tmp_path / f"{name}.mlpackage",
+        )
+        return str(tmp_path / f"{name}.mlpackage")
+
+    both = ct.utils.MultiFunctionDescriptor()
+    both.add_function(part("first", 1.0), src_function_name="main", target_function_name="first")
+    both.add_function(part("second", scale), src_function_name="main", target_function_name="second")
+    both.default_function_name = "first"
+    ct.utils.save_multifunction(both, str(tmp_path / "both.mlpackage"))
+    findings = findings_of("unshared-tables", read_program(tmp_path / "both.mlpackage"))
+    assert [(finding.function, finding.op_type) for finding in findings] == ([] if is_shared else [("second", "constexpr_lut_to_dense")])
 
 
 def test_chips_go_by_name_and_a_foreign_one_is_named() -> None:
