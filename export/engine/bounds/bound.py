@@ -7,10 +7,12 @@ tensor of millions of elements stays small.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from coreflow.export.package.graph import Shape
+from coreflow.export.package.weights import release_pages
 from coreflow.models.arrays import Array, Floats
 
 LIMIT = 2**14  # elements of an array of a bound; more are joined along an axis
@@ -64,20 +66,31 @@ BallRule = Callable[[int, int], Ball | None]  # an axis (not negative) and a num
 
 @dataclass(frozen=True, slots=True)
 class Squares:
-    """A value that tells the length of another: weight * sum over ``axes`` of source^2 <= factor * (form of value - plus) + rest.
+    """A value that tells the length of another: weight * sum over ``axes`` of source^2 <= factor * form(value) - less.
 
-    >>> Squares("square", id(x), axes=(), weight=1.0, factor=1.0, plus=0.0, rest=0.0)  # x * x
+    >>> Squares("square", id(x), axes=(), weight=1.0, factor=1.0, less=0.0)  # x * x
 
-    The form is the value itself for ``square`` (of every element) and ``sum``, value^2 for ``root`` and 1 / value^2 for ``inverse``.
+    The form is the value for ``square`` (one of every element) and ``sum``, value^2 for ``root``, 1 / value^2 for ``inverse``.
     """
 
-    form: str
-    source: int
+    form: Literal["square", "sum", "root", "inverse"]
+    source: int  # id of the ``Value``
     axes: tuple[int, ...]
     weight: float
     factor: float
-    plus: float
-    rest: float
+    less: float
+
+    def stored(self, relative: float, absolute: float, lowest: float) -> "Squares | None":
+        """What is known by the stored value, which differs by so much and is at least ``lowest``."""
+        more = 1 + 2 * relative
+        if self.form in ("square", "sum"):
+            return replace(self, factor=self.factor * more, less=self.less - self.factor * absolute)
+        if self.form == "root":  # (a + b)^2 <= (1 + t) a^2 + (1 + 1 / t) b^2
+            rest = self.factor * (1 + 1 / relative) * absolute**2
+            return replace(self, factor=self.factor * more**2 * (1 + relative), less=self.less - rest)
+        if lowest <= 2 * absolute:
+            return None
+        return replace(self, factor=self.factor * (more / (1 - absolute / lowest)) ** 2)
 
 
 class Bound:
@@ -87,10 +100,9 @@ class Bound:
     >>> x.magnitude.max(), x.ball(2).length(256)
 
     ``shares`` is the axis along which no element is negative and the sum differs from 1 by no more than ``excess``.
-    ``data`` holds the elements of a constant.
     """
 
-    data: Array | None = None
+    fetch: Callable[[], Array] | None = None  # the elements of a constant
 
     def __init__(
         self,
@@ -184,24 +196,28 @@ class Bound:
 class Constant(Bound):
     """A constant: every element where there are few, of many the least and the greatest. Read when it is asked for.
 
-    >>> Constant(np.float16([1, 2, 3])).high
+    >>> Constant((3,), lambda: np.float16([1, 2, 3])).high
+    array([1., 2., 3.])
     """
 
-    def __init__(self, data: Array) -> None:
-        super().__init__(data.shape, np.zeros(0), np.zeros(0))
-        self.data = data
+    def __init__(self, shape: Shape, fetch: Callable[[], Array]) -> None:
+        super().__init__(shape, np.zeros(0), np.zeros(0))
+        self.fetch = fetch
 
     @cached_property
     def ends(self) -> tuple[Floats, Floats]:
         """``low`` and ``high``."""
-        assert self.data is not None
-        if self.data.size <= 4 * LIMIT:
-            elements = self.data.astype(np.float64)
+        assert self.fetch is not None
+        data = self.fetch()
+        if data.size <= 4 * LIMIT:
+            elements = data.astype(np.float64)
             return compact(elements, elements)
-        flat = self.data.reshape(-1)
+        flat = data.reshape(-1)
         parts = [flat[start : start + 2**20] for start in range(0, flat.size, 2**20)]
-        ones = np.ones((1,) * self.data.ndim)
-        return min(float(part.min()) for part in parts) * ones, max(float(part.max()) for part in parts) * ones
+        ones = np.ones((1,) * data.ndim)
+        ends = min(float(part.min()) for part in parts) * ones, max(float(part.max()) for part in parts) * ones
+        release_pages(data)
+        return ends
 
 
 def top(shape: Shape) -> Bound:
@@ -240,6 +256,14 @@ def middle_and_reach(low: Floats, high: Floats) -> tuple[Floats, Floats]:
     middle = np.where(finite, low / 2 + high / 2, 0.0)
     reach = np.maximum(high - middle, middle - low)
     return middle, np.where(finite, reach * (1 + 1e-15), np.inf)
+
+
+def moved_apart(low: Floats, high: Floats, relative: float, absolute: float, *, keeps_sign: bool = True) -> tuple[Floats, Floats]:
+    """The ends after a rounding, which makes no negative number of others, nor the other way round."""
+    least, greatest = low - relative * np.abs(low) - absolute, high + relative * np.abs(high) + absolute
+    if not keeps_sign:
+        return least, greatest
+    return np.where(low >= 0, np.maximum(least, 0), least), np.where(high <= 0, np.minimum(greatest, 0), greatest)
 
 
 def compact(low: Floats, high: Floats) -> tuple[Floats, Floats]:

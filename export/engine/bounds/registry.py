@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from coreflow.export.engine.bounds import transfers
 from coreflow.export.engine.bounds.bound import Bound, UnboundedError
 from coreflow.export.engine.bounds.slack import Slack
 from coreflow.export.engine.bounds.spectrum import Work
-from coreflow.export.package.graph import Op, Shape, Value
+from coreflow.export.package.graph import Graph, Op, Shape, Value
 from coreflow.models.arrays import Array
 
 # What an op computes on its way to a result: the largest partial sum of products, number that is squared, exponent of exp.
@@ -33,6 +33,8 @@ class Call:
     slack: Slack
     work: Work
     opset: str
+    run: Callable[[Graph, Sequence[Bound]], tuple[Bound, ...]]  # a block, for bounds of its inputs
+    write: Callable[[Value, Bound], None]  # to a state
     inner: dict[Inner, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Bound:
@@ -55,8 +57,13 @@ class Call:
 
     def array(self, name: str) -> Array | None:
         """The elements of a constant argument; None where it is computed or absent."""
+        fetch = self.fetch(name)
+        return None if fetch is None else fetch()
+
+    def fetch(self, name: str) -> Callable[[], Array] | None:
+        """What gives the elements of a constant argument, which may be large or compressed; None where it is computed or absent."""
         bound = self.get(name)
-        return None if bound is None else bound.data
+        return None if bound is None else bound.fetch
 
     def numbers(self, name: str) -> tuple[float, ...] | None:
         """The elements of a constant argument; None where the op has none of this name."""

@@ -33,7 +33,7 @@ class Slack:
     """Allowed differences: of a stored result, relative and absolute, of one product in a sum, and of single ops.
 
     >>> EXACT.of("gelu"), STORED.of("add")
-    ((1e-12, 0.0), (0.0009765625, 5.9604644775390625e-08))
+    ((1e-12, 1e-150), (0.0009765625, 5.9604644775390625e-08))
     """
 
     relative: float
@@ -47,8 +47,8 @@ class Slack:
         return self.relative + relative, self.absolute + absolute
 
 
-# The function itself; what float64 loses on the way is far below 1e-12 of the magnitudes that are added up.
-EXACT = Slack(relative=1e-12, absolute=0.0, product=0.0)
+# The function itself; what float64 loses on the way is far below 1e-12 of the magnitudes that are added up, or an underflow of a square.
+EXACT = Slack(relative=1e-12, absolute=1e-150, product=0.0)
 
 # Results in fp16, whichever neighbour is taken (2^-10 of a normal number, 2^-24 below them); sums of products as in fp32 or in the engine's
 # accumulator, which rounds a product to a multiple of 2^-16 or drops it, and loses less than 2^-15 of each; activations by its tables.

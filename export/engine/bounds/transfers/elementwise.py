@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coreflow.export.engine.bounds.bound import Ball, BallRule, Bound, aligned, middle_and_reach
+from coreflow.export.engine.bounds.bound import Ball, BallRule, Bound, Squares, UnboundedError, aligned, middle_and_reach
 from coreflow.export.engine.bounds.registry import Call, transfer
 from coreflow.models.arrays import Bools, Floats
 
@@ -20,7 +20,7 @@ def _constant_ball(bound: Bound, axis: int, rank: int) -> Ball:
 def _operand(bound: Bound, axis: int, rank: int, blocks: int) -> Ball:
     """A ball of an operand along an axis of the result; intervals alone where it is constant, or the same along that axis."""
     own = axis - (rank - bound.rank)
-    if bound.data is not None or own < 0 or bound.shape[own] == 1:
+    if bound.fetch is not None or own < 0 or bound.shape[own] == 1:
         return _constant_ball(bound, axis, rank)
     ball = bound.known_ball(own, blocks)
     return _constant_ball(bound, axis, rank) if ball is None else ball.on(lambda array: aligned(array, rank), axis)
@@ -46,9 +46,13 @@ def _sum_rule(call: Call, sign: float) -> BallRule:
 
 @transfer("add")
 def add(call: Call) -> Bound:
-    """Ends are added, and so are balls."""
+    """Ends are added, and so are balls; a sum of squares plus epsilon tells a length, too."""
     x, y = call["x"], call["y"]
-    return Bound(call.shape(), x.low + y.low, x.high + y.high, rule=_sum_rule(call, 1.0))
+    result = Bound(call.shape(), x.low + y.low, x.high + y.high, rule=_sum_rule(call, 1.0))
+    for one, epsilon in ((x, y), (y, x)):
+        if one.squares is not None and one.squares.form in ("square", "sum") and epsilon.lowest >= 0 and one.shape == result.shape:
+            result.squares = replace(one.squares, less=one.squares.less + one.squares.factor * stored_down(call, epsilon.lowest))
+    return result
 
 
 @transfer("sub")
@@ -69,10 +73,34 @@ def products_of_ends(x: Bound, y: Bound) -> tuple[Floats, Floats]:
 def mul(call: Call) -> Bound:
     """Products of ends; a ball is scaled by the largest magnitude of the other operand."""
     if call.same("x", "y"):
-        return square_of(call["x"])
+        return squared(call)
     x, y = call["x"], call["y"]
     low, high = products_of_ends(x, y)
-    return Bound(call.shape(), low, high, rule=_product_rule(call))
+    result = Bound(call.shape(), low, high, rule=_product_rule(call))
+    for name, other in (("x", y), ("y", x)):
+        if other.squares is not None and other.squares.form == "inverse":
+            result = of_length(call, result, name, other.squares, other.highest) or result
+    return result
+
+
+def of_length(call: Call, result: Bound, name: str, squares: Squares, largest: float) -> Bound | None:
+    """``result``, an argument times the inverse of its length, with the length that it has; ``largest`` is that of the inverse.
+
+    With weight * sum of x^2 <= factor / t^2 - less it is weight * sum of (x t)^2 <= factor - less * t^2.
+    """
+    value = call.op.inputs[name]
+    total = squares.factor + max(0.0, -squares.less) * largest**2
+    if id(value) != squares.source or not np.isfinite(total):
+        return None
+    length = np.sqrt(total / squares.weight)
+    one = np.ones((1,) * result.rank)
+
+    def rule(axis: int, blocks: int) -> Ball | None:
+        if axis not in squares.axes or any(result.shape[other] != 1 for other in squares.axes if other != axis):
+            return None
+        return Ball(axis, 0 * one, one, length * one, 0 * one)
+
+    return Bound(result.shape, np.maximum(result.low, -length), np.minimum(result.high, length), rule=rule)
 
 
 def _product_rule(call: Call) -> BallRule:
@@ -104,10 +132,58 @@ def square_of(x: Bound) -> Bound:
     return Bound(x.shape, least, np.maximum(*ends))
 
 
+def squared(call: Call) -> Bound:
+    """The square of the argument x, which tells its length."""
+    result, value = square_of(call["x"]), call.op.inputs["x"]
+    result.squares = Squares("square", id(value), axes=(), weight=1.0, factor=1.0, less=0.0)
+    return result
+
+
+def stored_down(call: Call, epsilon: float) -> float:
+    """The least that a small number is as fp16 stores it: 0 below 2^-24."""
+    if not call.slack.product or call.op.outputs[0].dtype != "float16":
+        return epsilon
+    return epsilon * (1 - call.slack.relative) if epsilon >= 2.0**-24 else 0.0
+
+
 @transfer("square")
 def square(call: Call) -> Bound:
     """The square of ends, 0 where 0 lies between."""
-    return square_of(call["x"])
+    return squared(call)
+
+
+@transfer("pow")
+def power(call: Call) -> Bound:
+    """A square as such; of positive numbers the powers of ends; of others the magnitude for a whole exponent from 0 on."""
+    x, exponent = call["x"], call.array("y")
+    if exponent is not None and exponent.size == 1:
+        number = float(exponent.reshape(-1)[0])
+        if number == 2:
+            return squared(call)
+        if number.is_integer() and number >= 0:
+            high = np.power(x.magnitude, number)
+            return Bound(call.shape(), np.where(x.low >= 0, np.power(np.maximum(x.low, 0), number), -high if number % 2 else 0.0), high)
+    if x.lowest <= 0:
+        raise UnboundedError("a power of what may be 0 or negative")
+    y = call["y"]
+    ends = np.broadcast_arrays(*(np.power(base, up) for base in (x.low, x.high) for up in (y.low, y.high)))
+    low, high = np.minimum.reduce(ends), np.maximum.reduce(ends)
+    return Bound(call.shape(), low * (1 - 1e-9), high * (1 + 1e-9))
+
+
+@transfer("mod")
+def remainder(call: Call) -> Bound:
+    """Less than the divisor, with its sign."""
+    y = call["y"]
+    ones = np.ones((1,) * len(call.shape()))
+    return Bound(call.shape(), min(y.lowest, 0.0) * ones, max(y.highest, 0.0) * ones)
+
+
+@transfer("floor_div")
+def floor_div(call: Call) -> Bound:
+    """The floor of quotients of ends."""
+    low, high = products_of_ends(call["x"], _reciprocal(call["y"]))
+    return Bound(call.shape(), np.floor(low - 1e-9), np.floor(high + 1e-9))
 
 
 @transfer("real_div")
@@ -118,7 +194,10 @@ def real_div(call: Call) -> Bound:
         low, high = products_of_ends(x, _reciprocal(y))
         return Bound(call.shape(), np.trunc(low - 1e-9), np.trunc(high + 1e-9))
     low, high = products_of_ends(x, _reciprocal(y))
-    return Bound(call.shape(), low, high)
+    result = Bound(call.shape(), low, high)
+    if y.squares is not None and y.squares.form == "root" and y.lowest > 0:
+        return of_length(call, result, "x", y.squares, 1 / y.lowest) or result
+    return result
 
 
 def _reciprocal(y: Bound) -> Bound:
@@ -131,7 +210,8 @@ def _reciprocal(y: Bound) -> Bound:
 def maximum(call: Call) -> Bound:
     """The greater ends."""
     x, y = call["x"], call["y"]
-    return Bound(call.shape(), np.maximum(x.low, y.low), np.maximum(x.high, y.high))
+    squares = next((one.squares for one in (x, y) if one.squares is not None and one.squares.form != "inverse"), None)
+    return Bound(call.shape(), np.maximum(x.low, y.low), np.maximum(x.high, y.high), squares=squares)
 
 
 @transfer("minimum")

@@ -8,6 +8,7 @@ import numpy as np
 
 from coreflow.export.engine.bounds.bound import Ball, BallRule, Bound
 from coreflow.export.engine.bounds.registry import Call, transfer
+from coreflow.export.engine.bounds.transfers.elementwise import stored_down
 from coreflow.models.arrays import Floats
 
 Function = Callable[[Floats], Floats]
@@ -121,22 +122,27 @@ def gelu(call: Call) -> Bound:
 
 @transfer("sqrt")
 def sqrt(call: Call) -> Bound:
-    """Of what may be negative nothing is known below 0."""
+    """Of what may be negative nothing is known below 0; of a sum of squares it is a length."""
     x = call["x"]
-    return Bound(x.shape, np.sqrt(np.maximum(x.low, 0)), np.where(x.low < 0, np.inf, np.sqrt(np.maximum(x.high, 0))))
+    squares = replace(x.squares, form="root") if x.squares is not None and x.squares.form == "sum" else None
+    low, high = np.sqrt(np.maximum(x.low, 0)), np.sqrt(np.maximum(x.high, 0))
+    return Bound(x.shape, low, high, squares=squares)
 
 
 @transfer("rsqrt")
 def rsqrt(call: Call) -> Bound:
-    """1 / sqrt(x + epsilon), epsilon as fp16 stores it; without end where that may be 0."""
-    x, epsilon = call["x"], stored_epsilon(call, 1e-12)
-    return Bound(x.shape, 1 / np.sqrt(np.maximum(x.high + epsilon, 0)), _inverse_end(x.low + epsilon, np.sqrt))
+    """1 / sqrt(x + epsilon), epsilon as fp16 stores it; without end where that may be 0. Of a sum of squares the inverse of a length."""
+    x, epsilon = call["x"], stored_down(call, call.number("epsilon", 1e-12))
+    squares = None
+    if x.squares is not None and x.squares.form == "sum":
+        squares = replace(x.squares, form="inverse", less=x.squares.less + x.squares.factor * epsilon)
+    return Bound(x.shape, 1 / np.sqrt(np.maximum(x.high + epsilon, 0)), _inverse_end(x.low + epsilon, np.sqrt), squares=squares)
 
 
 @transfer("inverse")
 def inverse(call: Call) -> Bound:
     """1 / (x + epsilon)."""
-    x, epsilon = call["x"], stored_epsilon(call, 1e-4)
+    x, epsilon = call["x"], stored_down(call, call.number("epsilon", 1e-4))
     low, high = x.low + epsilon, x.high + epsilon
     holds_zero = (low <= 0) & (high >= 0)
     return Bound(x.shape, np.where(holds_zero, -np.inf, 1 / high), np.where(holds_zero, np.inf, 1 / low))
@@ -145,17 +151,9 @@ def inverse(call: Call) -> Bound:
 @transfer("log")
 def log(call: Call) -> Bound:
     """log(x + epsilon); without end where that may be 0."""
-    x, epsilon = call["x"], stored_epsilon(call, 1e-45)
+    x, epsilon = call["x"], stored_down(call, call.number("epsilon", 1e-45))
     low, high = x.low + epsilon, x.high + epsilon
     return Bound(x.shape, np.where(low > 0, np.log(np.maximum(low, 1e-300)), -np.inf), np.log(np.maximum(high, 1e-300)))
-
-
-def stored_epsilon(call: Call, default: float) -> float:
-    """The epsilon of an op, rounded down to fp16 where results are stored so: one below 2^-24 is 0."""
-    epsilon = call.number("epsilon", default)
-    if not call.slack.product or call.op.outputs[0].dtype != "float16":
-        return epsilon
-    return epsilon * (1 - call.slack.relative) if epsilon >= 2.0**-24 else 0.0
 
 
 def _inverse_end(low: Floats, root: Function) -> Floats:
@@ -170,15 +168,78 @@ def wave(call: Call) -> Bound:
     return Bound(x.shape, -ones, ones)
 
 
-@transfer("clip")
+@transfer("acos")
+def acos(call: Call) -> Bound:
+    """It falls."""
+    x = call["x"]
+    return Bound(x.shape, np.arccos(np.clip(x.high, -1, 1)), np.arccos(np.clip(x.low, -1, 1)))
+
+
+@transfer("leaky_relu")
+def leaky_relu(call: Call) -> Bound:
+    """Two slopes; a negative one turns at 0."""
+    alpha = call.number("alpha", 0.0)
+    function: Function = lambda x: np.where(x >= 0, x, alpha * x)  # noqa: E731
+    return Curve(function, max(1.0, abs(alpha)), 0.0 if alpha < 0 else -math.inf).of(call["x"])
+
+
+@transfer("elu")
+def elu(call: Call) -> Bound:
+    """Of a negative alpha it turns at 0."""
+    alpha = call.number("alpha", 1.0)
+    function: Function = lambda x: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))  # noqa: E731
+    return Curve(function, max(1.0, abs(alpha)), 0.0 if alpha < 0 else -math.inf).of(call["x"])
+
+
+@transfer("thresholded_relu")
+def thresholded_relu(call: Call) -> Bound:
+    """x from alpha on, 0 below."""
+    x, alpha = call["x"], call.number("alpha", 0.0)
+    kept_low, kept_high = np.maximum(x.low, alpha), np.maximum(x.high, alpha)
+    may_be_zero, may_be_kept = x.low < alpha, x.high >= alpha
+    low = np.where(may_be_kept, np.where(may_be_zero, np.minimum(kept_low, 0), kept_low), 0.0)
+    high = np.where(may_be_kept, np.where(may_be_zero, np.maximum(kept_high, 0), kept_high), 0.0)
+    return Bound(x.shape, low, high)
+
+
+@transfer("clamped_relu")
+def clamped_relu(call: Call) -> Bound:
+    """min(x, beta) from 0 on, min(alpha x, beta) below; of a negative alpha it turns at 0."""
+    alpha, beta = call.number("alpha", 0.0), call.number("beta", np.inf)
+    function: Function = lambda x: np.minimum(np.where(x >= 0, x, alpha * x), beta)  # noqa: E731
+    return Curve(function, max(1.0, abs(alpha)), 0.0 if alpha < 0 else -math.inf).of(call["x"])
+
+
+@transfer("prelu")
+def prelu(call: Call) -> Bound:
+    """A slope a channel below 0."""
+    x, alpha = call["x"], call["alpha"]
+    slope_low, slope_high = (end.reshape([-1 if axis == 1 else 1 for axis in range(x.rank)]) for end in (alpha.low, alpha.high))
+    ends = [np.where(end > 0, end, end * slope) for end in (x.low, x.high) for slope in (slope_low, slope_high)]
+    low, high = np.minimum.reduce(np.broadcast_arrays(*ends)), np.maximum.reduce(np.broadcast_arrays(*ends))
+    holds_zero = (x.low < 0) & (x.high > 0)
+    return Bound(x.shape, np.where(holds_zero, np.minimum(low, 0), low), np.where(holds_zero, np.maximum(high, 0), high))
+
+
+@transfer("linear_activation", "sigmoid_hard", "scaled_tanh")
+def scaled(call: Call) -> Bound:
+    """alpha x + beta, the same from 0 to 1, and alpha tanh(beta x): each rises or falls."""
+    x, alpha, beta = call["x"], call.number("alpha", 1.0), call.number("beta", 0.0)
+    forms: dict[str, Function] = {
+        "linear_activation": lambda x: alpha * x + beta,
+        "sigmoid_hard": lambda x: np.clip(alpha * x + beta, 0, 1),
+        "scaled_tanh": lambda x: alpha * np.tanh(beta * x),
+    }
+    one, other = (forms[call.op.type](end) for end in (x.low, x.high))
+    spare = call.slack.relative * np.maximum(np.abs(one), np.abs(other)) + call.slack.relative * abs(beta)
+    return Bound(x.shape, np.minimum(one, other) - spare, np.maximum(one, other) + spare)
+
+
+@transfer("clip", "threshold")
 def clip(call: Call) -> Bound:
-    """Within two numbers."""
-    low, high = call.number("alpha", -np.inf), call.number("beta", np.inf)
-    return Curve(lambda x: np.clip(x, low, high), 1.0).of(call["x"])
-
-
-@transfer("threshold")
-def threshold(call: Call) -> Bound:
-    """Not below a number."""
-    low = call.number("alpha", -np.inf)
-    return Curve(lambda x: np.maximum(x, low), 1.0).of(call["x"])
+    """Within two numbers, or not below one; a length that is not cut from above is one still."""
+    x, low, high = call["x"], call.number("alpha", -np.inf), call.number("beta", np.inf)
+    result = Curve(lambda x: np.clip(x, low, high), 1.0).of(x)
+    if x.squares is not None and x.squares.form != "inverse" and x.highest <= high:
+        result.squares = x.squares
+    return result

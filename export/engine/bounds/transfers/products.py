@@ -1,6 +1,7 @@
 """Sums of products: linear, matmul, and what else multiplies by a matrix."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,13 @@ from coreflow.export.engine.bounds.bound import (
     Bound,
     UnboundedError,
     aligned,
+    between,
     full,
     middle_and_reach,
 )
 from coreflow.export.engine.bounds.registry import Call, transfer
+from coreflow.export.engine.bounds.transfers.moves import moved
+from coreflow.export.package.graph import Shape
 from coreflow.export.package.weights import release_pages
 from coreflow.models.arrays import Array, Floats
 
@@ -25,7 +29,7 @@ _BLOCK = 2**21  # elements of a weight that are float64 at a time
 @transfer("linear")
 def linear(call: Call) -> Bound:
     """w x + b for every row w of a constant weight (D_out, D_in)."""
-    weight, bias = call.array("weight"), call.array("bias")
+    weight, bias = call.fetch("weight"), call.array("bias")
     if weight is None or ("bias" in call.op.inputs and bias is None):
         raise UnboundedError("the weight is computed")
     return contracted(call, call["x"], weight, bias)
@@ -35,14 +39,14 @@ def linear(call: Call) -> Bound:
 def matmul(call: Call) -> Bound:
     """A product by a constant matrix as linear's; of two computed matrices by their rows and columns."""
     x, y = call["x"], call["y"]
-    weight = call.array("y")
-    if weight is not None and weight.ndim == 2 and x.rank > 1 and not call.flag("transpose_x"):
-        return contracted(call, x, weight if call.flag("transpose_y") else weight.T, None)
+    fetch, is_swapped = call.fetch("y"), call.flag("transpose_y")
+    if fetch is not None and y.rank == 2 and x.rank > 1 and not call.flag("transpose_x"):
+        return contracted(call, x, fetch if is_swapped else lambda: fetch().T, None)
     if x.rank < 2 or y.rank < 2:
         return _of_vectors(call)
     left = _swapped(x) if call.flag("transpose_x") else x
     right = _swapped(y) if call.flag("transpose_y") else y
-    return product(call, left, right)
+    return product(call, left, right, call.shape())
 
 
 def _of_vectors(call: Call) -> Bound:
@@ -56,8 +60,6 @@ def _of_vectors(call: Call) -> Bound:
 
 def _swapped(x: Bound) -> Bound:
     """The last two axes in each other's place."""
-    from coreflow.export.engine.bounds.transfers.moves import moved
-
     axes = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
     return moved(x, tuple(x.shape[axis] for axis in axes), lambda array: array.transpose(axes), lambda axis: axes[axis])
 
@@ -74,16 +76,17 @@ def row_blocks(weight: Array) -> Iterator[tuple[slice, Floats]]:
     release_pages(weight)
 
 
-def contracted(call: Call, x: Bound, weight: Array, bias: Array | None, axis: int | None = None) -> Bound:
+def contracted(call: Call, x: Bound, fetch: Callable[[], Array], bias: Array | None, axis: int | None = None) -> Bound:
     """sum_i weight[o, i] x_i + bias[o] along one axis of ``x``, the last one where none is named.
 
     By intervals: w . middle +- |w| . half-width. By a ball: w . centre +- (length of w * scale) radius +- |w| . error. A partial sum, in
     whichever order, is at most |w| . |x|, and at most |w| . |centre| + (length of w * scale) radius + |w| . error.
     """
     axis = x.rank - 1 if axis is None else axis
-    terms = weight.shape[1]
-    shape = (*x.shape[:axis], len(weight), *x.shape[axis + 1 :])
-    low, high, outer = _rows_of(x, axis, len(weight))
+    weight = fetch()
+    results, terms = weight.shape
+    shape = (*x.shape[:axis], results, *x.shape[axis + 1 :])
+    low, high, outer = _rows_of(x, axis, results)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         call.note("sum", np.inf)
         return Bound(shape, np.full((1,) * x.rank, -np.inf), np.full((1,) * x.rank, np.inf))
@@ -98,10 +101,10 @@ def contracted(call: Call, x: Bound, weight: Array, bias: Array | None, axis: in
     highs = np.minimum(middles + reaches, centres + around) + offset + slack
 
     def back(rows: Floats) -> Floats:
-        return np.moveaxis(rows.reshape((*outer, len(weight))), -1, axis)
+        return np.moveaxis(rows.reshape((*outer, results)), -1, axis)
 
     def rule(along: int, blocks: int) -> Ball | None:
-        return _image(call, ball, weight, offset, (axis, x.rank, blocks)) if along == axis else None
+        return _image(call, ball, fetch(), offset, (axis, x.rank, blocks)) if along == axis else None
 
     return Bound(shape, back(lows), back(highs), rule=rule)
 
@@ -196,9 +199,8 @@ def _image(call: Call, ball: CommonBall, weight: Array, offset: Floats, place: t
 # --- two computed matrices -----------------------------------------------------------------------------------------------------------
 
 
-def product(call: Call, x: Bound, y: Bound) -> Bound:
+def product(call: Call, x: Bound, y: Bound, shape: Shape) -> Bound:
     """x (..., M, K) by y (..., K, N): by intervals, by lengths of rows and columns, and, where rows of x are shares of 1, as their mean."""
-    shape = call.shape()
     rank = len(shape)
     terms = x.extent(x.rank - 1)
     slack = terms * call.slack.product
@@ -213,7 +215,7 @@ def product(call: Call, x: Bound, y: Bound) -> Bound:
         magnitude = np.maximum(np.abs(least), np.abs(greatest))
         low, high = np.fmax(low, least - x.excess * magnitude), np.fmin(high, greatest + x.excess * magnitude)
         partial = np.fmin(partial, magnitude * (1 + x.excess))
-        rule = _means(call, x, y, terms)
+        rule = _means(x, y, rank, terms * call.slack.product)
     rounding = slack + 1e-12 * partial
     call.note("sum", float(np.max(partial + rounding, initial=0.0)))
     return Bound(shape, low - rounding, high + rounding, rule=rule)
@@ -238,10 +240,9 @@ def _by_intervals(x: Bound, y: Bound, terms: int) -> tuple[Floats, Floats, Float
     return count * (xm @ ym), reach + 1e-12 * np.where(np.isfinite(largest), largest, 0.0), largest
 
 
-def _means(call: Call, x: Bound, y: Bound, terms: int) -> BallRule:
+def _means(x: Bound, y: Bound, rank: int, slack: float) -> BallRule:
     """The ball of a mean of rows: that of the rows, where one holds for all of them."""
     column = y.rank - 2
-    rank = len(call.shape())
 
     def rule(axis: int, blocks: int) -> Ball | None:
         if axis != rank - 1:
@@ -250,8 +251,99 @@ def _means(call: Call, x: Bound, y: Bound, terms: int) -> BallRule:
         if ball is None or ball.centre.shape[column] > 1:
             return None
         mass = 1 + x.excess
-        error = ball.error.max(column, keepdims=True) * mass + np.abs(ball.centre) * x.excess + terms * call.slack.product
+        error = ball.error.max(column, keepdims=True) * mass + np.abs(ball.centre) * x.excess + slack
         scale, radius = (array.max(column, keepdims=True) for array in (ball.scale, ball.radius))
         return Ball(axis, *(aligned(array, rank) for array in (ball.centre, scale * mass, radius, error)))
 
     return rule
+
+
+# --- products by other names ---------------------------------------------------------------------------------------------------------
+
+
+@transfer("einsum")
+def einsum(call: Call) -> Bound:
+    """Of two values with one label to sum over a product of matrices; of others by their largest magnitudes."""
+    values = call.values("values")
+    reads, _, gives = call.text("equation", "").replace(" ", "").partition("->")
+    labels = reads.split(",")
+    matrices = _matrices(labels, gives, values) if len(values) == 2 else None
+    if matrices is not None:
+        return _as_matrices(call, matrices, gives)
+    extents: dict[str, int] = {}
+    for text, value in zip(labels, values, strict=True):
+        for axis, label in enumerate(text):
+            extents[label] = max(value.extent(axis), extents.get(label, 1))
+    terms = math.prod(extent for label, extent in extents.items() if label not in gives)
+    size = terms * math.prod(value.largest for value in values) * (1 + 1e-12) + terms * call.slack.product
+    call.note("sum", size)
+    ones = np.ones((1,) * len(call.shape()))
+    return Bound(call.shape(), -size * ones, size * ones)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrices:
+    """An einsum as a product of matrices: both operands in order, and the labels of the result's axes.
+
+    >>> Matrices(x, y, order="bhqk")
+    """
+
+    x: Bound
+    y: Bound
+    order: str
+
+
+def _matrices(labels: Sequence[str], gives: str, values: Sequence[Bound]) -> Matrices | None:
+    one, other = labels
+    shared = [label for label in one if label in other]
+    summed, batch = [label for label in shared if label not in gives], [label for label in shared if label in gives]
+    free = [sorted(set(one) - set(other)), sorted(set(other) - set(one))]
+    is_plain = len(set(one)) == len(one) and len(set(other)) == len(other) and set(gives) == {*batch, *free[0], *free[1]}
+    if len(summed) != 1 or not is_plain or max(map(len, free)) > 1:
+        return None
+    x, y = values
+    if any(x.shape[one.index(label)] != y.shape[other.index(label)] for label in [*summed, *batch]):
+        return None  # an axis of one element is broadcast
+    left = _ordered(x, one, [*batch, *free[0], *summed], len(batch) if not free[0] else None)
+    right = _ordered(y, other, [*batch, *summed, *free[1]], len(batch) + 1 if not free[1] else None)
+    return Matrices(left, right, "".join(batch) + (free[0][0] if free[0] else ".") + (free[1][0] if free[1] else "."))
+
+
+def _ordered(x: Bound, labels: str, order: Sequence[str], new: int | None) -> Bound:
+    """``x`` with its axes in this order, and perhaps a new one of one element."""
+    axes = [labels.index(label) for label in order]
+    result = moved(x, tuple(x.shape[axis] for axis in axes), lambda array: array.transpose(axes), lambda axis: axes[axis])
+    if new is None:
+        return result
+    shape = (*result.shape[:new], 1, *result.shape[new:])
+
+    def before(axis: int) -> int | None:
+        return None if axis == new else axis - (axis > new)
+
+    return moved(result, shape, lambda array: np.expand_dims(array, new), before)
+
+
+def _as_matrices(call: Call, matrices: Matrices, gives: str) -> Bound:
+    x, y, order = matrices.x, matrices.y, matrices.order
+    result = product(call, x, y, (*x.shape[:-1], y.shape[-1]))
+    places = [order.index(label) for label in gives]
+    gone = tuple(axis for axis, label in enumerate(order) if label == ".")
+
+    def change(array: Floats) -> Floats:
+        return array.transpose([*places, *gone]).reshape([array.shape[place] for place in places])
+
+    return moved(result, call.shape(), change, lambda axis: places[axis])
+
+
+@transfer("scaled_dot_product_attention")
+def attention(call: Call) -> Bound:
+    """Scores by lengths of rows; the result is a mean of values."""
+    query, key, value = call["query"], call["key"], call["value"]
+    size, length = query.extent(query.rank - 1), key.extent(key.rank - 2)
+    scores = query.ball(query.rank - 1).length(size).max() * key.ball(key.rank - 1).length(size).max()
+    call.note("sum", float(scores) * (1 + 1e-12) + size * call.slack.product)
+    relative, absolute = call.slack.of("softmax")
+    shape, rank = call.shape(), len(call.shape())
+    weights = between((*shape[:-1], length), 0.0, 1.0)
+    shares = Bound(weights.shape, weights.low, weights.high, shares=rank - 1, excess=relative + absolute * length)
+    return product(call, shares, value, shape)

@@ -16,11 +16,13 @@ T = TypeVar("T")
 
 
 def constant(data: object, dtype: str = "float16") -> Value:
-    """A constant; strings stay strings."""
-    if isinstance(data, str):
-        return Value("", "string", (), data=data)
+    """A constant."""
     array = np.asarray(data, dtype)
     return Value("", array.dtype.name, array.shape, data=array)
+
+
+def text(data: str) -> Value:
+    return Value("", "string", (), data=data)
 
 
 def whole(data: object) -> Value:
@@ -172,7 +174,7 @@ def functions(w: Writer) -> None:
             "round",
         ]
     )
-    extra = {"mode": constant(w.one(["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"]))} if kind == "gelu" else {}
+    extra = {"mode": text(w.one(["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"]))} if kind == "gelu" else {}
     w.emit(kind, {"x": x, **extra}, shape_of(x))
 
 
