@@ -43,7 +43,8 @@ def lint(
     if least is None:
         raise ConfigError(f"--fail-on {fail_on}: no such severity; {', '.join(levels)} are right", expected=levels)
     accepted = read_suppressions(suppress or (), suppressions, {entry.id for entry in catalogue()})
-    findings, files = _findings(source, chip or [])
+    chips = list(dict.fromkeys(chip or ()))
+    findings, files = _findings(source, chips)
     kept, suppressed = split(findings, accepted)
     _warn_of_idle(accepted, [finding for finding, _ in suppressed])
     if sarif is not None:
@@ -54,7 +55,7 @@ def lint(
     else:
         from coreflow.cli.lint_text import show_findings
 
-        show_findings(source, kept, suppressed, chip or [])
+        show_findings(source, kept, suppressed, chips)
     return int(any(is_at_least(finding.severity, least) for finding in kept))
 
 

@@ -1,6 +1,5 @@
 """Text of ``coreflow lint``: findings by severity, folded by rule, with a column a chip; and the table of rules."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ _TITLES = {
 
 
 def show_findings(source: str, findings: "Sequence[Finding]", suppressed: "Sequence[tuple[Finding, str]]", chips: Sequence[str]) -> None:
-    """Print a table a severity, the reasons of what is suppressed, and whom the letters of the sources stand for."""
+    """Print a table a severity, and the reasons of what is suppressed."""
     from coreflow.export.engine.chips import CHIPS
 
     columns = tuple(chips) or CHIPS
@@ -36,7 +35,8 @@ def show_findings(source: str, findings: "Sequence[Finding]", suppressed: "Seque
     _line(f"{source}: {total or 'nothing known to go wrong'}{f'; {len(suppressed)} suppressed' if suppressed else ''}")
     for rule, reason in dict.fromkeys((finding.rule, reason) for finding, reason in suppressed):
         _line(f"suppressed: {rule}, {reason}")
-    _show_sources([finding.known.evidence.source for finding in findings])
+    if findings:
+        _line("Nothing of this was measured by coreflow; coreflow place --targets has the sources in full")
 
 
 def show_rules(entries: "Sequence[Entry]") -> None:
@@ -73,15 +73,6 @@ def _story(group: "Sequence[Finding]", remedy: str) -> str:
         lines.append(f"  and {len(places) - _SHOWN} more")
     evidence = first.known.evidence
     return "\n".join([*lines, f"{evidence.label}: {first.known.text} ({evidence.source})", f"instead: {remedy}", ""])
-
-
-def _show_sources(cited: Sequence[str]) -> None:
-    from coreflow.export.engine.targets import sources
-
-    letters = {letter for source in cited for letter in re.findall(r"\b[A-Z]\b", source)}
-    for letter, name in sources().items():
-        if letter in letters:
-            _line(f"{letter}: {name}")
 
 
 def _line(text: str) -> None:

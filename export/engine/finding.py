@@ -1,14 +1,21 @@
 """A finding of ``coreflow lint``: what is wrong where, on which chips, how that is known, and what to do instead."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from coreflow.export.engine.targets import Evidence
+from coreflow.export.engine.targets import Evidence, sources
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the worst first
 # Of a hazard that depends on values: ``proved`` by bounds, ``seen`` in data, ``open`` where neither says; all else is ``static``.
 Strength = Literal["static", "proved", "seen", "open"]
+
+_LETTER = re.compile(r"\b[A-Z]\b")
+
+
+def _name(letter: re.Match[str]) -> str:
+    return sources().get(letter[0], letter[0]).partition(",")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,11 @@ class Known:
 
     text: str
     evidence: Evidence
+
+    def spelled(self) -> "Known":
+        """The same with the letters of sources, as the tables have them, as names."""
+        evidence = replace(self.evidence, source=_LETTER.sub(_name, self.evidence.source))
+        return Known(_LETTER.sub(_name, self.text), evidence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ def _finding(rule: EngineRule, context: Context, hit: Hit) -> Finding | None:
         op="" if op is None else op.name,
         op_type="" if op is None else op.type,
         detail=hit.detail,
-        known=hit.known or rule.known,
+        known=(hit.known or rule.known).spelled(),
         chips=chips,
     )
 

@@ -47,7 +47,7 @@ def catalogue() -> list[Entry]:
             strength=rule.strength,
             chips=rule.chips,
             title=rule.title,
-            known=rule.known,
+            known=rule.known.spelled(),
             remedy=rule.remedy,
         )
         for rule in engine_rules()

@@ -17,7 +17,7 @@ _LARGEST_LOOK = 2**26  # elements of a constant that are read
 _LONG, _VERY_LONG = 512, 2048  # of both query and keys; of either
 _IOS_26 = 10  # the specification version
 _LONG_IS_WRONG = Known(
-    "garbage where query and keys are both 512 or longer, and for sequences of 4096; the decomposed form is right",
+    "garbage where query and keys are both 512 or longer, or one is above 2048; the decomposed form is right",
     Evidence("measured", "ANEForge docs/developer/op-quirks.md; M1 and M5 through the private route"),
 )
 
@@ -80,7 +80,7 @@ RULES = (
             "its implementation there has an accuracy bug, and executorch decomposes it for that target",
             Evidence("reported", "executorch PRs 16057 and 16144"),
         ),
-        remedy="write matmul, add, softmax, matmul; coremltools emits the fused op where torch's is called without scale, from iOS18 on",
+        remedy="write matmul, add, softmax, matmul, as coreflow export --engine-safe does; from iOS18 on coremltools fuses",
         finds=_find_fused,
     ),
     EngineRule(
@@ -91,7 +91,7 @@ RULES = (
             "Apple uses -4e4, since -inf is not handled correctly in its softmax; a row of -inf alone is NaN in fp16 on any device",
             Evidence("documented", "Apple, coreai-models; against it, CoreML-LLM saw -inf and -1e4 give the same bits in a small softmax"),
         ),
-        remedy="one finite, additive mask of -1e4 to -4e4, composed once",
+        remedy="one finite, additive mask of -1e4 to -4e4, composed once; coreflow export --engine-safe makes masks finite",
         finds=_find_infinite_mask,
     ),
 )

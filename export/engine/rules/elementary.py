@@ -22,7 +22,7 @@ RULES = (
             "0 from 10.394 on through Core ML on an M4, from 11 on on an M5 through the private route",
             Evidence("measured", "coremltools issues 2687 and 2359; ANEForge issue 113"),
         ),
-        remedy="write relu(x) + log(1 + exp(-|x|))",
+        remedy="write relu(x) + log(1 + exp(-|x|)), as coreflow export --engine-safe does",
         finds=_find("softplus", "softplus_parametric"),
     ),
     EngineRule(
@@ -31,7 +31,7 @@ RULES = (
         severity="warning",
         strength="open",
         known=Known("with 32 terms it comes out as 0 near x = 7.6", Evidence("measured", "coremltools PR 2726")),
-        remedy="write m + log(sum(exp(x - m))) with the maximum m",
+        remedy="write m + log(sum(exp(x - m))) with the maximum m, as coreflow export --engine-safe does",
         finds=_find("reduce_log_sum_exp"),
     ),
     EngineRule(

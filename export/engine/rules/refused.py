@@ -22,7 +22,7 @@ def _find(*kinds: Refusal) -> Callable[[Context], Iterator[Hit]]:
                     reasons.setdefault(support.reason.removeprefix(f"{target.key} has "), []).append((chip, target, support))
             for reason, refusals in reasons.items():
                 chips = tuple(chip for chip, _, _ in refusals)
-                remedy = instead_of(op.type) if set(kinds) & {"op", "index"} else ""
+                remedy = instead_of(op.type) if set(kinds) & {"op", "index", "integer"} else ""
                 yield Hit(op=op, detail=reason, chips=chips, known=Known(_TAKEN_ELSEWHERE, _evidence(refusals)), remedy=remedy or None)
 
     return find

@@ -28,12 +28,15 @@ def _find_zero_product(context: Context) -> Iterator[Hit]:
     for op in context.of_type("mul"):
         for name, other in (("x", "y"), ("y", "x")):
             maker, factor = context.maker(op.argument(name)[0]), context.constant(op, other)
-            if maker is not None and maker.type.startswith("reduce_") and isinstance(factor, np.ndarray) and not factor.any():
+            is_zero = isinstance(factor, np.ndarray) and factor.dtype == np.float16 and not factor.any()
+            if maker is not None and maker.type.startswith("reduce_") and is_zero:
                 yield Hit(op=op, detail=f"{maker.type} times 0")
 
 
 def _find_square(context: Context) -> Iterator[Hit]:
     for op in context.of_type("square"):
+        if op.outputs[0].dtype != "float16":
+            continue
         shape = op.outputs[0].shape or (0,)
         reader = next((reader for reader in context.readers(op.outputs[0]) if reader.type in _ACTIVATIONS), None)
         if reader is not None and (shape[-1] or 0) % 128 > 64:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coreflow.export.engine.rule import Context
+from coreflow.export.engine.rule import Context, number
 from coreflow.export.lint.rule import Rule
 from coreflow.export.package.graph import Op
 from coreflow.models.arrays import Arrays
@@ -30,11 +30,17 @@ def _scale(x: "Tensor") -> "Tensor":
 
 
 def _is_of_variance_one(op: Op, context: Context) -> bool:
+    """Whether a batch norm has no statistics and yet scales or shifts; one that was never trained does neither."""
     if op.type != "batch_norm":
         return False
-    variance, mean = (op.argument(name)[0].data for name in ("variance", "mean"))
-    epsilon = op.argument("epsilon")[0].data if "epsilon" in op.inputs else 1e-5
-    return bool(np.all(np.asarray(variance) == 1) and not np.any(np.asarray(mean)) and np.asarray(epsilon) > 0)
+    statistics = {
+        name: np.asarray(value) for name in ("mean", "variance", "gamma", "beta") if (value := context.constant(op, name)) is not None
+    }
+    neutral = {"mean": 0, "variance": 1, "gamma": 1, "beta": 0}
+    is_neutral = {name: bool(np.all(statistics.get(name, value) == value)) for name, value in neutral.items()}
+    epsilon = number(context.constant(op, "epsilon"))
+    has_epsilon = epsilon is None or epsilon > 0  # 1e-5 where none is given
+    return is_neutral["mean"] and is_neutral["variance"] and has_epsilon and not (is_neutral["gamma"] and is_neutral["beta"])
 
 
 RULE = Rule(

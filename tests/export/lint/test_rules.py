@@ -85,6 +85,15 @@ def test_every_rule_says_what_to_do() -> None:
     assert all(rule.title and rule.source and rule.remedy for rule in RULES.values())
 
 
+def test_a_batch_norm_that_was_never_trained_is_no_scale_and_shift(tmp_path: Path) -> None:
+    def untrained(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.batch_norm(x, torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(3))
+
+    program = read_program(plain(RULES["scale-and-shift"], untrained, tmp_path))
+    assert any(op.type == "batch_norm" for op in program.function()[0].ops)
+    assert not lint_conversion(program)
+
+
 USER = """
 from torch import nn
 from coreflow.export import Recipe, TensorSpec
