@@ -11,7 +11,10 @@ from coreflow.export.engine.placement import place
 from coreflow.export.engine.repair.attention import separate_attention
 from coreflow.export.engine.repair.facts import Facts, Magnitude, recorded_bounds
 from coreflow.export.engine.repair.finite_masks import finite_masks
+from coreflow.export.engine.repair.gather_guards import without_gather_guards
 from coreflow.export.engine.repair.log_sums import stable_log_sums
+from coreflow.export.engine.repair.norms import rms_as_layer_norm, safe_epsilons, scaled_layer_norms
+from coreflow.export.engine.repair.order import cpu_ops_first
 from coreflow.export.engine.repair.softplus import stable_softplus
 from coreflow.export.engine.targets import DEFAULT_TARGET, find_targets
 from coreflow.export.package.graph import Graph, Program
@@ -19,7 +22,17 @@ from coreflow.export.package.graph import Graph, Program
 Pass = Callable[[Graph, Facts], Graph]  # gives the graph itself where it has nothing to do
 
 # In the order in which they are applied: a pass may make what a later one takes.
-PASSES: tuple[Pass, ...] = (finite_masks, separate_attention, stable_softplus, stable_log_sums)
+PASSES: tuple[Pass, ...] = (
+    without_gather_guards,
+    finite_masks,
+    separate_attention,
+    stable_softplus,
+    stable_log_sums,
+    rms_as_layer_norm,
+    scaled_layer_norms,
+    safe_epsilons,
+    cpu_ops_first,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,8 +45,8 @@ class EngineNumerics(Numerics):
 
 
 def _is_on_engine(op: Op) -> bool:
-    """Whether all floats of an op are fp16; comparisons give truth values."""
-    floats = {value.dtype for value in (*op.input_values(), *op.outputs) if value.dtype.startswith("float")}
+    """Whether all floats that run through an op are fp16; comparisons give truth values. Constants may be fp32, as epsilons are."""
+    floats = {value.dtype for value in (*op.input_values(), *op.outputs) if value.data is None and value.dtype.startswith("float")}
     return floats == {"float16"} and not any(value.dtype == "int32" for value in op.outputs) and not op.blocks
 
 

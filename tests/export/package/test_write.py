@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
 
@@ -113,6 +113,7 @@ def test_constants_of_one_name_are_told_apart(small_packages: Mapping[str, Path]
     assert [float(factor.data) for factor in factors] == [2.0, 3.0]  # type: ignore[arg-type, union-attr]
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(sorted(BLOB_DTYPES)), st.data())
 def test_packed_elements_are_unpacked_again(dtype: str, data: st.DataObject) -> None:
     code, bits, numpy_type = BLOB_DTYPES[dtype]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import settings
 
 from coreflow.export.engine.repair.facts import Facts, Magnitude
 from coreflow.export.engine.repair.repair import Pass
@@ -18,6 +19,7 @@ from coreflow.runtime.lift.numerics.named import numerics_named
 
 Body = Callable[..., Value | Sequence[Value]]
 SAME = 1e-12
+drawn = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def facts(
@@ -27,12 +29,10 @@ def facts(
 
 
 def graph_of(body: Body, opset: str = "CoreML8", **shapes: Any) -> Graph:
-    """The graph whose ops ``body(new, **inputs)`` makes; an input is given by its shape, or its shape and type."""
+    """The graph whose ops ``body(new, **inputs)`` makes; an input is given by its shape, or by its type and shape."""
     new = Builder("net", set(shapes))
-    inputs = {
-        name: Value(name, *((given[1], given[0]) if given and isinstance(given[-1], str) else ("float16", given)))
-        for name, given in shapes.items()
-    }
+    typed = {name: given if given and isinstance(given[0], str) else ("float16", given) for name, given in shapes.items()}
+    inputs = {name: Value(name, dtype, shape) for name, (dtype, shape) in typed.items()}
     made = body(new, **inputs)
     outputs = (made,) if isinstance(made, Value) else tuple(made)
     return Graph("main", opset, tuple(inputs.values()), outputs, tuple(new.ops), tuple(new.constants))

@@ -14,7 +14,7 @@ from coreflow.export.engine.repair.rewrite import Builder
 from coreflow.export.engine.repair.softplus import stable_softplus
 from coreflow.export.package.graph import Value
 from coreflow.models.arrays import Array
-from tests.export.engine.repair.law import facts, graph_of, off, repaired, run, types
+from tests.export.engine.repair.law import drawn, facts, graph_of, off, repaired, run, types
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 
@@ -23,6 +23,7 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Array:
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float16)
 
 
+@drawn
 @given(SHAPES, st.floats(0.1, 30))
 def test_softplus_is_the_same_function(shape: tuple[int, ...], scale: float) -> None:
     graph = graph_of(lambda new, x: new("softplus", x=x), x=shape)
@@ -39,6 +40,7 @@ def test_softplus_is_right_on_the_engine_wherever_fp16_is() -> None:
     np.testing.assert_allclose(after[0], reference[0], rtol=1e-3, atol=1e-7)
 
 
+@drawn
 @given(SHAPES, st.data(), st.booleans())
 def test_logarithms_of_sums_are_the_same_functions(shape: tuple[int, ...], data: st.DataObject, keep_dims: bool) -> None:
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
@@ -104,6 +106,7 @@ def test_large_numbers_that_mask_nothing_are_left() -> None:
     assert finite_masks(graph, facts()) is graph
 
 
+@drawn
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7), st.sampled_from([4, 16, 64]), st.integers(0, 2))
 def test_attention_in_parts_is_the_same_function(b: int, h: int, rows: int, columns: int, width: int, masks: int) -> None:
     shapes: dict[str, Any] = {"query": (b, h, rows, width), "key": (b, h, columns, width), "value": (b, h, columns, 5)}
