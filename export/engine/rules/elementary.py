@@ -1,14 +1,44 @@
 """Elementary functions that leave fp16, or some chips: softplus, the log of a sum of exponentials, sin and cos, gelu, silu."""
 
+import math
 from collections.abc import Callable, Iterator
 
 from coreflow.export.engine.finding import Known
-from coreflow.export.engine.rule import Context, EngineRule, Hit
+from coreflow.export.engine.rule import Context, EngineRule, Hit, number
 from coreflow.export.engine.targets import Evidence
+from coreflow.export.package.graph import Value
 
 
 def _find(*types: str) -> Callable[[Context], Iterator[Hit]]:
     return lambda context: (Hit(op=op) for op in context.of_type(*types))
+
+
+_END = 10.394  # of what softplus takes
+_POSITIVE = ("abs", "relu", "relu6", "square", "exp", "exp2", "sigmoid", "softmax", "sqrt")
+
+
+def _find_softplus(context: Context) -> Iterator[Hit]:
+    for op in context.of_type("softplus", "softplus_parametric"):
+        if _most(context, op.argument("x")[0]) > _END:
+            yield Hit(op=op)
+
+
+def _most(context: Context, value: Value) -> float:
+    """A number that ``value`` is not above, where the op that gives it says so: a clip, or a negated magnitude."""
+    maker = context.maker(value)
+    if maker is None or maker.type not in ("clip", "minimum", "mul"):
+        return math.inf
+    if maker.type == "clip":
+        limit = number(context.constant(maker, "beta"))
+        return math.inf if limit is None else limit
+    limits = [(other, limit) for name, other in (("x", "y"), ("y", "x")) if (limit := number(context.constant(maker, name))) is not None]
+    if not limits:
+        return math.inf
+    ((other, limit),) = limits[:1]
+    if maker.type == "minimum":
+        return limit
+    factor = context.maker(maker.argument(other)[0])
+    return 0.0 if limit <= 0 and factor is not None and factor.type in _POSITIVE else math.inf
 
 
 RULES = (
@@ -22,8 +52,8 @@ RULES = (
             "0 from 10.394 on through Core ML on an M4, from 11 on on an M5 through the private route",
             Evidence("measured", "coremltools issues 2687 and 2359; ANEForge issue 113"),
         ),
-        remedy="write relu(x) + log(1 + exp(-|x|)), as coreflow export --engine-safe does",
-        finds=_find("softplus", "softplus_parametric"),
+        remedy="write relu(x) + softplus(-|x|), as coreflow export --engine-safe does",
+        finds=_find_softplus,
     ),
     EngineRule(
         id="log-sum-exp",

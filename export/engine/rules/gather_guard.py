@@ -16,10 +16,18 @@ def _guards(context: Context) -> Iterator[tuple[Op, ...]]:
             continue
         gathers = [reader for value in select.outputs for reader in _readers(context, value) if reader.type.startswith("gather")]
         if gathers and "int" in select.outputs[0].dtype:
-            places = {id(value): value for op in (select, compared, added) for value in op.input_values()}
-            casts = [maker for value in places.values() if (maker := context.maker(value)) is not None and maker.type == "cast"]
+            read = (value for op in (select, compared, added) for value in op.input_values())
+            casts = {id(cast): cast for value in read for cast in _casts_before(context, value)}
             behind = [reader for reader in context.readers(select.outputs[0]) if reader.type == "cast"]
-            yield (select, compared, added, *casts, *behind)
+            yield (select, compared, added, *casts.values(), *behind)
+
+
+def _casts_before(context: Context, value: Value) -> Iterator[Op]:
+    """The casts that ``value`` has come through."""
+    maker = context.maker(value)
+    if maker is not None and maker.type == "cast":
+        yield maker
+        yield from _casts_before(context, maker.argument("x")[0])
 
 
 def _readers(context: Context, value: Value) -> Iterator[Op]:

@@ -9,6 +9,7 @@ from coreflow.export.engine.support import Refusal, Support
 from coreflow.export.engine.targets import DEFAULT_TARGET, Evidence, Target, instead_of
 
 _TAKEN_ELSEWHERE = "the engine does not take it, and Core ML places it elsewhere"
+_SIZES: tuple[Refusal, ...] = ("rank", "extent", "kernel", "window", "inner")
 _TABLES = Evidence("measured", "the tables of coreflow place: K on an M4 under macOS 27, G for older chips; each finding says which")
 
 
@@ -29,14 +30,15 @@ def _find(*kinds: Refusal) -> Callable[[Context], Iterator[Hit]]:
 
 
 def _evidence(refusals: Sequence[tuple[str, Target, Support]]) -> Evidence:
-    """The evidence for one chip, that of the tables' own target before others, and for the rest where it is another."""
+    """The evidence for one chip, that of the tables' own target before others; of sizes, which differ, that of the rest too."""
     chips: dict[Evidence, list[str]] = {}
     for name, target, refusal in sorted(refusals, key=lambda entry: entry[1].key != DEFAULT_TARGET):
         evidence = refusal.evidence or Evidence("inference", "no plan was read")
-        of_target = evidence is target.evidence["limits"] and not target.key.startswith(name)
-        chips.setdefault(Evidence("assumed", f"the table of {target.key}") if of_target else evidence, []).append(name)
+        of_neighbour = evidence is target.evidence["limits"] and not target.key.startswith(name)
+        chips.setdefault(Evidence("assumed", f"the table of {target.key}") if of_neighbour else evidence, []).append(name)
     (first, _), *others = chips.items()
-    rest = [f"; {', '.join(names)}: {evidence.label}, {evidence.source}" for evidence, names in others]
+    is_size = refusals[0][2].refusal in _SIZES
+    rest = [f"; {', '.join(names)}: {known.label}, {known.source}" for known, names in others if is_size or known.label == "assumed"]
     return Evidence(first.label, first.source + "".join(rest))
 
 

@@ -123,7 +123,19 @@ ROW: Mapping[str, Shape] = {"x": (2, 64)}
 IMAGE: Mapping[str, Shape] = {"x": (1, 64, 32, 32)}
 PLANTED: dict[str, list[Planted]] = {
     "softplus": [
-        Planted(inputs=ROW, fault=lambda mb, x: mb.softplus(x=x, name="here"), twin=lambda mb, x: mb.relu(x=x), chips=("M4", "M5"))
+        Planted(inputs=ROW, fault=lambda mb, x: mb.softplus(x=x, name="here"), twin=lambda mb, x: mb.relu(x=x), chips=("M4", "M5")),
+        Planted(
+            inputs=ROW,
+            fault=lambda mb, x: mb.softplus(x=mb.abs(x=x), name="here"),
+            twin=lambda mb, x: mb.softplus(x=mb.mul(x=mb.abs(x=x), y=np.float16(-1))),
+            chips=("M4", "M5"),
+        ),
+        Planted(
+            inputs=ROW,
+            fault=lambda mb, x: mb.softplus(x=mb.minimum(x=x, y=np.float16(11)), name="here"),
+            twin=lambda mb, x: mb.softplus(x=mb.clip(x=x, alpha=np.float16(-10), beta=np.float16(10))),
+            chips=("M4", "M5"),
+        ),
     ],
     "log-sum-exp": [
         Planted(
