@@ -1,12 +1,12 @@
 """What a caller sees: element types, open shapes, and the last axis of inputs and outputs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from coreflow.export.engine.finding import Known
 from coreflow.export.engine.rule import Context, EngineRule, Hit
 from coreflow.export.engine.targets import Evidence
-from coreflow.export.package.graph import Feature
+from coreflow.export.package.graph import Feature, Value
 
 _GRANULE = 32  # fp16 elements of 64 bytes
 
@@ -38,6 +38,13 @@ def _find_open(context: Context) -> Iterator[Hit]:
             norms = next(context.of_type("layer_norm"), None)
             detail = f"{label}: {len(feature.enumerated)} shapes{'' if norms is None else ', with layer norms'}"
             yield Hit(detail=detail, severity="note" if norms is None else "warning", known=_ENUMERATED)
+    for op in context.ops:
+        if _is_open(op.outputs) and not _is_open(op.input_values()):
+            yield Hit(op=op, detail="its shape depends on values")
+
+
+def _is_open(values: Iterable[Value]) -> bool:
+    return any(value.shape is None or None in value.shape for value in values if value.kind == "tensor")
 
 
 _ENUMERATED = Known(

@@ -15,7 +15,7 @@ _FRAGILE_AT_RANK_5 = ("matmul", "softmax", "transpose", "read_state", "write_sta
 def _find_rank_5(context: Context) -> Iterator[Hit]:
     for op in context.of_type(*_FRAGILE_AT_RANK_5):
         if any(value.shape is not None and len(value.shape) == 5 for value in chain(op.input_values(), op.outputs)):
-            yield Hit(op=op)
+            yield Hit(op=op, severity="note" if op.type == "transpose" else "warning")
 
 
 def _permutation(context: Context, op: Op) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ RULES = (
     EngineRule(
         id="rank-5",
         title="an op over five axes that tends to the CPU, or keeps a program from being compiled",
-        severity="note",
+        severity="warning",
         known=Known(
             "a matmul of rank 5 went to the CPU where rank 3 stayed; graphs of rank 5 did not compile, of rank 4 they were placed",
             Evidence("measured", "CoreML-LLM docs/QWEN35_ROADMAP.md; FluidAudio PR 679; against it, K sees transposes of rank 5 placed"),

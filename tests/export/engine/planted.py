@@ -400,4 +400,7 @@ PLANTED: dict[str, list[Planted]] = {
         )
     ],
     "silu-table": [Planted(inputs=ROW, fault=lambda mb, x: mb.silu(x=x, name="here"), twin=lambda mb, x: mb.sigmoid(x=x), chips=("M6",))],
+    "open-shape": [
+        Planted(inputs=ROW, fault=lambda mb, x: mb.cast(x=mb.non_zero(x=x, name="here"), dtype="fp16"), twin=lambda mb, x: mb.relu(x=x))
+    ],
 }

@@ -18,7 +18,7 @@ from coreflow.models.errors import ConfigError
 from tests.export.engine.planted import PLANTED, ROW, Planted, as_type, half, saved
 
 RULES = {rule.id: rule for rule in engine_rules()}
-OF_EDITED_PROGRAMS = {"rank", "state-count", "state-width", "open-shape", "weight-size", "conv-form", "unshared-tables"}
+OF_EDITED_PROGRAMS = {"rank", "state-count", "state-width", "weight-size", "conv-form", "unshared-tables"}
 CASES = [pytest.param(rule, planted, id=f"{rule}-{place}") for rule, cases in PLANTED.items() for place, planted in enumerate(cases)]
 
 
