@@ -15,6 +15,7 @@ from coreflow.export.engine.repair.gather_guards import without_gather_guards
 from coreflow.export.engine.repair.log_sums import stable_log_sums
 from coreflow.export.engine.repair.norms import rms_as_layer_norm, safe_epsilons, scaled_layer_norms
 from coreflow.export.engine.repair.order import cpu_ops_first
+from coreflow.export.engine.repair.scales import scaled_products
 from coreflow.export.engine.repair.softplus import stable_softplus
 from coreflow.export.engine.targets import DEFAULT_TARGET, find_targets
 from coreflow.export.package.graph import Graph, Program
@@ -31,6 +32,7 @@ PASSES: tuple[Pass, ...] = (
     rms_as_layer_norm,
     scaled_layer_norms,
     safe_epsilons,
+    scaled_products,
     cpu_ops_first,
 )
 

@@ -103,6 +103,10 @@ class Builder:
         self.ops.append(replace(op, name=name, inputs={**op.inputs, **changed}, outputs=(result,)))
         return result
 
+    def free(self, name: str) -> str:
+        """A name like this one that nothing has, which is then taken."""
+        return free_name(name, self._names)
+
     def constant(self, name: str, data: Array, dtype: str) -> Value:
         """A constant of the program."""
         value = Value(free_name(f"{self._name}_{name}", self._names), dtype, data.shape, data=data)
@@ -131,7 +135,7 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
 
     A rule makes ops of values that are there before the op. What nothing reads any longer is left out.
     """
-    names = _names(graph)
+    names = names_of(graph)
     builders: dict[int, Builder] = {}
     for op in graph.walk():
         builder = Builder(op.name, names)
@@ -199,7 +203,8 @@ def known_shape(value: Value | None) -> tuple[int, ...] | None:
     return None if shape is None or None in shape else tuple(extent for extent in shape if extent is not None)
 
 
-def _names(graph: Graph) -> set[str]:
+def names_of(graph: Graph) -> set[str]:
+    """Every name that is taken, of values and of ops."""
     values = (value for op in graph.walk() for value in (*op.reads(), *op.outputs))
     return {value.name for value in (*values, *graph.inputs, *graph.constants)} | {op.name for op in graph.walk()}
 

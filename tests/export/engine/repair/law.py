@@ -80,5 +80,26 @@ def repaired(graph: Graph, repair: Pass, inputs: Mapping[str, Array], known: Fac
     return after
 
 
+def seen(graph: Graph, *samples: Mapping[str, Array]) -> Facts:
+    """What calibration data show of every value of a graph."""
+    shown: dict[str, Magnitude] = {}
+
+    def note(name: str, array: Array) -> None:
+        squares = np.square(array, dtype=np.float64)
+        norms = tuple(float(np.sqrt(squares.sum(axis).max())) for axis in range(array.ndim))
+        shown[name] = Magnitude(float(np.abs(array).max()), float(np.sqrt(squares.mean())), norms)
+
+    def observe(op: Op, results: tuple[Any, ...]) -> None:
+        for value, result in zip(op.outputs, results, strict=True):
+            note(value.name, result.numpy())
+
+    for inputs in samples:
+        for name, array in inputs.items():
+            note(name, array)
+        tensors = {name: torch.from_numpy(array).double() for name, array in inputs.items()}
+        Interpreter(graph, numerics_named("fp64")).run(tensors, observe)
+    return facts(magnitudes=shown)
+
+
 def types(graph: Graph) -> list[str]:
     return [op.type for op in graph.walk()]
