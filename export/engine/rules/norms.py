@@ -101,7 +101,7 @@ RULES = (
         severity="warning",
         strength="open",
         known=_FLUSHED,
-        remedy="take layer_norm with epsilon as its attribute, or scale x by s and add s * s * epsilon",
+        remedy="layer_norm with its own epsilon, or x scaled by s and s * s * epsilon, as coreflow export --engine-safe does",
         finds=_find_added,
     ),
     EngineRule(
@@ -122,7 +122,7 @@ RULES = (
             "x * x is infinite from 256 on; mean(x * x) of small x became 0 on an iPhone",
             Evidence("measured", "ane-guide, chapter 3 (M1); CoreML-LLM docs/PROBE_GEMMA4_VISION_ANE.md"),
         ),
-        remedy="the layer norm of [x, -x], of which the first half is kept; coreflow export does so for nn.RMSNorm",
+        remedy="the first half of the layer norm of [x, -x], as coreflow export --engine-safe does, and coreflow export for nn.RMSNorm",
         finds=_find_rms_norm,
     ),
     EngineRule(

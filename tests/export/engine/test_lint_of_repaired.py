@@ -22,4 +22,4 @@ def test_a_repaired_program_has_no_such_finding(rule: str, planted: Planted, tmp
 
 
 def test_remedies_name_the_repairs() -> None:
-    assert RULES.keys() == {"softplus", "log-sum-exp", "fused-attention", "mask-of-infinity"}
+    assert RULES.keys() == {"softplus", "log-sum-exp", "fused-attention", "mask-of-infinity", "plain-rms-norm", "small-epsilon"}
