@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -127,6 +128,7 @@ def transfer(*ops: str) -> Callable[[Transfer], Transfer]:
     return register
 
 
+@cache
 def load_transfers() -> Mapping[str, Transfer]:
     """Every transfer function by op; imports the modules of ``transfers``."""
     for module in pkgutil.iter_modules(transfers.__path__, f"{transfers.__name__}."):

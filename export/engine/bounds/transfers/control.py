@@ -20,7 +20,7 @@ def cond(call: Call) -> tuple[Bound, ...]:
 def while_loop(call: Call) -> tuple[Bound, ...]:
     """What the variables are at first and after every round; where they still grow after some rounds, anything."""
     condition, body = call.op.blocks
-    variables = list(call.values("loop_vars"))
+    variables = [hull(variable.shape, [variable]) for variable in call.values("loop_vars")]  # intervals alone, which rounds may keep
     for count in range(_ROUNDS + 1):
         call.run(condition, variables)
         results = call.run(body, variables)
