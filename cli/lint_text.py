@@ -1,6 +1,6 @@
 """Text of ``coreflow lint``: findings by severity, folded by rule, with a column a chip; and the table of rules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -9,6 +9,7 @@ from rich.text import Text
 from coreflow.cli.console import out
 
 if TYPE_CHECKING:
+    from coreflow.export.engine.bounds.hazards import Proofs
     from coreflow.export.engine.finding import Finding
     from coreflow.export.lint.catalogue import Entry
 
@@ -20,8 +21,14 @@ _TITLES = {
 }
 
 
-def show_findings(source: str, findings: "Sequence[Finding]", suppressed: "Sequence[tuple[Finding, str]]", chips: Sequence[str]) -> None:
-    """Print a table a severity, and the reasons of what is suppressed."""
+def show_findings(
+    source: str,
+    findings: "Sequence[Finding]",
+    suppressed: "Sequence[tuple[Finding, str]]",
+    chips: Sequence[str],
+    proofs: "Mapping[str, Proofs]",
+) -> None:
+    """Print a table a severity, the ops proved safe, and the reasons of what is suppressed."""
     from coreflow.export.engine.chips import CHIPS
 
     columns = tuple(chips) or CHIPS
@@ -33,6 +40,9 @@ def show_findings(source: str, findings: "Sequence[Finding]", suppressed: "Seque
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in _TITLES}
     total = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count)
     _line(f"{source}: {total or 'nothing known to go wrong'}{f'; {len(suppressed)} suppressed' if suppressed else ''}")
+    for label, proof in proofs.items():
+        seen, unknown = proof.count("seen"), proof.count("open")
+        _line(f"{label}: {proof.count('proved')} of {proof.ops} ops proved safe, {seen} seen, {unknown} open")
     for rule, reason in dict.fromkeys((finding.rule, reason) for finding, reason in suppressed):
         _line(f"suppressed: {rule}, {reason}")
     if findings:

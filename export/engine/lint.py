@@ -1,22 +1,35 @@
 """Applies the rules of the engine to every function of a saved program."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from coreflow.export.engine.bounds.hazards import Seen
 from coreflow.export.engine.chips import CHIPS, Chip, find_chip
 from coreflow.export.engine.finding import Finding
 from coreflow.export.engine.rule import Context, EngineRule, Hit, engine_rules
 from coreflow.export.package.graph import Program
 
+Data = Mapping[str, Mapping[str, Seen]]  # by function and name of an op, what it had over the user's data
 
-def lint_program(program: Program, chips: Sequence[str] = (), rules: Sequence[EngineRule] | None = None) -> list[Finding]:
-    """Where the rules apply, in the order of rules, functions and ops; ``chips`` by name, all that are known where there is none.
 
-    >>> lint_program(read_program("encoder.mlpackage"), chips=["M4"])
+def contexts_of(program: Program, chips: Sequence[str] = (), data: Data | None = None) -> list[Context]:
+    """What rules look at, a function each; ``chips`` by name, all that are known where there is none.
 
     ``ConfigError`` for an unknown chip.
     """
     asked = tuple(map(find_chip, chips or CHIPS))
-    contexts = [Context(program, function, asked) for function in program.functions]
+    return [Context(program, function, asked, (data or {}).get(function)) for function in program.functions]
+
+
+def lint_program(program: Program, chips: Sequence[str] = (), rules: Sequence[EngineRule] | None = None) -> list[Finding]:
+    """Where the rules apply, in the order of rules, functions and ops; ``chips`` as in ``contexts_of``.
+
+    >>> lint_program(read_program("encoder.mlpackage"), chips=["M4"])
+    """
+    return lint_contexts(contexts_of(program, chips), rules)
+
+
+def lint_contexts(contexts: Sequence[Context], rules: Sequence[EngineRule] | None = None) -> list[Finding]:
+    """Where the rules apply, in the order of rules, functions and ops."""
     return [
         finding
         for rule in (engine_rules() if rules is None else rules)

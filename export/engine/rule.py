@@ -8,6 +8,9 @@ from pkgutil import walk_packages
 
 import numpy as np
 
+from coreflow.export.engine.bounds.analysis import bounds_of
+from coreflow.export.engine.bounds.hazards import Hazard, Seen, hazards
+from coreflow.export.engine.bounds.inputs import recorded_intervals
 from coreflow.export.engine.chips import Chip
 from coreflow.export.engine.features import Features, features_of
 from coreflow.export.engine.finding import Known, Severity, Strength
@@ -28,6 +31,7 @@ class Context:
     program: Program
     function: str
     chips: tuple[Chip, ...] = ()
+    data: Mapping[str, Seen] | None = None  # by name of an op, what it had over the user's data
 
     @cached_property
     def graph(self) -> Graph:
@@ -43,6 +47,12 @@ class Context:
     def ops(self) -> tuple[Op, ...]:
         """Every op, those in nested blocks included."""
         return tuple(self.graph.walk())
+
+    @cached_property
+    def hazards(self) -> tuple[Hazard, ...]:
+        """What could leave its range in each op, by bounds of the recorded inputs and the weights, and by the data."""
+        bounds = bounds_of(self.graph, recorded_intervals(self.program, self.graph.name))
+        return hazards(self.graph, bounds, self.data)
 
     @cached_property
     def features(self) -> tuple[tuple[Op, Features], ...]:

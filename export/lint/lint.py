@@ -6,12 +6,13 @@ Packages are read without torch.
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coreflow.export.engine.bounds.hazards import Proofs, proofs_of
 from coreflow.export.engine.finding import Finding
-from coreflow.export.engine.lint import lint_program
+from coreflow.export.engine.lint import Data, contexts_of, lint_contexts, lint_program
 from coreflow.export.engine.rule import Context
 from coreflow.export.lint.rule import Rule, all_rules
 from coreflow.export.package.graph import Program
@@ -54,13 +55,31 @@ def _with_line(finding: Finding, places: "Mapping[str, Origins]") -> Finding:
     return finding if place is None else replace(finding, place=f"{place.file}:{place.line}", file=place.file, line=place.line)
 
 
-def lint_package(package: Path, chips: Sequence[str] = ()) -> list[Finding]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """The findings of one package, and how many ops of each function are proved safe, by its name.
+
+    >>> examine_package(Path("encoder.mlpackage")).proofs["main"].share
+    """
+
+    findings: Sequence[Finding]
+    proofs: Mapping[str, Proofs]
+
+
+def examine_package(package: Path, chips: Sequence[str] = (), data: Data | None = None) -> Examination:
     """Results of known wrong conversions in a saved program, and what goes wrong on the engine of ``chips``, all where there are none.
 
     ``BundleError`` for a package that cannot be read, ``ConfigError`` for an unknown chip.
     """
     program = read_program(package)
-    return [*lint_conversion(program), *lint_program(program, chips)]
+    contexts = contexts_of(program, chips, data)
+    findings = [*lint_conversion(program), *lint_contexts(contexts)]
+    return Examination(findings=findings, proofs={context.function: proofs_of(context.hazards) for context in contexts})
+
+
+def lint_package(package: Path, chips: Sequence[str] = ()) -> list[Finding]:
+    """The findings of ``examine_package``."""
+    return list(examine_package(package, chips).findings)
 
 
 def lint_conversion(program: Program, rules: Sequence[Rule] | None = None) -> list[Finding]:

@@ -256,8 +256,9 @@ class Net(nn.Module):
             x = block(x)
         return x.cumsum(-1)  # line 21
 
-TRACE = Recipe(name="net", module=Net(), inputs={"x": TensorSpec((2, 64))}, outputs=("y",), front_end="trace")
-EXPORT = Recipe(name="net", module=Net(), inputs={"x": TensorSpec((2, 64))}, outputs=("y",), front_end="export")
+INPUTS = {"x": TensorSpec((2, 64), bounds=(-8, 8))}
+TRACE = Recipe(name="net", module=Net(), inputs=INPUTS, outputs=("y",), front_end="trace")
+EXPORT = Recipe(name="net", module=Net(), inputs=INPUTS, outputs=("y",), front_end="export")
 """
 
 

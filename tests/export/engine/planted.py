@@ -144,6 +144,23 @@ PLANTED: dict[str, list[Planted]] = {
             twin=lambda mb, x: mb.reduce_log_sum(x=x, axes=[-1]),
         )
     ],
+    "fp16-overflow": [
+        Planted(inputs=ROW, fault=lambda mb, x: mb.square(x=x, name="here"), twin=lambda mb, x: mb.square(x=mb.tanh(x=x))),
+    ],
+    "sum-overflow": [
+        Planted(
+            inputs=ROW,
+            fault=lambda mb, x: mb.linear(x=x, weight=half(4, 64), name="here"),
+            twin=lambda mb, x: mb.linear(x=mb.tanh(x=x), weight=half(4, 64)),
+        )
+    ],
+    "square-overflow": [
+        Planted(
+            inputs=ROW,
+            fault=lambda mb, x: mb.layer_norm(x=x, axes=[-1], name="here"),
+            twin=lambda mb, x: mb.layer_norm(x=mb.tanh(x=x), axes=[-1]),
+        )
+    ],
     "sin-cos": [Planted(inputs=ROW, fault=lambda mb, x: mb.cos(x=x, name="here"), twin=lambda mb, x: mb.tanh(x=x), chips=("M2",))],
     "never-on-engine": [
         Planted(

@@ -39,12 +39,15 @@ _GELU = {
 class Curve:
     """A function that falls up to ``turn`` and rises from there, or only rises; ``slope`` is its greatest, None where it has none.
 
+    ``shrinks``: no result is larger than its argument, though the slope exceeds 1.
+
     >>> Curve(np.tanh, slope=1.0).limits(np.array([-1.0]), np.array([2.0]))
     """
 
     function: Function
     slope: float | None = None
     turn: float = -math.inf
+    shrinks: bool = False
 
     def limits(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
         """The least and the greatest value between two ends."""
@@ -63,14 +66,10 @@ class Curve:
             ball = x.known_ball(axis, blocks)
             if ball is None:
                 return None
-            factor = min(slope, 1.0) if not ball.centre.any() and self._is_below_identity() else slope
+            factor = 1.0 if self.shrinks and not ball.centre.any() else slope
             return replace(ball, centre=self.function(ball.centre), scale=factor * ball.scale, error=factor * ball.error)
 
         return rule
-
-    def _is_below_identity(self) -> bool:
-        """Whether |f(x)| <= |x|, as of every activation here that is 0 at 0 and has a slope of at most 1.13."""
-        return self.slope is not None and self.slope < 1.2 and float(self.function(np.zeros(1))[0]) == 0.0
 
     def of(self, x: Bound) -> Bound:
         """The bound of the function of ``x``."""
@@ -96,7 +95,7 @@ _CURVES: dict[str, Curve] = {
     "round": Curve(np.round),
     "sigmoid": Curve(_sigmoid, 0.25),
     "sign": Curve(np.sign),
-    "silu": Curve(lambda x: _times(x, _sigmoid(x)), 1.1, -1.2784645428),
+    "silu": Curve(lambda x: _times(x, _sigmoid(x)), 1.1, -1.2784645428, shrinks=True),
     "sinh": Curve(np.sinh),
     "softplus": Curve(_softplus, 1.0),
     "softsign": Curve(lambda x: np.where(np.isinf(x), np.sign(x), x / (1 + np.abs(x))), 1.0),
@@ -117,7 +116,7 @@ def curve(call: Call) -> Bound:
 def gelu(call: Call) -> Bound:
     """Its three forms turn at places of their own."""
     mode = call.text("mode", "EXACT")
-    return Curve(_GELU[mode], 1.13, _TURN[mode]).of(call["x"])
+    return Curve(_GELU[mode], 1.13, _TURN[mode], shrinks=True).of(call["x"])
 
 
 @transfer("sqrt")
