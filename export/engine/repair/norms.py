@@ -1,6 +1,7 @@
 """Norms that neither overflow nor vanish: RMSNorm as layer norm, and rows scaled before they are squared."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def scaled_layer_norms(graph: Graph, facts: Facts) -> Graph:
         if scale == 1:
             return False
         # gamma, beta and epsilon are of one type
-        in_fp32 = {name: np.asarray(value.data, np.float32) for name, value in affine.items()}
+        in_fp32: dict[str, Any] = {name: np.asarray(value.data, np.float32) for name, value in affine.items()}
         small = new.constant("epsilon", *_epsilon(epsilon * scale**2, graph.opset, x.dtype))
         new.again(op, x=new("mul", x=x, y=scale), epsilon=small, **in_fp32, gives=op.outputs[0])
         return True

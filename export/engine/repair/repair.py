@@ -12,9 +12,11 @@ from coreflow.export.engine.repair.attention import separate_attention
 from coreflow.export.engine.repair.facts import Facts, Magnitude, recorded_bounds
 from coreflow.export.engine.repair.finite_masks import finite_masks
 from coreflow.export.engine.repair.gather_guards import without_gather_guards
+from coreflow.export.engine.repair.heads import split_heads
 from coreflow.export.engine.repair.log_sums import stable_log_sums
 from coreflow.export.engine.repair.norms import rms_as_layer_norm, safe_epsilons, scaled_layer_norms
 from coreflow.export.engine.repair.order import cpu_ops_first
+from coreflow.export.engine.repair.prefix_sums import prefix_sums_as_products
 from coreflow.export.engine.repair.scales import scaled_products
 from coreflow.export.engine.repair.softplus import stable_softplus
 from coreflow.export.engine.targets import DEFAULT_TARGET, find_targets
@@ -32,6 +34,8 @@ PASSES: tuple[Pass, ...] = (
     rms_as_layer_norm,
     scaled_layer_norms,
     safe_epsilons,
+    prefix_sums_as_products,
+    split_heads,
     scaled_products,
     cpu_ops_first,
 )
