@@ -80,7 +80,7 @@ def _story(group: "Sequence[Finding]", remedy: str) -> str:
     ]
     lines = [first.title, *(f"  {place}" for place in places[:_SHOWN])]
     if len(places) > _SHOWN:
-        lines.append(f"  and {len(places) - _SHOWN} more")
+        lines.append(f"  and {len(places) - _SHOWN} more; --json has all")
     evidence = first.known.evidence
     return "\n".join([*lines, f"{evidence.label}: {first.known.text} ({evidence.source})", f"instead: {remedy}", ""])
 
