@@ -42,7 +42,7 @@ def place(
         raise ConfigError(f"--learn {learn}: only a Mac has a compute plan to learn from, and this is {platform.system()}")
     chosen = find_targets(target)
     results = []
-    for label, program, name in _programs(path, function):
+    for label, program, name in functions_at(path, function):
         result = _predict(program, name, label, chosen, force=force)
         results.append(result)
         if not as_json:
@@ -71,7 +71,7 @@ class Result:
     comparison: "Comparison | None"
 
 
-def _programs(path: Path, function: str | None) -> Iterator[tuple[str, "Program", str]]:
+def functions_at(path: Path, function: str | None) -> Iterator[tuple[str, "Program", str]]:
     """Label, program and function of a package, or of every stage of a bundle."""
     from coreflow.export.package.manifest import read_manifest
     from coreflow.export.package.mlpackage import read_program
