@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coreflow.export.package.graph import Graph
 from coreflow.models.arrays import Bools
 from coreflow.models.spec import TensorSpec
 from coreflow.validate.case import Case
@@ -15,13 +14,11 @@ from coreflow.validate.gates.compression import UselessCompression, describe_com
 from coreflow.validate.gates.metrics import as_float64, ratio, relative_rms, rms
 from coreflow.validate.gates.output import judge_output
 from coreflow.validate.gates.plots import plots_of, worst_elements
-from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, HEURISTIC, TRANSLATION, Tolerance
+from coreflow.validate.gates.tolerance import DECISION_FACTOR, FP32_NOISE, TRANSLATION, Tolerance
 from coreflow.validate.ladder.fp32 import differing_ops
 from coreflow.validate.ladder.observation import Observation
-from coreflow.validate.ladder.opening import OpenPackage
 from coreflow.validate.ladder.units import rho_by_unit
 from coreflow.validate.observations import Observations, Refusal, declared_outputs
-from coreflow.validate.references.heuristic import heuristic_budget
 from coreflow.validate.references.unseeded import is_unseeded
 from coreflow.validate.report.model import AcceptedDifference, AmbiguousSample, OutputReport, RungName, Samples
 
@@ -72,13 +69,13 @@ class Judgement:
 def judge(case: Case, observations: Observations) -> Judgement:
     """The findings on ``case``; other compute units are opened one after another."""
     opened, kept, by_sample = case.opened, observations.kept, observations.by_sample
-    comparisons = _compare(declared_outputs(opened, by_sample[0]), observations, opened.graph)
+    comparisons = _compare(declared_outputs(opened, by_sample[0]), observations)
     rungs = [_rung_errors(place, by_sample, comparison) for place, comparison in enumerate(comparisons)]
     wrong_fp32 = _wrong_fp32(comparisons, rungs)
     if wrong_fp32:
         rungs = [{rung: error for rung, error in errors.items() if rung != "R2"} for errors in rungs]
     outputs = {
-        comparison.name: _judge_comparison(comparison, _tolerance(opened, observations, comparison.name), errors)
+        comparison.name: _judge_comparison(comparison, opened.tolerance_of(comparison.name), errors)
         for comparison, errors in zip(comparisons, rungs, strict=True)
     }
     rho, missing_units = rho_by_unit(opened.units, by_sample, kept, outputs)
@@ -87,7 +84,7 @@ def judge(case: Case, observations: Observations) -> Judgement:
     fp32 = observations.fp32
     return Judgement(
         outputs=outputs,
-        tolerance=_tolerance(opened, observations),
+        tolerance=opened.tolerance_of(""),
         budget=case.budget_label,
         comparisons=comparisons,
         samples=_samples(observations, comparisons, outputs),
@@ -109,22 +106,14 @@ def judge(case: Case, observations: Observations) -> Judgement:
     )
 
 
-def _tolerance(opened: OpenPackage, observations: Observations, output: str = "") -> Tolerance:
-    """The limits of an output; where nothing was simulated its contract and the size of a heuristic error are all there is."""
-    tolerance = opened.tolerance_of(output)
-    return tolerance if observations.is_simulated else replace(HEURISTIC, contract=tolerance.contract)
-
-
-def _compare(specs: Mapping[str, TensorSpec], observations: Observations, graph: Graph) -> tuple[Comparison, ...]:
+def _compare(specs: Mapping[str, TensorSpec], observations: Observations) -> tuple[Comparison, ...]:
     """One comparison per output."""
-    return tuple(_comparison(name, spec, place, observations, graph) for place, (name, spec) in enumerate(specs.items()))
+    return tuple(_comparison(name, spec, place, observations) for place, (name, spec) in enumerate(specs.items()))
 
 
-def _comparison(name: str, spec: TensorSpec, place: int, observed: Observations, graph: Graph) -> Comparison:
+def _comparison(name: str, spec: TensorSpec, place: int, observed: Observations) -> Comparison:
     observations, kept = observed.by_sample, observed.decisions.outputs[name]
     reference = np.stack([np.atleast_1d(seen.reference[place]) for seen in observations])
-    simulated = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
-    is_heuristic = len(simulated) < len(observations)
     margins = [seen.margins[place] for seen in observations]
     known = [pair for pair in margins if pair is not None]
     has_margins = len(known) == len(margins)
@@ -132,12 +121,11 @@ def _comparison(name: str, spec: TensorSpec, place: int, observed: Observations,
         name=name,
         spec=spec,
         reference=reference,
-        simulated=reference + heuristic_budget(graph) * rms(reference) if is_heuristic else np.stack(simulated),
+        simulated=np.stack([np.atleast_1d(seen.simulated[place]) for seen in observations]),
         actual=np.stack([seen.actual[name] for seen in observations]),
         labels=tuple(seen.sample.label for seen in observations),
         kept=kept.samples,
         left_out=kept.left_out,
-        heuristic=is_heuristic,
         margins=np.stack([np.atleast_1d(margin) for margin, _ in known]) if has_margins else None,
         margin_noise=np.stack([np.atleast_1d(noise) for _, noise in known]) if has_margins else None,
     )

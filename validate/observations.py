@@ -75,11 +75,6 @@ class Observations:
         """(samples,): False where a decision may fall either way, and did."""
         return self.decisions.kept
 
-    @property
-    def is_simulated(self) -> bool:
-        """Whether the budget is the error of an execution, not a heuristic."""
-        return self.by_sample[0].simulated is not None
-
 
 def observe(case: Case, options: Options) -> tuple[Observations, ...] | Obstacle:
     """The observations of ``case``, one value per shape of its inputs and the default's first, or the obstacle to a comparison."""

@@ -227,8 +227,7 @@ def _text_of_pass(outputs: Mapping[str, OutputReport], tolerance: Tolerance, bud
         largest = max((output.relative_rms for output in outputs.values()), default=0.0)
         return f"errors are at most {largest:.2g} of the outputs; {tolerance.contract:g} is the limit"
     tightest = max((output.rho_rms for output in outputs.values()), default=0.0)
-    budget_errors = "a heuristic for networks as deep" if budget == "heuristic" else f"those of {budget}"
-    return f"errors are at most {tightest:.2f} times {budget_errors}; {tolerance.rms_pass:g} is the limit"
+    return f"errors are at most {tightest:.2f} times those of {budget}; {tolerance.rms_pass:g} is the limit"
 
 
 def _text_of_worst_gate(verdict: Outcome, outputs: Mapping[str, OutputReport]) -> str:

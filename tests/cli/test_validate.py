@@ -273,7 +273,7 @@ class TestOnePackage:
 
     def test_beside_another_package_and_an_onnx_file(self, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["lift", str(package), "--to", "onnx", "--out", str(tmp_path / "c.onnx")]) == 0
-        for other, budget in ((package, "the reference package's own fp16"), (tmp_path / "c.onnx", "heuristic")):
+        for other, budget in ((package, "the reference package's own fp16"), (tmp_path / "c.onnx", "drawn rounding")):
             capsys.readouterr()
             assert main(["validate", str(package), str(other), "--json"]) == 0
             report = json.loads(capsys.readouterr().out)

@@ -257,7 +257,7 @@ class TestText:
     def test_a_pass_tells_the_largest_ratio_and_whose_error_it_is_divided_by(self) -> None:
         both = {"a": output(gate("pass"), rho_rms=0.9), "b": output(gate("pass"), rho_rms=1.25)}
         assert verdict_text("pass", None, both, LIFTED) == "errors are at most 1.25 times those of torch's own fp16; 1.5 is the limit"
-        assert "times a heuristic for networks as deep;" in verdict_text("pass", None, both, LIFTED, budget="heuristic")
+        assert "1.25 times those of drawn rounding;" in verdict_text("pass", None, both, LIFTED, budget="drawn rounding")
         assert verdict_text("pass", None, both, by_share(0.6)) == "errors are at most 0.5 of the outputs; 0.6 is the limit"
 
     def test_a_failure_tells_the_gate_that_is_exceeded_most_at_the_worst_output(self) -> None:

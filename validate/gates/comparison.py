@@ -27,7 +27,6 @@ class Comparison:
     labels: tuple[str, ...]  # a sample each
     kept: Bools  # (samples,): False where a decision may fall either way, and did
     left_out: Bools | None = None  # (samples, ...): elements of the other samples whose own decision fell otherwise
-    heuristic: bool = False  # ``simulated`` is ``reference`` plus an assumed error of one size: there was nothing to simulate
     # Of integers that are argmaxes, each element's: the two best scores' distance, and how far fp16 moves scores of its row.
     margins: Array | None = None
     margin_noise: Array | None = None
@@ -115,7 +114,7 @@ def measure(comparison: Comparison, tolerance: Tolerance) -> Errors:
         budget=budget,
         rho_rms=ratio(rms(error), budget),
         rho_max=ratio(max_abs(error), max(max_abs(noise), relative_floor * max_abs(kept_reference))),
-        shares=tuple(1.0 if comparison.heuristic else independent_share(noise, axis) for axis in range(noise.ndim)),
+        shares=tuple(independent_share(noise, axis) for axis in range(noise.ndim)),
     )
 
 

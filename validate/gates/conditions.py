@@ -90,9 +90,9 @@ def ceiling_gate(errors: Errors, tolerance: Tolerance) -> Gate:
     """The budget itself is small enough: the module keeps its meaning in fp16, on any backend."""
     share = ratio(errors.noise_rms, errors.reference_rms)
     outcome: Outcome = "pass" if share <= tolerance.ceiling else "fp16-unsafe"
-    text = f"torch's own fp16 is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
+    text = f"fp16 itself is off by {share:.1%}: this module loses too much in fp16, whoever executes it"
     if errors.simulated_missing:
-        text = f"torch's own fp16 overflows: {errors.simulated_missing} of its values are infinite or NaN where the reference is not"
+        text = f"fp16 itself overflows: {errors.simulated_missing} of its values are infinite or NaN where the reference is not"
     return Gate(name="ceiling", outcome=outcome, value=share, limit=tolerance.ceiling, text="" if outcome == "pass" else text)
 
 
@@ -104,7 +104,7 @@ def contract_gate(errors: Errors, tolerance: Tolerance, rho_limit: float) -> Gat
     error_rms, limit = rms(errors.error), tolerance.contract * errors.reference_rms
     if error_rms > limit and (errors.noise_rms > limit or (math.isfinite(rho_limit) and errors.rho_rms <= rho_limit)):
         shares = [f"{100 * share:.3g} %" for share in (ratio(error_rms, errors.reference_rms), tolerance.contract)]
-        text = f"an error of {shares[0]} breaks the contract of {shares[1]}, and torch's own fp16 makes errors of that size too"
+        text = f"an error of {shares[0]} breaks the contract of {shares[1]}, and fp16 itself makes errors of that size too"
         return Gate(name="contract", outcome="fp16-unsafe", value=error_rms, limit=limit, text=text)
     return Gate(name="contract", outcome=within(error_rms, limit), value=error_rms, limit=limit)
 

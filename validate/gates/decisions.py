@@ -71,7 +71,7 @@ def find_decisions(observations: Sequence[Observation], outputs: Sequence[str]) 
         own = [own_multiples(multiple, array.shape) for multiple, array in zip(multiples, arrays, strict=True)]
         nearest = [np.asarray(least if mine is None else mine) for least, mine in zip(near, own, strict=True)]
         clear = np.stack([np.broadcast_to(multiple >= 1, array.shape) for multiple, array in zip(nearest, arrays, strict=True)])
-        fp16 = [np.atleast_1d(seen.simulated[place]) for seen in observations if seen.simulated is not None]
+        fp16 = [np.atleast_1d(seen.simulated[place]) for seen in observations]
         alike = np.stack(agreeing(arrays, fp16, [seen.actual[name] for seen in observations], clear))
         excused = ~alike & ~clear & np.array([mine is not None for mine in own]).reshape(-1, *(1,) * (clear.ndim - 1))
         kept[name] = _kept(alike, excused, np.array(near) < 1)

@@ -78,15 +78,14 @@ def _error_gates(comparison: Comparison, errors: Errors, tolerance: Tolerance, w
     """The gates on the size of errors; ``where`` is the place of the ``worst`` slice in words."""
     factor = few_elements_factor(errors.freedom)
     limit = tolerance.rms_pass * factor
-    gates = [_ratio_gate("rho_rms", errors.rho_rms, limit, warn=tolerance.rms_warn * factor)]
-    if not comparison.heuristic:  # an assumed error has a size, but neither a largest element nor a worst row
-        gates += [
-            _ratio_gate("rho_max", errors.rho_max, tolerance.max_ratio * factor),
-            _ratio_gate("rho_slice", worst.ratio, tolerance.slice_ratio * worst.factor, text=where),
-            ceiling_gate(errors, tolerance),
-        ]
-    gates.append(contract_gate(errors, tolerance, limit))
-    if _EMBEDDING.search(comparison.name) and not comparison.heuristic and np.isfinite(errors.actual).all():
+    gates = [
+        _ratio_gate("rho_rms", errors.rho_rms, limit, warn=tolerance.rms_warn * factor),
+        _ratio_gate("rho_max", errors.rho_max, tolerance.max_ratio * factor),
+        _ratio_gate("rho_slice", worst.ratio, tolerance.slice_ratio * worst.factor, text=where),
+        ceiling_gate(errors, tolerance),
+        contract_gate(errors, tolerance, limit),
+    ]
+    if _EMBEDDING.search(comparison.name) and np.isfinite(errors.actual).all():
         gates += embedding_gates(errors.reference, errors.simulated, errors.actual, tolerance.slice_ratio * factor)
     return gates
 

@@ -102,17 +102,6 @@ DEVICE = Tolerance(
     why="A device may accumulate in fp16 and evaluate activations by tables: twice the budget passes, up to four times is a warning. "
     "The other ratios are those of the lifted program, doubled.",
 )
-HEURISTIC = Tolerance(
-    rms_pass=2.0,
-    rms_warn=2.0,
-    max_ratio=math.inf,
-    slice_ratio=math.inf,
-    floor=0.5,
-    ceiling=math.inf,
-    contract=CONTRACT,
-    unit_roundoff=UNIT_ROUNDOFF["fp16"],
-    why="Where nothing can be simulated, twice the error that healthy transformers of that depth have: u * sqrt(0.7 + 0.4 n).",
-)
 FP32 = Tolerance(
     rms_pass=4.0,
     rms_warn=8.0,

@@ -15,6 +15,7 @@ R5     the saved program on a device                                       devic
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from coreflow.validate.options import PhaseName
 from coreflow.validate.pairing.pairs import Pairing
 from coreflow.validate.pairing.same_function import is_same_function
 from coreflow.validate.references.choices import margins_of
+from coreflow.validate.references.drawn_errors import DrawnErrors
 from coreflow.validate.references.reference import Reference
 from coreflow.validate.report.model import RungName
 
@@ -115,7 +117,7 @@ class Ladder:
     def _run_package(self, sample: Sample, walked: Mapping[RungName, Arrays]) -> Observation:
         """The saved program on a sample; ``walked`` has the outputs of rungs that have run already."""
         rungs = {rung: walked[rung] if rung in walked else model.predict(sample.inputs) for rung, model in self.opened.rungs.items()}
-        return Observation(sample=sample, rungs=rungs, squares={}, reference=(), simulated=None, margins=())
+        return Observation(sample=sample, rungs=rungs, squares={}, reference=(), simulated=(), margins=())
 
     def _run_reference(self, observations: Sequence[Observation]) -> list[Observation]:
         """``observations`` plus reference outputs, squared errors and decision margins.
@@ -136,10 +138,11 @@ class Ladder:
         """``observation`` plus R0, and the simulation where outputs are choices: their scores are held for one sample at a time."""
         inputs = self.rounded(observation.sample)
         outputs = reference.outputs(inputs)
-        choices, simulated = reference.choices, None
+        choices = reference.choices
+        simulated: tuple[Array, ...] = ()
         margins: tuple[tuple[Array, Array] | None, ...] = (None,) * len(outputs)
         if choices:
-            simulated = reference.simulated_outputs(inputs)
+            simulated = reference.simulated_outputs(inputs) or ()
             margins = tuple(margins_of(output, choices, reference.choices) if output.dtype.kind in "iu" else None for output in outputs)
         return replace(
             observation,
@@ -155,9 +158,18 @@ class Ladder:
         inputs = self.rounded(observation.sample)
         return replace(
             observation,
-            simulated=reference.simulated_outputs(inputs) if observation.simulated is None else observation.simulated,
+            simulated=observation.simulated or reference.simulated_outputs(inputs) or self._draw_errors(observation),
             simulated_margins=reference.simulated_margins(inputs) if reference.has_margins else None,
         )
+
+    def _draw_errors(self, observation: Observation) -> tuple[Array, ...]:
+        """Outputs of the reference with the errors that a run in the package's precision may have, where the reference simulates none."""
+        exact = observation.rungs.get("R3") or observation.rungs["R4"]  # R4 is in float64 where there is no R3
+        return self._drawn.simulate(self.rounded(observation.sample), exact, observation.reference)
+
+    @cached_property
+    def _drawn(self) -> DrawnErrors:
+        return DrawnErrors(self.opened.program)
 
     def _run_fp32(self, observation: Observation, reference: Reference) -> Observation:
         """``observation`` plus the squared errors of R1, where the reference has one."""

@@ -21,7 +21,7 @@ class Observation:
     rungs: Mapping[RungName, Arrays]  # outputs of the saved program
     squares: Mapping[RungName, tuple[float, ...]]  # sum of squared errors of every output, where the reference is finite
     reference: tuple[Array, ...]
-    simulated: tuple[Array, ...] | None  # None where nothing could be simulated
+    simulated: tuple[Array, ...]
     margins: tuple[tuple[Array, Array] | None, ...]  # of outputs that are argmaxes: the margins, and fp16's noise in the scores
     reference_margins: Array | None = None  # of the decisions inside the module
     simulated_margins: Array | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import InputError
 from coreflow.validate.inputs.samples import Sample
+from coreflow.validate.references.drawn_errors import DrawnErrors
 from coreflow.validate.references.reference import WithoutMargins
 
 
@@ -17,7 +18,7 @@ class GoldenReference(WithoutMargins):
     >>> reference.outputs({"x": x})
     """
 
-    label, budget = "recorded outputs", "heuristic"
+    label, budget = "recorded outputs", DrawnErrors.label
 
     def __init__(self, samples: Sequence[Sample], outputs: Sequence[str]) -> None:
         self._outputs = list(outputs)
@@ -49,7 +50,7 @@ class ReplayReference(WithoutMargins):
     label = "recorded outputs of the reference"
 
     def __init__(self, reference: Arrays, simulated: Arrays | None, outputs: Sequence[str]) -> None:
-        self.budget = "heuristic" if simulated is None else "recorded fp16 of the reference"
+        self.budget = DrawnErrors.label if simulated is None else "recorded fp16 of the reference"
         self._reference, self._simulated, self._outputs = reference, simulated, list(outputs)
 
     def outputs(self, inputs: Arrays) -> tuple[Array, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 from coreflow.models.arrays import Array, Arrays
 from coreflow.models.errors import BundleError, ConfigError, InputError, UnsupportedError
 from coreflow.runtime.lift.onnx.session import import_onnxruntime, open_session
+from coreflow.validate.references.drawn_errors import DrawnErrors
 from coreflow.validate.references.package import check_output_names
 from coreflow.validate.references.reference import WithoutMargins
 
@@ -27,7 +28,7 @@ class OnnxReference(WithoutMargins):
     >>> OnnxReference(Path("encoder.onnx"), ["surface"]).outputs({"ids": ids, "mask": mask})
     """
 
-    budget = "heuristic"
+    budget = DrawnErrors.label
 
     def __init__(self, path: Path, outputs: Sequence[str]) -> None:
         import_onnxruntime()  # that it is missing is another error than a file that it does not open

@@ -50,7 +50,7 @@ class WithoutMargins:
     """Base of references that take no hard decisions, or do not tell their margins.
 
     >>> class Constant(WithoutMargins):
-    ...     label, budget = "zeros", "heuristic"
+    ...     label, budget = "zeros", "drawn rounding"
     ...     def outputs(self, inputs): return (np.zeros((1, 4)),)
     ...     def simulated_outputs(self, inputs): return None
     """

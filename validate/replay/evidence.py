@@ -38,7 +38,7 @@ def keep_evidence(evidence: Evidence, report: Report, opened: OpenPackage, obser
             sample=worst.sample,
             report=report,
             outputs=dict(zip(outputs, worst.reference, strict=True)),
-            simulated=None if worst.simulated is None else dict(zip(outputs, worst.simulated, strict=True)),
+            simulated=dict(zip(outputs, worst.simulated, strict=True)),
             reference=evidence.reference,
         )
     except _UNWRITABLE as error:

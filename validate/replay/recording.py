@@ -112,7 +112,7 @@ def write_replay(
 ) -> Path:
     """Write the file ``path`` (.safetensors) by which ``sample`` is validated again, alone; ``report`` is the report on ``package``.
 
-    ``outputs`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be the heuristic one.
+    ``outputs`` and ``simulated`` hold R0 and the fp16 simulation of every output; without the latter the budget will be drawn.
     ``reference`` is how the reference was named: ``FILE.py:NAME``, a bundle, a package, an ONNX file, or None.
     """
     from safetensors.numpy import save_file

@@ -313,7 +313,7 @@ class Report:
     seconds: float
     problems: tuple[str, ...] = ()  # structure, and what could not be judged
     reference: str = "torch in float64"
-    budget: str = "torch's own fp16"  # whose error the errors are divided by; "heuristic" where nothing could be simulated
+    budget: str = "torch's own fp16"  # whose error the errors are divided by; "heuristic" in reports of earlier releases
     notes: tuple[str, ...] = ()  # what a reader should know and no gate judges
     ops: tuple[OpReport, ...] = ()  # in execution order; empty when they were not looked at
     culprits: tuple[Culprit, ...] = ()  # the worst first

@@ -69,7 +69,7 @@ def test_the_simulation_rounds_results_and_not_casts(case: str) -> None:
     np.testing.assert_allclose(simulated, expected, rtol=0, atol=2e-3)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", ["float", "half", "double", "type", "softmax"])
 def test_a_module_with_casts_passes(case: str, tmp_path: Path) -> None:
     recipe = Recipe(name="cast", module=Cast(CASTS[case][0]).eval(), inputs={"x": TensorSpec((4, 16))}, outputs=("y",))

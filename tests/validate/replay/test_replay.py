@@ -257,12 +257,12 @@ class TestReplaying:
 
     def test_a_healthy_package_passes_with_and_without_a_recorded_simulation(self, converted: "Converted", tmp_path: Path) -> None:
         package = converted.copy(tmp_path / "network.mlpackage")
-        for simulated, budget in ((True, "recorded fp16 of the reference"), (False, "heuristic")):
+        for simulated, budget in ((True, "recorded fp16 of the reference"), (False, "drawn rounding")):
             judge_and_write(package, converted.recipe(), tmp_path / "one.safetensors", simulated=simulated)
             report = replay(tmp_path / "one.safetensors")
             assert (report.verdict, report.budget) == ("pass", budget), report.text
 
-    def test_without_a_simulation_the_fault_is_found_by_the_heuristic_budget(self, converted: "Converted", tmp_path: Path) -> None:
+    def test_without_a_simulation_the_fault_is_found_by_drawn_rounding(self, converted: "Converted", tmp_path: Path) -> None:
         package = converted.with_fault(tmp_path / "network.mlpackage", drop_bias)
         judge_and_write(package, converted.recipe(), tmp_path / "one.safetensors", simulated=False)
         assert replay(tmp_path / "one.safetensors").verdict == "fail"
