@@ -232,6 +232,7 @@ def test_a_killed_export_leaves_a_whole_bundle(tmp_path: Path, count: int) -> No
     assert all(now in (before, number) for number, (before, now) in enumerate(itertools.pairwise(seeds), start=1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_bundle_is_whole_before_every_rename_of_an_export(tmp_path: Path) -> None:
     *killed, last = kill(tmp_path / "toy", "renames")

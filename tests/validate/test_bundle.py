@@ -34,6 +34,7 @@ def healthy(events: list[PartDone | BundleReport]) -> BundleReport:
     return events[-1]
 
 
+@pytest.mark.slow
 def test_a_healthy_bundle_passes_stage_by_stage_and_as_a_chain(healthy: BundleReport) -> None:
     assert (healthy.verdict, healthy.cause, healthy.exit_code) == ("pass", None, 0), healthy.text
     assert tuple(healthy.stages) == STAGES
@@ -192,6 +193,7 @@ def test_recipes_for_a_bundle_with_a_reference_of_its_own_are_refused(exported: 
         validate_bundle(exported / "bundle", recipes=[recipe])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", pytest.param(".jsonl", marks=pytest.mark.slow)])
 def test_texts_of_a_file_join_the_encoders_samples_and_the_chain(
     exported: Path, healthy: BundleReport, tmp_path: Path, suffix: str

@@ -27,6 +27,7 @@ def product(scale: float) -> Recipe:
     return Recipe(name="product", module=layer, inputs={"x": TensorSpec((4, 4096))}, outputs=("y",), draw=draw)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("numerics", ["engine-m4", "engine-m4-fast"])
 def test_products_of_small_numbers_are_right_in_fp16_and_lost_on_the_engine(numerics: str, tmp_path: Path) -> None:
     """2.7 % of the result, by the rule of products (ane-hardware.md 1.1); with both factors 16 times as large, nothing to speak of."""

@@ -28,6 +28,7 @@ def packages(_importable_benchmarks: None, tmp_path_factory: pytest.TempPathFact
     return Packages(tmp_path_factory.mktemp("healthy"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("network", "kind", "number"),
     [

@@ -81,6 +81,7 @@ class Aging(nn.Module):
         return torch.tanh(x) * (1 + 0.1 * age)
 
 
+@pytest.mark.slow
 def test_a_number_that_all_elements_have_in_them_is_no_fault(tmp_path: Path) -> None:
     """The program holds 0.1 as fp16 does; rounded behind it or before it, 0.7 is another number, and no mean over elements helps."""
     sides = {"x": TensorSpec((1, 64, 64)), "age": TensorSpec((1, 1, 1))}
@@ -99,6 +100,7 @@ class Deaf(nn.Module):
         return x * 0 + torch.arange(8.0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("module", [Constant(), Deaf()], ids=["constant", "deaf to its inputs"])
 def test_a_reference_that_compares_nothing_is_incomplete(module: nn.Module, tmp_path: Path) -> None:
     report = validate(*convert(module, tmp_path, "y", x=TensorSpec((2, 8))))
@@ -260,6 +262,7 @@ def test_the_verdict_is_open_when_every_decision_is_on_the_border(threshold: tup
     assert "64 of 64 samples a decision within fp16 noise" in report.text
 
 
+@pytest.mark.slow
 def test_ambiguity_hides_no_fault(threshold: tuple[Path, Recipe]) -> None:
     """The package's sum is off by a little everywhere: the clear samples show it."""
     package, _ = threshold

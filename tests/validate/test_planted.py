@@ -100,6 +100,7 @@ def line_of(module: type[nn.Module], text: str) -> int:
     return first + next(place for place, line in enumerate(lines) if text in line)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(
     ("fault", "kind", "op", "operation", "text"),
@@ -132,6 +133,7 @@ def test_an_epsilon_that_fp16_does_not_hold_is_traced_to_its_op(tmp_path: Path, 
     assert first.name in {op.name for op in report.ops}
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_fp16_does_not_hold_is_no_culprit_where_it_does_not_matter(tmp_path: Path) -> None:
     class Harmless(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -143,6 +145,7 @@ def test_an_epsilon_that_fp16_does_not_hold_is_no_culprit_where_it_does_not_matt
     assert "constant" not in {culprit.kind for culprit in report.culprits}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_wrong_activation_is_traced_to_its_op(tmp_path: Path, depth: int) -> None:
     package, _ = package_of(network(depth, Activation(torch.nn.functional.silu)), tmp_path)

@@ -64,6 +64,7 @@ def test_a_bundle_of_them_passes(bundle: Path) -> None:
     assert list(report.stages["photo"].outputs) == ["scores"] and list(report.stages["half"].outputs) == ["y", "total_out"]
 
 
+@pytest.mark.sampled(1)
 def test_another_function_than_the_recipe_fails(bundle: Path) -> None:
     package = next(bundle.rglob("twice.mlpackage"))
     half = totals().functions[0]
@@ -71,6 +72,7 @@ def test_another_function_than_the_recipe_fails(bundle: Path) -> None:
     assert validate(package, half, backend="lifted", quick=True).verdict == "fail"
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_weights_fails(bundle: Path) -> None:
     report = validate(next(bundle.rglob("photo.mlpackage")), classifier(seed=1), backend="lifted", quick=True)
     assert (report.verdict, report.cause) == ("fail", "weights")

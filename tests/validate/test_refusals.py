@@ -41,6 +41,7 @@ def package_of(module: nn.Module, tmp_path: Path, bounds: tuple[int, int] | None
     return build(recipe, tmp_path), recipe
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [
@@ -61,6 +62,7 @@ def test_an_id_out_of_range_is_named_beside_a_verdict_on_the_others(
     assert report.text == problem
 
 
+@pytest.mark.slow
 def test_a_fault_fails_beside_such_a_sample(tmp_path: Path) -> None:
     package, recipe = package_of(Lookup(), tmp_path, (0, ROWS - 1))
     with torch.no_grad():
@@ -69,6 +71,7 @@ def test_a_fault_fails_beside_such_a_sample(tmp_path: Path) -> None:
     assert report.verdict == "fail" and any("holds 25" in problem for problem in report.problems), report.text
 
 
+@pytest.mark.slow
 def test_an_id_that_the_reference_alone_does_not_take_is_named(tmp_path: Path) -> None:
     """The package has more rows than the reference."""
     larger, smaller = Lookup(30), Lookup(ROWS)

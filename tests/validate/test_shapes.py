@@ -82,6 +82,7 @@ SHAPES: dict[str, tuple[Callable[[], Any], list[int]]] = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("precision", ["FLOAT16", pytest.param("FLOAT32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shape", "lengths"), SHAPES.values(), ids=SHAPES)
 def test_every_shape_is_compared(convert: Convert, shape: Callable[[], Any], lengths: list[int], precision: str) -> None:
@@ -92,6 +93,7 @@ def test_every_shape_is_compared(convert: Convert, shape: Callable[[], Any], len
         assert any(note.startswith(f"x [1, 8, {length}]: pass") for note in report.notes), report.notes
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("precision", ["FLOAT16", pytest.param("FLOAT32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("shape", "lengths"), SHAPES.values(), ids=SHAPES)
 def test_a_length_that_a_trace_kept_fails_at_the_others(
@@ -125,6 +127,7 @@ def test_a_shape_on_which_only_the_package_does_not_run_is_not_passed(convert: C
     assert report.verdict == "incomplete" and "seed 0 at x [1, 8, 8]" in report.text, report.text
 
 
+@pytest.mark.slow
 def test_a_shape_that_the_reference_does_not_take_is_a_warning(convert: Convert) -> None:
     class Deep(Mean):
         def __init__(self) -> None:

@@ -113,7 +113,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("package", LAYERS)
 @pytest.mark.parametrize("surroundings", [no_home, cache_below_a_file, cache_is_a_file, cache_without_room], ids=lambda it: it.__name__)
 def test_a_verdict_needs_no_cache(
@@ -144,6 +144,7 @@ def test_evidence_that_cannot_be_written_is_a_note(
     assert any(note.startswith("the evidence could not be written: ") for note in report["notes"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("package", LAYERS)
 @pytest.mark.parametrize("surroundings", [report_below_a_file, report_is_a_folder, baseline_below_a_file], ids=lambda it: it.__name__)
 def test_files_that_cannot_be_written_are_errors_after_the_verdict(

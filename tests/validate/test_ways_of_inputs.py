@@ -112,6 +112,7 @@ WAYS: dict[str, Callable[[Path, nn.Module, Case], Report]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow) if way in ("draws", "bounds") else way for way in WAYS])
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_conversion_has_its_cause_however_inputs_are_given(

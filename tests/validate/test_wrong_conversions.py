@@ -56,6 +56,7 @@ def padded_words(seed: int) -> Arrays:
     return {"ids": np.random.default_rng(seed).integers(0, 50, (1, 8)).astype(WHOLE), "mask": padded(seed)["mask"]}
 
 
+@pytest.mark.slow
 def test_a_fresh_conversion_is_made_of_the_callers_samples(tmp_path: Path) -> None:
     """Nobody has recorded bounds for the ids, so that none can be drawn; the inverted mask was called wrong weights."""
     module = PaddedWords()
@@ -66,6 +67,7 @@ def test_a_fresh_conversion_is_made_of_the_callers_samples(tmp_path: Path) -> No
     assert at_line(report.culprits[0], Padded, "src_key_padding_mask=mask")
 
 
+@pytest.mark.slow
 def test_the_own_export_of_the_same_mask_is_right(tmp_path: Path) -> None:
     recipe = recipe_of(Padded().eval(), padded)
     assert validate(build(recipe, tmp_path), recipe).verdict == "pass"
@@ -215,6 +217,7 @@ def test_what_every_conversion_has_is_a_warning_where_it_is_small_and_can_be_acc
         validate(package, module, draw=rows, accept={culprit.name: " "})
 
 
+@pytest.mark.slow
 def test_an_accepted_difference_hides_no_wrong_weight(tmp_path: Path) -> None:
     module = Normed(eps=1e-5)
     package = convert(module, tmp_path, {"x": ((4, 16), FLOAT16)})
@@ -267,6 +270,7 @@ def test_residuals_above_256_overflow_in_the_square_of_a_t5_norm(by: str, tmp_pa
     assert at_line(report.culprits[0], SquareNorm, "x.pow(2)")
 
 
+@pytest.mark.slow
 def test_residuals_below_256_pass(tmp_path: Path) -> None:
     module = Residual(size=30.0)
     assert validate(convert(module, tmp_path, {"x": ((4, 16), FLOAT16)}), module, draw=rows).verdict == "pass"

@@ -61,7 +61,7 @@ def reference() -> Recipe:
     return recipe()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fault", WRONG)
 def test_another_program_fails_as_translation_and_its_op_is_named(fault: str, reference: Recipe, tmp_path: Path) -> None:
     choices, op_type = WRONG[fault]
@@ -90,6 +90,7 @@ def scale_slightly(net: Net) -> None:
     net.contract.weight *= 1.001
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("change", "weight"), [(change_one_bias, "head.bias"), (zero_block, "expand.weight"), (scale_slightly, "contract.weight")]
 )
@@ -120,6 +121,7 @@ class Untraceable(Net):
         return super().forward(x)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("choices", "verdict"), [({}, "pass"), ({"approximate": "tanh"}, "fail"), ({"factor": 0.5}, "fail")])
 def test_without_a_fresh_conversion_the_module_alone_is_enough(choices: dict[str, object], verdict: str, tmp_path: Path) -> None:
     package = build(recipe(**choices), tmp_path)

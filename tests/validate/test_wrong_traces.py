@@ -52,6 +52,7 @@ def test_a_write_at_a_tensor_index_is_lost_by_the_converter(tmp_path: Path) -> N
     assert at_line(report.culprits[0], Cached, "cache[:, :, position] =")
 
 
+@pytest.mark.slow
 def test_the_own_export_keeps_a_write_at_a_tensor_index(tmp_path: Path) -> None:
     recipe = recipe_of(Cached().eval(), at_positions)
     assert validate(build(recipe, tmp_path), recipe, quick=True).verdict == "pass"
@@ -93,6 +94,7 @@ class NamedAsTuple(Named):
         return y, torch.tanh(y)
 
 
+@pytest.mark.slow
 def test_outputs_by_name_have_a_fresh_conversion(tmp_path: Path) -> None:
     module = Named()
     plain = NamedAsTuple()

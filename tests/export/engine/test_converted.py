@@ -102,6 +102,7 @@ def _tested(name: str) -> Iterator[PublishedOp]:
     yield rare[0]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", OPS)
 def test_a_saved_op_has_the_published_estimates_and_support(name: str, converted: Callable[[str], Features]) -> None:
     features = converted(name)

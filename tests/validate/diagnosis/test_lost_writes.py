@@ -132,7 +132,7 @@ def writes_named(report: Report) -> list[tuple[str, int | None]]:
     return [(Path(culprit.file or "").name, culprit.line) for culprit in lost]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("write", LOST)
 def test_a_write_that_the_converter_lost_is_named_by_its_line(write: Callable[[Tensor, Tensor], None], tmp_path: Path) -> None:
     report = report_on(Writing(write).eval(), tmp_path)

@@ -84,7 +84,7 @@ def sentence(masked: float) -> Recipe:
 EMPTY = {"ids": np.arange(L, dtype=np.int32)[None], "mask": np.zeros((1, L), np.int32)}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("masked", [float("-inf"), torch.finfo(torch.float32).min, -1e4])
 @pytest.mark.parametrize("sweep", [False, True], ids=["given", "given and swept"])
 def test_an_empty_row_does_not_fail_a_healthy_package(masked: float, sweep: bool, tmp_path: Path) -> None:
@@ -104,6 +104,7 @@ def test_a_fault_that_shows_in_every_row_fails_beside_an_empty_one(tmp_path: Pat
     assert validate(package, recipe, [EMPTY]).verdict != "pass"
 
 
+@pytest.mark.slow
 def test_rows_of_one_value_count_where_nothing_goes_wrong(tmp_path: Path) -> None:
     """Token types are 0 in most inputs, and no mask."""
 

@@ -159,7 +159,7 @@ def pairing_of(recipe: Recipe, saved: Graph, folder: Path) -> Pairing:
     return pair(saved, [*weights_of_graph(fresh), *weights_of_module(recipe.module)])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("small", SIZES)
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__name__)
 def test_nearly_all_weights_are_paired(make: Callable[[bool], Recipe], small: bool, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ COMPRESSIONS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore:invalid value encountered in:RuntimeWarning")  # coremltools' own, of biases that are all zero
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("make", [distilbert, resnet], ids=lambda make: make.__name__)
