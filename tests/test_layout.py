@@ -30,7 +30,7 @@ SHARED = "coreflow.export.package"  # of export, all that other rooms may import
 VALIDATE_ROOMS: dict[str, set[str]] = {
     "report": set(),
     "inputs": set(),
-    "references": {"inputs"},
+    "references": {"inputs", "pairing"},
     "pairing": set(),
     "ladder": {"inputs", "references", "pairing"},
     "gates": {"inputs", "references", "ladder"},
