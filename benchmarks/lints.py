@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.measure import record
 from benchmarks.placements import MOST_BYTES, MOST_SECONDS, OPS, peak_bytes, write_package
 
-_FOUND = (0, 1)  # exit codes of a lint that came to its end
+_ENDED = (0, 1)  # exit codes of a lint that came to its end
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
         began = time.perf_counter()
         completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - began
-    if completed.returncode not in _FOUND or completed.stderr:
+    if completed.returncode not in _ENDED or completed.stderr:
         print(completed.stderr, file=sys.stderr)
         return 1
     findings, peak = len(json.loads(completed.stdout)), peak_bytes()

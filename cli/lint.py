@@ -58,7 +58,7 @@ def lint(
         plain = [asdict(finding) | {"suppressed": None} for finding in kept]
         print_json([*plain, *(asdict(finding) | {"suppressed": reason} for finding, reason in suppressed)])
     else:
-        from coreflow.cli.lint_text import show_findings
+        from coreflow.cli.text.findings import show_findings
 
         show_findings(source, kept, suppressed, chips, examined.proofs)
     return int(any(is_at_least(finding.severity, least) for finding in kept))
@@ -158,7 +158,7 @@ def _list_rules(as_json: bool) -> None:
     from coreflow.export.lint.catalogue import catalogue
 
     if not as_json:
-        from coreflow.cli.lint_text import show_rules
+        from coreflow.cli.text.findings import show_rules
 
         show_rules(catalogue())
         return

@@ -116,7 +116,7 @@ def _differing(placements: Sequence["Placement"]) -> list[tuple["PlacedOp", "Pla
 
 
 def _show(result: Result, asked: str, all_ops: bool) -> None:
-    from coreflow.cli.place_text import show_comparison, show_disagreement, show_placement
+    from coreflow.cli.text.placement import show_comparison, show_disagreement, show_placement
     from coreflow.export.engine.targets import table_of
 
     if table_of(asked) is None:
@@ -132,7 +132,7 @@ def _show(result: Result, asked: str, all_ops: bool) -> None:
 
 
 def _show_sources(placements: Sequence["Placement"]) -> None:
-    from coreflow.cli.place_text import evidence_lines
+    from coreflow.cli.text.placement import evidence_lines
 
     for text in evidence_lines(placements):
         out().print(text, markup=False, soft_wrap=True)
@@ -142,7 +142,7 @@ def _list_targets(targets: Sequence["Target"], as_json: bool) -> None:
     from coreflow.export.engine.targets import labels, sources
 
     if not as_json:
-        from coreflow.cli.place_text import show_targets
+        from coreflow.cli.text.placement import show_targets
 
         show_targets(targets)
         return

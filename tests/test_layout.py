@@ -110,8 +110,8 @@ HEAVY = ("torch", "coremltools", "transformers", "onnx", "onnxruntime", "matplot
 LIGHT = (
     "coreflow",
     "coreflow.cli.main",
-    "coreflow.cli.lint_text",
-    "coreflow.cli.place_text",
+    "coreflow.cli.text.findings",
+    "coreflow.cli.text.placement",
     "coreflow.export",
     "coreflow.export.engine.advice",
     "coreflow.export.engine.compute_plan",

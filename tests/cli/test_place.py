@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coreflow.cli.main import main
-from coreflow.cli.place_text import show_comparison
+from coreflow.cli.text.placement import show_comparison
 from coreflow.export.engine.compute_plan import PlanOp, compare
 from coreflow.export.engine.placement import place
 from coreflow.export.engine.targets import find_targets

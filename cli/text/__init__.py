@@ -1,0 +1,1 @@
+"""How placements and findings are shown as text."""
