@@ -1,20 +1,25 @@
-"""``coreflow export``."""
+"""``coreflow export``, and ``coreflow repair`` for a package that is there already."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coreflow.cli.console import err, out, print_json, progress_bar, warn
-from coreflow.cli.options import json_option
+from coreflow.cli.options import PackageArgument, json_option
+from coreflow.cli.text.repairs import repair_lines
 
 if TYPE_CHECKING:
     from coreflow.export.bundle import BundleDone, StageDone
     from coreflow.export.package.manifest import StageEntry
     from coreflow.export.recipe import Recipe
     from coreflow.export.sources.source import SourceOptions
+
+
+_BOUNDS = re.compile(r"(?P<name>\w+):(?P<low>-?[\d.]+)\.\.(?P<high>-?[\d.]+)")
 
 
 def export(
@@ -145,7 +150,7 @@ def summary(done: "BundleDone") -> str:
         lines
         + [
             f"  {name:15} {stage.recipe['target']} {stage.recipe['precision']}  {_proven(stage):15}  {done.path / stage.package}"
-            + "".join(f"\n    {line}" for line in _repairs(stage))
+            + "".join(f"\n    {line}" for line in repair_lines(stage.repairs))
             for name, stage in stages.items()
         ]
     )
@@ -153,21 +158,6 @@ def summary(done: "BundleDone") -> str:
 
 def _proven(stage: "StageEntry") -> str:
     return "not checked" if stage.errors is None else f"error {max(stage.errors.values()):.1e}"
-
-
-def _repairs(stage: "StageEntry") -> Iterator[str]:
-    """What was repaired of a package, and what that changes as the engine computes."""
-    for change in (stage.repairs or {}).get("changes", ()):
-        (engine, engine_after), count = change["engine"], len(change["ops"])
-        yield f"{change['repair']}: {count} {'op' if count == 1 else 'ops'}, on the engine {engine} before, {engine_after} after"
-    if errors := (stage.repairs or {}).get("errors"):
-        before, after = (_largest(errors[when]) for when in ("before", "after"))
-        yield f"error by {(stage.repairs or {})['numerics']} numerics (a published model, not measured): {before} before, {after} after"
-
-
-def _largest(errors: "Mapping[str, float | None]") -> str:
-    known = [error for error in errors.values() if error is not None]
-    return f"{max(known):.1e}" if len(known) == len(errors) else "not finite"
 
 
 def _show_preview(source: str, out_dir: Path, options: "SourceOptions", engine_safe: str, as_json: bool) -> int:
@@ -257,3 +247,52 @@ def _start(
     settings = {"source": Path(source).name, OPTIONS: options.to_json()}
     recipes = _repaired(origin.recipes, engine_safe)
     return export_bundle(recipes, out_dir, settings=settings, write_companions=origin.write_companions, jobs=jobs, check=check)
+
+
+def repair(
+    package: PackageArgument,
+    out_path: Annotated[Path, typer.Option("--out", help="The repaired package, NAME.mlpackage.")],
+    target: Annotated[str, typer.Option(help="Whose engine: M4/macOS27 and the like.")] = "M4/macOS27",
+    inputs: Annotated[Path | None, typer.Option(help="Samples from which scales are chosen.", show_default=False)] = None,
+    bounds: Annotated[
+        list[str] | None, typer.Option(help="Of an input, where the package records none: ids:0..30521.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, json_option("what was changed")] = False,
+) -> int:
+    """Repair a package for the Neural Engine: the same function and interface, without what goes wrong or is off there."""
+    from coreflow.export.package.mlpackage import read_program
+    from coreflow.export.proof.repairs import repair_file
+    from coreflow.models.draws import draw_inputs
+    from coreflow.runtime.interface import input_specs
+    from coreflow.validate.inputs.sample_files import read_samples
+
+    program = read_program(package)
+    graph, interface = program.function()
+    specs = input_specs(program, graph, interface)
+    limits = _parse_bounds(bounds or (), specs)
+    with progress_bar("repairing"):
+        if inputs is not None:
+            samples = [sample.inputs for sample in read_samples(inputs, specs, interface=interface)]
+        else:
+            drawn = {name: replace(spec, bounds=limits.get(name, spec.bounds)) for name, spec in specs.items()}
+            samples = [draw_inputs(drawn, seed) for seed in (0, 1)]
+        entry = repair_file(package, out_path, target, samples, has_data=inputs is not None, bounds=limits)
+    if as_json:
+        print_json({"package": str(out_path), **entry})
+        return 0
+    out().print(f"{out_path}: for {entry['target']}" + ("" if entry["changes"] else ", nothing to repair"), soft_wrap=True)
+    for line in repair_lines(entry):
+        out().print(f"  {line}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _parse_bounds(texts: Sequence[str], names: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    from coreflow.models.errors import ConfigError
+
+    bounds = {}
+    for text in texts:
+        matched = _BOUNDS.fullmatch(text)
+        if matched is None or matched["name"] not in names:
+            raise ConfigError(f"--bounds {text!r}; NAME:LOW..HIGH of an input is right, as in ids:0..30521; inputs are {', '.join(names)}")
+        bounds[matched["name"]] = float(matched["low"]), float(matched["high"])
+    return bounds

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Callable[..., int]] = {
     "validate replay": validate.replay,
     "lift": lift.lift,
     "inspect": inspection.inspect,
+    "repair": export.repair,
     "lint": lint.lint,
     "place": place.place,
     "estimate": estimate.estimate,

@@ -25,9 +25,7 @@ def run_program(
     recipe: Recipe, package: Path, samples: Sequence[Arrays], function: str | None = None, numerics: NumericsName = "fp64"
 ) -> dict[str, Array]:
     """By output, the values of all samples in one row; states go on from one to the next."""
-    model = LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter", function_name=function))
-    state = model.make_state() if model.states else None
-    results = [model.predict(sample, state) for sample in samples]
+    results = _predict(package, samples, function, numerics)
     if recipe.labels:
         by_class = [result[PROBABILITIES] for result in results]
         results = [
@@ -35,6 +33,19 @@ def run_program(
             for result, values in zip(results, by_class, strict=True)
         ]
     return {name: np.concatenate([np.ravel(result[name]) for result in results]) for name in recipe.outputs}
+
+
+def run_arrays(package: Path, samples: Sequence[Arrays], numerics: NumericsName = "fp64") -> dict[str, Array]:
+    """The same of the default function of any package, for the outputs that are arrays of numbers."""
+    results = _predict(package, samples, None, numerics)
+    names = [name for name, value in results[0].items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiu"]
+    return {name: np.concatenate([np.ravel(result[name]) for result in results]) for name in names}
+
+
+def _predict(package: Path, samples: Sequence[Arrays], function: str | None, numerics: NumericsName) -> list[dict[str, Any]]:
+    model = LiftedModel(read_program(package), LoadOptions(numerics=numerics, engine="interpreter", function_name=function))
+    state = model.make_state() if model.states else None
+    return [model.predict(sample, state) for sample in samples]
 
 
 def observe_magnitudes(package: Path, samples: Sequence[Arrays], function: str | None = None) -> dict[str, Magnitude]:

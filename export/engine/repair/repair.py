@@ -81,16 +81,19 @@ def repair_program(
     target: str = DEFAULT_TARGET,
     magnitudes: Mapping[str, Mapping[str, Magnitude]] | None = None,
     passes: Sequence[Pass] = PASSES,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Repaired:
     """``program`` with every function repaired for the engine of ``target``.
 
-    ``magnitudes``, by function and by value, were seen in calibration data; without them nothing is scaled. ``ConfigError`` for a name that
-    is no target.
+    ``magnitudes``, by function and by value, were seen in calibration data; without them nothing is scaled. ``bounds`` of inputs go before
+    those that the package records. ``ConfigError`` for a name that is no target.
     """
     nearest = find_targets(target)[0]
     changes: list[Change] = []
     for name in program.functions:
-        facts = Facts(target=nearest, bounds=recorded_bounds(program, name), magnitudes=(magnitudes or {}).get(name, {}))
+        facts = Facts(
+            target=nearest, bounds=recorded_bounds(program, name) | dict(bounds or {}), magnitudes=(magnitudes or {}).get(name, {})
+        )
         graph, counts = program.functions[name], None
         for repair in passes:
             changed = repair(graph, facts)
