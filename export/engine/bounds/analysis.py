@@ -15,7 +15,7 @@ from coreflow.models import fp16
 from coreflow.models.arrays import Array
 
 Interval = tuple[float, float]
-WORK = 4e10  # multiply-adds for largest singular values: about two seconds of one core
+WORK = 1e10  # multiply-adds for largest singular values: about a second of one core
 _ROUNDS = 3  # walks in which what states and loops keep may still grow; then it is taken to be anything
 
 # The numbers that a type holds.

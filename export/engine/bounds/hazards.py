@@ -101,7 +101,7 @@ class Proofs:
     """How many ops no input within the bounds takes out of range; small products are in range.
 
     >>> proofs = proofs_of(hazards(graph, bounds))
-    >>> proofs.ops, proofs.proved, proofs.share
+    >>> proofs.ops, proofs.count("proved"), proofs.share
 
     ``worst`` has the worst verdict by name of an op: seen before open before proved.
     """

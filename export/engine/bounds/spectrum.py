@@ -19,6 +19,14 @@ class Work:
 
     left: float
 
+    def affords(self, rows: int, columns: int, times: int = 1) -> bool:
+        """Whether there is work left for so many matrices of this shape."""
+        return self._cost(rows, columns) * times <= self.left
+
+    def _cost(self, rows: int, columns: int) -> float:
+        side = float(min(rows, columns))
+        return side * side * (max(rows, columns) / 2 + _SQUARINGS * side)
+
     def spectral_norm(self, matrix: Floats) -> float:
         """An upper bound of the largest singular value.
 
@@ -28,10 +36,11 @@ class Work:
         frobenius = float(np.sqrt(np.square(matrix).sum()))
         rows, columns = matrix.shape
         side = min(rows, columns)
-        cost = float(side) * side * (max(rows, columns) / 2 + _SQUARINGS * side)
-        if side <= 1 or not np.isfinite(frobenius) or frobenius == 0 or cost > self.left:
+        if side <= 1 or not self.affords(rows, columns):
             return frobenius
-        self.left -= cost
+        self.left -= self._cost(rows, columns)
+        if not np.isfinite(frobenius) or frobenius == 0:
+            return frobenius
         scaled = matrix / frobenius  # eigenvalues of G up to 1
         gram = scaled @ scaled.T if rows <= columns else scaled.T @ scaled
         exponent, power = 1, gram

@@ -53,7 +53,9 @@ class Curve:
         """The least and the greatest value between two ends."""
         with np.errstate(all="ignore"):
             ends = self.function(low), self.function(high)
-            least = self.function(np.clip(self.turn, low, high)) if self.turn > -math.inf else ends[0]
+            least = np.minimum(*ends)
+            if self.turn > -math.inf:
+                least = np.where((low < self.turn) & (self.turn < high), self.function(np.array([self.turn])), least)
         return least, np.maximum(*ends)
 
     def rule(self, x: Bound) -> BallRule | None:

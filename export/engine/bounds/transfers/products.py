@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,9 @@ from coreflow.export.package.graph import Shape
 from coreflow.export.package.weights import release_pages
 from coreflow.models.arrays import Array, Floats
 
-_BLOCK = 2**21  # elements of a weight that are float64 at a time
+_BLOCK = 2**18  # elements of a weight that are float numbers at a time, so that they stay in the cache
+_ENDLESS = 1e30  # numbers beyond it are taken to have no bound, and weights are not read for them
+_SMALL = 2**16  # elements of a weight that is summed in float64
 
 
 @transfer("linear")
@@ -87,24 +91,24 @@ def contracted(call: Call, x: Bound, fetch: Callable[[], Array], bias: Array | N
     results, terms = weight.shape
     shape = (*x.shape[:axis], results, *x.shape[axis + 1 :])
     low, high, outer = _rows_of(x, axis, results)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    if not (low.min() > -_ENDLESS and high.max() < _ENDLESS):
         call.note("sum", np.inf)
         return Bound(shape, np.full((1,) * x.rank, -np.inf), np.full((1,) * x.rank, np.inf))
     middle, reach = middle_and_reach(low, high)
     ball = common_ball(x.ball(axis), terms)
-    products = [_products(block, middle, reach, ball) for _, block in row_blocks(weight)]
-    middles, reaches, largest, centres, around, within = (np.concatenate(parts, -1) for parts in zip(*products, strict=True))
+    sums = _row_sums(weight, middle, reach, ball)
     offset = np.zeros(1) if bias is None else bias.astype(np.float64).reshape(-1)
-    slack = terms * call.slack.product + 1e-12 * (largest + np.abs(offset))
-    call.note("sum", float((np.minimum(largest, within) + np.abs(offset) + slack).max(initial=0.0)))
-    lows = np.maximum(middles - reaches, centres - around) + offset - slack
-    highs = np.minimum(middles + reaches, centres + around) + offset + slack
+    slack = terms * call.slack.product + sums.rounding * (sums.largest + np.abs(offset))
+    around = sums.radius + sums.error + sums.rounding * sums.outer
+    call.note("sum", float((np.minimum(sums.largest, sums.outer + around) + np.abs(offset) + slack).max(initial=0.0)))
+    lows = np.maximum(sums.middle - sums.reach, sums.centre - around) + offset - slack
+    highs = np.minimum(sums.middle + sums.reach, sums.centre + around) + offset + slack
 
     def back(rows: Floats) -> Floats:
         return np.moveaxis(rows.reshape((*outer, results)), -1, axis)
 
     def rule(along: int, blocks: int) -> Ball | None:
-        return _image(call, ball, fetch(), offset, (axis, x.rank, blocks)) if along == axis else None
+        return _image(call, (sums, ball, offset), fetch, (axis, x.rank, blocks)) if along == axis else None
 
     return Bound(shape, back(lows), back(highs), rule=rule)
 
@@ -153,47 +157,94 @@ def common_ball(ball: Ball, extent: int) -> CommonBall:
     return CommonBall(centre, vector(ball.scale, extent), vector(ball.radius, ball.blocks), vector(error, extent))
 
 
-def _products(block: Floats, middle: Floats, reach: Floats, ball: CommonBall) -> tuple[Floats, ...]:
-    """For rows of a weight: w . middle, |w| . reach, |w| . |x|; w . centre, how far from it, and the largest partial sum by the ball."""
-    magnitude = np.abs(block)
-    blocks = len(ball.radius)
-    squares = np.square(block * ball.scale)
-    radius = np.sqrt(squares.reshape(len(block), blocks, -1).sum(-1)) @ ball.radius
-    around = radius + magnitude @ ball.error
-    outer = magnitude @ np.abs(ball.centre)
-    largest = (np.abs(middle) + reach) @ magnitude.T
-    return (
-        middle @ block.T,
-        reach @ magnitude.T,
-        largest,
-        (block @ ball.centre)[None],
-        (around + 1e-12 * outer)[None],
-        (outer + around)[None],
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowSums:
+    """What the rows w of a weight make of intervals m +- h in R rows, and of a ball.
+
+    >>> sums = _row_sums(weight, middle, reach, ball)
+    >>> sums.middle - sums.reach, sums.centre - sums.radius - sums.error
+
+    w . m, |w| . h and |w| . (|m| + h) are (R, D_out); w . centre, |w| . |centre|, |w| . error and the length of w * scale times the radius,
+    of all blocks together, (D_out,). ``rounding`` is what the sums may be off, relative to sums of magnitudes.
+    """
+
+    middle: Floats
+    reach: Floats
+    largest: Floats
+    centre: Floats
+    outer: Floats
+    error: Floats
+    radius: Floats
+    rounding: float
+
+
+@cache
+def _fp16_numbers() -> Array:
+    """Every fp16 number in float32, by its bits: looking them up takes less than half the time of a conversion."""
+    return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def _numbers(block: Array, kind: type[np.floating[Any]]) -> Array:
+    """Some rows of a weight as floats, a copy."""
+    if block.dtype == np.float16 and kind is np.float32:
+        return _fp16_numbers().take(block.view(np.uint16))
+    return block.astype(kind)
+
+
+def _row_sums(weight: Array, middle: Floats, reach: Floats, ball: CommonBall) -> RowSums:
+    """One pass over a weight: in float32 where it is large, since a package has to be through in seconds."""
+    terms, count, blocks = weight.shape[1], len(middle), len(ball.radius)
+    signed = np.concatenate([middle, ball.centre[None]]).T
+    unsigned = np.concatenate([reach, np.abs(middle) + reach, np.abs(ball.centre)[None], ball.error[None]]).T
+    largest_scale = float(ball.scale.max(initial=0.0)) or 1.0
+    is_large = weight.size > _SMALL and max(np.abs(signed).max(), unsigned.max(), largest_scale) < _ENDLESS
+    kind = np.float32 if is_large else np.float64
+    rounding = (terms + 4) * 2.0**-23 if is_large else 1e-12
+    # Column b: the squared scales of block b, zeros elsewhere.
+    squares = np.square(ball.scale / largest_scale)[:, None] * (np.arange(terms)[:, None] * blocks // terms == np.arange(blocks))
+    operands = [array.astype(kind) for array in (signed, unsigned, squares)]
+    parts: list[list[Floats]] = [[], [], []]
+    step = max(1, _BLOCK // max(1, terms))
+    for start in range(0, len(weight), step):
+        rows = _numbers(weight[start : start + step], kind)
+        parts[0].append(rows @ operands[0])
+        np.abs(rows, out=rows)
+        parts[1].append(rows @ operands[1])
+        np.square(rows, out=rows)
+        parts[2].append(rows @ operands[2])
+    release_pages(weight)
+    by_sign, by_size, by_square = (np.concatenate(part).astype(np.float64).T for part in parts)
+    # A product below the smallest number of float32 is lost.
+    lengths = np.sqrt(by_square) * largest_scale * (1 + rounding) + (1e-18 * largest_scale * np.sqrt(terms) if is_large else 0.0)
+    return RowSums(
+        middle=by_sign[:count],
+        reach=by_size[:count],
+        largest=by_size[count : 2 * count],
+        centre=by_sign[count],
+        outer=by_size[2 * count],
+        error=by_size[2 * count + 1] * (1 + rounding),
+        radius=ball.radius @ lengths,
+        rounding=rounding,
     )
 
 
-def _image(call: Call, ball: CommonBall, weight: Array, offset: Floats, place: tuple[int, int, int]) -> Ball:
-    """The ball into which a weight takes a ball: by its largest singular value in every block of results."""
-    axis, rank, blocks = place
-    if len(weight) % blocks:
+def _image(call: Call, known: tuple[RowSums, CommonBall, Floats], fetch: Callable[[], Array], place: tuple[int, int, int]) -> Ball:
+    """The ball into which a weight takes a ball: by its largest singular value in every block of results, or by the lengths of rows."""
+    (sums, ball, offset), (axis, rank, blocks) = known, place
+    results, terms = len(sums.centre), len(ball.centre)
+    if results % blocks:
         blocks = 1
-    results, terms = weight.shape
-    centre, error, radii = np.zeros(results), np.zeros(results), np.zeros(blocks)
-    per_element = ball.per_element()
     step = results // blocks
-    for block in range(blocks):
-        part = slice(block * step, (block + 1) * step)
-        rows = weight[part].astype(np.float64)
-        magnitude = np.abs(rows)
-        centre[part] = rows @ ball.centre
-        error[part] = magnitude @ (ball.error + 1e-12 * np.abs(ball.centre)) + terms * call.slack.product + 1e-12 * magnitude @ per_element
-        radii[block] = call.work.spectral_norm(rows * per_element) * np.sqrt(len(ball.radius))
-    release_pages(weight)
+    radii = np.sqrt(np.square(sums.radius).reshape(blocks, step).sum(1))
+    for block in range(blocks) if call.work.affords(step, terms, blocks) else ():
+        rows = fetch()[block * step : (block + 1) * step].astype(np.float64) * ball.per_element()
+        radii[block] = min(radii[block], call.work.spectral_norm(rows) * np.sqrt(len(ball.radius)))
+    error = sums.error + sums.rounding * (sums.outer + sums.radius + np.abs(offset)) + terms * call.slack.product
 
     def along(vector: Floats) -> Floats:
         return vector.reshape([len(vector) if place == axis else 1 for place in range(rank)])
 
-    return Ball(axis, along(centre + offset), along(np.ones(1)), along(radii), along(error))
+    return Ball(axis, along(sums.centre + offset), along(np.ones(1)), along(radii * (1 + sums.rounding)), along(error))
 
 
 # --- two computed matrices -----------------------------------------------------------------------------------------------------------
