@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from coreflow.cli import demo, estimate, export, inspection, lift, lint, place, run, train, validate
+from coreflow.cli import demo, estimate, export, inspection, lift, lint, place, probe, run, train, validate
 from coreflow.cli.console import fail, hint, out
 from coreflow.cli.guard import run_guarded
 from coreflow.models.errors import CoreflowError
@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Callable[..., int]] = {
     "lint": lint.lint,
     "place": place.place,
     "estimate": estimate.estimate,
+    "probe": probe.probe,
 }
 
 GUARDED = ("export", "validate", "lint")  # which execute modules of users

@@ -36,6 +36,7 @@ VALIDATE_ROOMS: dict[str, set[str]] = {
     "gates": {"inputs", "references", "ladder"},
     "diagnosis": {"inputs", "references", "ladder", "gates"},
     "replay": {"inputs", "ladder"},
+    "probe": {"gates"},
 }
 # Values and arithmetic that every room may import; they import one another only.
 VALIDATE_LEAVES = {f"coreflow.validate.{leaf}" for leaf in ("report.model", "gates.metrics", "gates.tolerance", "options")}

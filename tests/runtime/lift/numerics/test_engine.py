@@ -18,8 +18,10 @@ from coreflow.runtime.lift.numerics import engine_tables as tables
 from coreflow.runtime.lift.numerics.engine_fp16 import round_to_fp16
 from coreflow.runtime.lift.numerics.engine_sums import reduce_sum
 from coreflow.runtime.lift.numerics.named import NUMERICS, numerics_named
+from coreflow.validate.probe import check
 
-PROBES = json.loads((Path(__file__).parent / "engine-probes.json").read_text())
+PROBES_FILE = Path(check.__file__).parent / "engine-probes.json"
+PROBES = json.loads(PROBES_FILE.read_text())
 Evaluate = Callable[..., Any]
 
 

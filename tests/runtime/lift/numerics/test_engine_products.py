@@ -17,8 +17,10 @@ from coreflow.models.arrays import Array
 from coreflow.runtime.lift.numerics import engine_products
 from coreflow.runtime.lift.numerics.engine_fp16 import round_to_fp16
 from coreflow.runtime.lift.numerics.engine_products import multiply_accumulate
+from coreflow.validate.probe import check
 
-PROBES = json.loads((Path(__file__).parent / "engine-probes.json").read_text())["probes"]
+PROBES_FILE = Path(check.__file__).parent / "engine-probes.json"
+PROBES = json.loads(PROBES_FILE.read_text())["probes"]
 MAC = [probe for probe in PROBES if probe["unit"] == "mac" and "note" not in probe]  # those with a note never reached the engine
 
 # Relative error of the first 256 rows of x @ w.T of fp16 operands, by (M, K, N): ANEForge, bench/results (MIT), equal on M1, M1 Max,

@@ -1,0 +1,1 @@
+"""The checks, a file each; each has one value ``CHECK``."""
