@@ -13,6 +13,7 @@ from coreflow.export.engine.repair.facts import Facts, Magnitude, recorded_bound
 from coreflow.export.engine.repair.finite_masks import finite_masks
 from coreflow.export.engine.repair.gather_guards import without_gather_guards
 from coreflow.export.engine.repair.heads import split_heads
+from coreflow.export.engine.repair.integers import integers_as_fp16
 from coreflow.export.engine.repair.log_sums import stable_log_sums
 from coreflow.export.engine.repair.norms import rms_as_layer_norm, safe_epsilons, scaled_layer_norms
 from coreflow.export.engine.repair.order import cpu_ops_first
@@ -27,6 +28,7 @@ Pass = Callable[[Graph, Facts], Graph]  # gives the graph itself where it has no
 # In the order in which they are applied: a pass may make what a later one takes.
 PASSES: tuple[Pass, ...] = (
     without_gather_guards,
+    integers_as_fp16,
     finite_masks,
     separate_attention,
     stable_softplus,

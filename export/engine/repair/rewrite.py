@@ -94,13 +94,15 @@ class Builder:
         self.ops.append(Op(op_type, name, inputs, (gives,)))
         return gives
 
-    def again(self, op: Op, *, gives: Value | None = None, shape: Shape | None = None, **changes: Argument) -> Value:
-        """Append ``op`` once more with some other arguments; the result is of the same type, unless its ``shape`` is said, or ``gives``."""
+    def again(
+        self, op: Op, *, gives: Value | None = None, shape: Shape | None = None, as_dtype: str | None = None, **changes: Argument
+    ) -> Value:
+        """Append ``op`` once more with some other arguments; the result is of the same type, unless told otherwise, or ``gives``."""
         first = next(value for value in changes.values() for value in _values(value))
         changed = {name: self._input(f"{op.type}_{name}", value, first.dtype) for name, value in changes.items()}
         name = self._name if gives is not None else free_name(f"{self._name}_{op.type}", self._names)
         same = op.outputs[0]
-        result = gives if gives is not None else replace(same, name=name, shape=same.shape if shape is None else shape)
+        result = gives or replace(same, name=name, dtype=as_dtype or same.dtype, shape=same.shape if shape is None else shape)
         self.ops.append(replace(op, name=name, inputs={**op.inputs, **changed}, outputs=(result,)))
         return result
 
