@@ -87,9 +87,9 @@ def test_no_input_exceeds_a_bound(family: str, numerics: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numerics", ["fp64", "fp16", "engine-m4"])
+@pytest.mark.parametrize("numerics", ["fp64", "fp16"])
 @pytest.mark.parametrize("part", range(10))
 def test_no_input_exceeds_a_bound_in_many_programs(part: int, numerics: str) -> None:
-    """Ten thousand programs, and 1500 by the published arithmetic of the engine."""
-    first, count = part * 100_000, 50 if numerics == "engine-m4" else 500
+    """Ten thousand programs."""
+    first, count = part * 100_000, 500
     assert sum(check(seed, numerics, 4) for seed in range(first, first + count)) > 20 * count
