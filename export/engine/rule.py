@@ -62,12 +62,12 @@ class Context:
     @cached_property
     def refusals(self) -> tuple[tuple[Op, Mapping[str, tuple[Target, Support]]], ...]:
         """Ops that some chip does not take: by the chip's name, the target by whose table, and why."""
-        listed = []
-        for op, features in self.features:
-            by_chip = {chip.name: refusal for chip in self.chips if (refusal := chip.refusal(features)) is not None}
-            if by_chip:
-                listed.append((op, by_chip))
-        return tuple(listed)
+        answers: dict[Features, Mapping[str, tuple[Target, Support]]] = {}  # layers repeat
+        for _, features in self.features:
+            if features not in answers:
+                refusals = ((chip.name, chip.refusal(features)) for chip in self.chips)
+                answers[features] = {name: refusal for name, refusal in refusals if refusal is not None}
+        return tuple((op, answers[features]) for op, features in self.features if answers[features])
 
     def of_type(self, *types: str) -> Iterator[Op]:
         """The ops of these types, those in nested blocks included."""
