@@ -30,6 +30,7 @@ def lint(
     suppress: Annotated[list[str] | None, typer.Option(help="RULE:REASON or RULE@PLACE:REASON; may be given again.")] = None,
     suppressions: Annotated[Path | None, typer.Option(help="TOML file with a table [lint.suppress].")] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write the findings as SARIF 2.1.0 too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a map of the package or bundle too, for the first chip [default: M4].")] = None,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules.")] = False,
     as_json: Annotated[bool, json_option("the findings", "or the rules of --rules")] = False,
 ) -> int:
@@ -54,6 +55,8 @@ def lint(
     _warn_of_idle(accepted, [finding for finding, _ in suppressed])
     if sarif is not None:
         _write_sarif(sarif, kept, suppressed, examined.files)
+    if html is not None:
+        _write_map(html, source, chips)
     if as_json:
         plain = [asdict(finding) | {"suppressed": None} for finding in kept]
         print_json([*plain, *(asdict(finding) | {"suppressed": reason} for finding, reason in suppressed)])
@@ -152,6 +155,18 @@ def _write_sarif(file: Path, findings: "Sequence[Finding]", suppressed: "Sequenc
         file.write_text(json.dumps(sarif(findings, suppressed, catalogue(), files), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--sarif {file} cannot be written: {error.strerror or error}", path=file) from error
+
+
+def _write_map(file: Path, source: str, chips: Sequence[str]) -> None:
+    from coreflow.cli.place import functions_at
+    from coreflow.cli.text.maps import write_map
+    from coreflow.export.engine.targets import DEFAULT_TARGET, find_targets
+    from coreflow.export.package.manifest import MANIFEST
+
+    path = Path(source)
+    if path.suffix != ".mlpackage" and not (path / MANIFEST).is_file():
+        raise ConfigError(f"--html {file}: a map is of a saved program, and {source} is none; an .mlpackage or a bundle is right")
+    write_map(file, functions_at(path, None), find_targets(chips[0] if chips else DEFAULT_TARGET)[0])
 
 
 def _list_rules(as_json: bool) -> None:

@@ -27,6 +27,9 @@ def place(
     all_ops: Annotated[bool, typer.Option("--all-ops", help="Show every op, not only the regions.")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="List the targets that have a table, and how it is known.")] = False,
     learn: Annotated[Path | None, typer.Option(help="On a Mac: append what the compute plan has otherwise, as JSON lines.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a map too: every op with its device, cost, findings and proofs, as one page.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="On a Mac: ask for the plan of large kernels too; it takes minutes.")] = False,
     as_json: Annotated[bool, json_option("the placement", "or the targets of --targets")] = False,
 ) -> int:
@@ -49,6 +52,10 @@ def place(
             _show(result, target, all_ops)
         if learn is not None:
             _learn(learn, result)
+    if html is not None:
+        from coreflow.cli.text.maps import write_map
+
+        write_map(html, functions_at(path, function), chosen[0])
     if as_json:
         plain = [result_json(result, target) for result in results]
         print_json(plain[0] if path.suffix == ".mlpackage" else plain)

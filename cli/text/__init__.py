@@ -1,1 +1,1 @@
-"""How placements and findings are shown as text."""
+"""How placements and findings are shown: as text, and on a map."""
