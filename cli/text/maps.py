@@ -29,7 +29,7 @@ def write_map(file: Path, functions: Iterable[tuple[str, Program, str]], target:
         placements.append(place(graph, target))
         findings = [finding for finding in examined.findings if finding.function == function]
         maps.append(map_of(label, graph, placements[-1], findings, examined.proofs.get(function)))
-    page = map_page(f"Map for {target.key}: {', '.join(entry.label for entry in maps)}", maps, evidence_lines(placements))
+    page = map_page(f"Map for {target.key}: {', '.join(entry.label for entry in maps)}", maps, list(evidence_lines(placements)))
     try:
         write_atomically(file, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     except OSError as error:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Curve:
             ends = self.function(low), self.function(high)
             least = np.minimum(*ends)
             if self.turn > -math.inf:
-                least = np.where((low < self.turn) & (self.turn < high), self.function(np.array([self.turn])), least)
+                least = np.where((low < self.turn) & (self.turn < high), _least_of(self), least)
         return least, np.maximum(*ends)
 
     def rule(self, x: Bound) -> BallRule | None:
@@ -79,8 +80,15 @@ class Curve:
         return Bound(x.shape, low, high, rule=self.rule(x))
 
 
+@cache
+def _least_of(curve: Curve) -> Floats:
+    """The value (1,) where a curve turns."""
+    return curve.function(np.array([curve.turn]))
+
+
 # Where gelu and silu turn, and their greatest slopes: zeros of their first and second derivatives, slopes rounded up.
 _TURN = {"EXACT": -0.7517915249, "TANH_APPROXIMATION": -0.7524614225, "SIGMOID_APPROXIMATION": -1.2784645428 / 1.702}
+_GELU_CURVES = {mode: Curve(function, 1.13, _TURN[mode], shrinks=True) for mode, function in _GELU.items()}
 _CURVES: dict[str, Curve] = {
     "abs": Curve(np.abs, 1.0, 0.0),
     "asin": Curve(np.arcsin),
@@ -117,8 +125,7 @@ def curve(call: Call) -> Bound:
 @transfer("gelu")
 def gelu(call: Call) -> Bound:
     """Its three forms turn at places of their own."""
-    mode = call.text("mode", "EXACT")
-    return Curve(_GELU[mode], 1.13, _TURN[mode], shrinks=True).of(call["x"])
+    return _GELU_CURVES[call.text("mode", "EXACT")].of(call["x"])
 
 
 @transfer("sqrt")

@@ -25,7 +25,7 @@ from coreflow.export.package.graph import Shape
 from coreflow.export.package.weights import release_pages
 from coreflow.models.arrays import Array, Floats
 
-_BLOCK = 2**18  # elements of a weight that are float numbers at a time, so that they stay in the cache
+_BLOCK = 2**15  # elements of a weight that are float numbers at a time, so that they stay in the second cache
 _ENDLESS = 1e30  # numbers beyond it are taken to have no bound, and weights are not read for them
 _SMALL = 2**16  # elements of a weight that is summed in float64
 
