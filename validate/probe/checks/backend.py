@@ -24,7 +24,7 @@ def run(device: Device, folder: Path) -> list[Reading]:
 
     torch.manual_seed(0)
     programs: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-        "encoder": (Encoder(), (1, 64, 384)),
+        "transformer": (Encoder(), (1, 64, 384)),
         "convolutions": (Stack(4, 64), (1, 64, 32, 32)),
         "linear": (linear(torch.randn(256, 256) / 16), (8, 256)),
     }

@@ -28,7 +28,7 @@ def run(device: Device, folder: Path) -> list[Reading]:
     programs: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         "16 convolutions, 256 channels, 32 x 32": (Stack(16, 256), (1, 256, 32, 32)),
         "linear 1024 x 1024 x 1024": (linear(torch.randn(1024, 1024) / 32), (1024, 1024)),
-        "encoder 6 x 384": (Encoder(), (1, 64, 384)),
+        "transformer 6 x 384": (Encoder(), (1, 64, 384)),
         "linear 8 x 256 x 256": (linear(torch.randn(256, 256) / 16), (8, 256)),
     }
     readings = []

@@ -22,7 +22,7 @@ def run(device: Device, folder: Path) -> list[Reading]:
     """For each program how many ops differ from the prediction, each of them, and the largest error of a cost share."""
     torch.manual_seed(0)
     programs: dict[str, tuple[nn.Module, tuple[int, ...], tuple[str, ...]]] = {
-        "encoder": (Encoder(), (1, 64, 384), ("y",)),
+        "transformer": (Encoder(), (1, 64, 384), ("y",)),
         "convolutions": (Stack(16, 256), SHAPE, ("y",)),
         "small convolutions": (Stack(2, 32), (1, 32, 16, 16), ("y",)),
         "linear of one row, 4096": (linear(torch.randn(4096, 4096) / 64), (1, 4096), ("y",)),
