@@ -83,7 +83,10 @@ def show_report(report: "ProbeReport") -> None:
     from rich.table import Table
 
     machine = f"{report.machine.get('chip', '?')}, {report.machine.get('system', '?')}"
-    label = f"simulated by {report.simulated}, a published model, not measured" if report.simulated else f"measured on {machine}"
+    has_run = any(result.status == "done" for result in report.results)
+    label = f"{'measured on' if has_run else 'on'} {machine}"
+    if report.simulated:
+        label = f"simulated by {report.simulated}, a published model, not measured"
     out().print(f"{report.day}: {label}", markup=False, soft_wrap=True)
     for result in report.results:
         out().print(f"{result.name}: {result.title}: {_status(result)}", style="bold", markup=False, soft_wrap=True)

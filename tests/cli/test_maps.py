@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from coreflow.cli.main import main
+from coreflow.cli.text.maps import map_of
+from coreflow.export.engine.placement import place
+from coreflow.export.engine.targets import find_targets
+from coreflow.export.package.mlpackage import read_program
 
 
 @pytest.fixture
@@ -48,3 +52,16 @@ def test_a_map_that_cannot_be_written_and_a_map_of_a_recipe_are_errors(
     )
     assert main(["lint", f"{tmp_path / 'recipes.py'}:R", "--html", str(tmp_path / "map.html")]) not in (0, 1)
     assert "a map is of a saved program" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_op_reads_those_whose_results_are_its_inputs(encoder: Path) -> None:
+    graph, _ = read_program(encoder).function()
+    placement = place(graph, find_targets("M4")[0])
+    entry = map_of("encoder", graph, placement, [], None)
+    results = {op.outputs[0].name: op for op in graph.ops}
+    makers = {op.result: number for number, op in enumerate(placement.ops)}
+    assert sum(len(op.reads) for op in entry.ops) > len(entry.ops)
+    for shown, placed in zip(entry.ops, placement.ops, strict=True):
+        inputs = {value.name for value in results[placed.result].input_values()}
+        assert set(shown.reads) >= {makers[name] for name in inputs & set(makers)}
+        assert len(shown.reads) <= len(inputs)

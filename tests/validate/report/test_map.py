@@ -61,6 +61,12 @@ def test_a_line_stands_for_every_read_within_a_region(wishes: list[list[int]]) -
     assert page.count("<path ") == sum(map(len, reads)) and page.count("<circle ") == len(ops)
 
 
+def test_the_next_op_has_a_straight_line_and_others_a_lane() -> None:
+    page = map_page("Map", [chain(5, 4, findings=False, reads=lambda place: {1: (0,), 3: (2, 0)}.get(place, ()))], [])
+    lines = re.findall(r'<path d="([^"]+)"', page)
+    assert [("Q" in line) for line in lines] == [False, True, False]
+
+
 def test_no_name_becomes_markup() -> None:
     op = MapOp(name=HOSTILE, type=HOSTILE, device="cpu", reason=HOSTILE, findings=(("error", HOSTILE),))
     entry = ProgramMap(label=HOSTILE, lead=HOSTILE, ops=(op,), regions=(MapRegion(device="cpu", first=0, last=0, text=HOSTILE),))
