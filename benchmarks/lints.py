@@ -1,14 +1,12 @@
 """``coreflow lint`` on a package of 3 000 ops, as a process of its own: seconds and memory, against the limits of 5 s and 1 GB."""
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.measure import record
-from benchmarks.placements import MOST_BYTES, MOST_SECONDS, OPS, peak_bytes, write_package
+from benchmarks.placements import MOST_BYTES, MOST_SECONDS, OPS, peak_bytes, run_without_torch, write_package
 
 _ENDED = (0, 1)  # exit codes of a lint that came to its end
 
@@ -17,14 +15,7 @@ def main() -> int:
     """Time it, print the figures, and write them; 1 where a limit is exceeded or torch was imported."""
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(Path(folder) / "chain.mlpackage", OPS)
-        program = (
-            "import sys; sys.modules['torch'] = None\n"
-            "from coreflow.cli.main import main\n"
-            f"raise SystemExit(main(['lint', {str(package)!r}, '--json']))\n"
-        )
-        began = time.perf_counter()
-        completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began
+        completed, seconds = run_without_torch(["lint", str(package), "--json"])
     if completed.returncode not in _ENDED or completed.stderr:
         print(completed.stderr, file=sys.stderr)
         return 1

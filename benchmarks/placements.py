@@ -22,14 +22,7 @@ def main() -> int:
     """Time it, print the figures, and write them; 1 where a limit is exceeded or torch was imported."""
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(Path(folder) / "chain.mlpackage", OPS)
-        program = (
-            "import sys; sys.modules['torch'] = None\n"
-            "from coreflow.cli.main import main\n"
-            f"raise SystemExit(main(['place', {str(package)!r}, '--json']))\n"
-        )
-        began = time.perf_counter()
-        completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began
+        completed, seconds = run_without_torch(["place", str(package), "--json"])
     if completed.returncode != 0:
         print(completed.stderr, file=sys.stderr)
         return 1
@@ -38,6 +31,14 @@ def main() -> int:
     print(f"coreflow place, {len(placement['ops'])} ops in {len(placement['regions'])} regions: {seconds:.2f} s, {peak / 1e6:.0f} MB")
     record("placement", ("coreflow", "coremltools"), ops=len(placement["ops"]), seconds=seconds, peak_bytes=peak)
     return int(seconds > MOST_SECONDS or peak > MOST_BYTES)
+
+
+def run_without_torch(arguments: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A coreflow command in a process of its own that cannot import torch, and its seconds."""
+    program = "import sys; sys.modules['torch'] = None\nfrom coreflow.cli.main import main\nraise SystemExit(main(sys.argv[1:]))\n"
+    began = time.perf_counter()
+    completed = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    return completed, time.perf_counter() - began
 
 
 def peak_bytes() -> int:

@@ -44,6 +44,10 @@ def place(
     if learn is not None and platform.system() != "Darwin":
         raise ConfigError(f"--learn {learn}: only a Mac has a compute plan to learn from, and this is {platform.system()}")
     chosen = find_targets(target)
+    if html is not None:
+        from coreflow.cli.text.maps import write_map
+
+        write_map(html, functions_at(path, function), chosen[0])
     results = []
     for label, program, name in functions_at(path, function):
         result = _predict(program, name, label, chosen, force=force)
@@ -52,10 +56,6 @@ def place(
             _show(result, target, all_ops)
         if learn is not None:
             _learn(learn, result)
-    if html is not None:
-        from coreflow.cli.text.maps import write_map
-
-        write_map(html, functions_at(path, function), chosen[0])
     if as_json:
         plain = [result_json(result, target) for result in results]
         print_json(plain[0] if path.suffix == ".mlpackage" else plain)

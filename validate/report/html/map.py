@@ -1,12 +1,10 @@
 """The map of a saved program: every op in order, regions by device in colour and in words, what reads what, costs, errors and findings."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-from coreflow.validate.report.html.markup import Html, join, tag, trusted
+from coreflow.validate.report.html.document import document
+from coreflow.validate.report.html.markup import Html, join, tag
 
 _ROW = 30  # pixels; the lines of the graph are drawn beside rows of this height
 _LANE, _LANES = 9, 6  # pixels of a lane, and how many lie side by side
@@ -62,29 +60,9 @@ class ProgramMap:
 
 def map_page(title: str, maps: Sequence[ProgramMap], sources: Sequence[str]) -> str:
     """The whole page: it fetches nothing, and is complete without its script."""
-    style, script = (trusted(files(__package__).joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "map.js"))
-    style = trusted(style + files(__package__).joinpath("map.css").read_text(encoding="utf-8"))
-    policy = f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("style", style),
-    )
-    parts = [
-        tag("h1", title),
-        [program_map(entry, number) for number, entry in enumerate(maps)],
-        tag("footer", [tag("p", line) for line in sources]),
-    ]
-    page = tag("html", head, tag("body", tag("main", parts), tag("script", script)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    sections = [program_map(entry, number) for number, entry in enumerate(maps)]
+    footer = tag("footer", [tag("p", line) for line in sources])
+    return document(title, tag("h1", title), sections, footer, styles=("page.css", "map.css"), script="map.js")
 
 
 def program_map(entry: ProgramMap, number: int = 0) -> Html:

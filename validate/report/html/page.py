@@ -1,12 +1,10 @@
 """A report as one HTML page: no network, no fonts or scripts from elsewhere, every picture drawn as SVG with its table behind it."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 
 from coreflow.validate.report.columns import CHAIN, ELEMENTS, OUTPUTS
-from coreflow.validate.report.html.markup import Html, details, join, table, tag, trusted
+from coreflow.validate.report.html.document import document
+from coreflow.validate.report.html.markup import Html, details, join, table, tag
 from coreflow.validate.report.html.plots import output_plots
 from coreflow.validate.report.html.program import op_table, program_plots
 from coreflow.validate.report.html.tables import column_table, outcome_badge
@@ -37,21 +35,8 @@ _OUTPUTS = (_NAME, _VERDICT, *_FIGURES)  # the page scrolls sideways, and the ve
 def to_html(report: Report | BundleReport) -> str:
     """The whole page."""
     title = f"{report.verdict.upper()}: {report.name}"
-    style, script = (trusted(files(__package__).joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    # Nothing may be fetched and nothing run but our own style and script, whatever names the report holds.
-    policy = f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("style", style),
-    )
-    body = join(_bundle(report) if isinstance(report, BundleReport) else _package(report))
-    page = tag("html", head, tag("body", tag("main", body), tag("script", script)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
+    body = _bundle(report) if isinstance(report, BundleReport) else _package(report)
+    return document(title, body, styles=("page.css",), script="page.js")
 
 
 def _package(report: Report) -> Iterator[Html | None]:
@@ -257,7 +242,3 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Html:
 
 def _list(title: str, lines: Sequence[str]) -> Html | None:
     return join((tag("h3", title), tag("ul", [tag("li", line) for line in lines]))) if lines else None
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
